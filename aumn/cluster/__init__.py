@@ -1,0 +1,1 @@
+"""Where a run happens: ranks, engines, and later the scheduler."""

@@ -1,0 +1,165 @@
+"""Who am I, and what do the others say: ranks under torchrun, under srun, or alone.
+
+A process alone is a world of size 1, not a special case. Importing this file imports no torch: a world of size 1 needs
+none, so `aumn evaluate` of a small set starts at once. The only importer of torch.distributed.
+
+Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untested here on CUDA for want of a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aumn.records import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import Store
+
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place in the run, and the few collectives the stages need. Every rank must call each of them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that prints, logs and writes what is written once."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place; no gradient flows through."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (any picklable object of our own making), in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value on every rank."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def exchange(self, outgoing: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Send `outgoing[d]` to rank d; what the ranks sent here, in rank order.
+
+        The arrays may differ in their first axis only; dtype and the other axes are alike on every rank.
+        """
+        if self.size == 1:
+            return list(outgoing)
+        import torch
+        import torch.distributed as dist
+
+        row_shape, dtype = outgoing[0].shape[1:], outgoing[0].dtype
+        counts = np.array([array.nbytes for array in outgoing], dtype=np.int64)
+        incoming_counts = torch.empty(self.size, dtype=torch.int64)
+        dist.all_to_all_single(incoming_counts, torch.from_numpy(counts))
+        sent = torch.from_numpy(np.concatenate([array.reshape(-1).view(np.uint8) for array in outgoing]))
+        received = torch.empty(int(incoming_counts.sum()), dtype=torch.uint8)
+        dist.all_to_all_single(received, sent, incoming_counts.tolist(), counts.tolist())
+        parts = torch.split(received, incoming_counts.tolist())
+        return [part.numpy().view(dtype).reshape(-1, *row_shape) for part in parts]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+def read_environment(environment: Mapping[str, str]) -> Ranks:
+    """This process's place as torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_PROCID, ...) tells it, or alone.
+
+    A SLURM job's batch shell also has SLURM_NTASKS; only a step's task (srun) has SLURM_STEP_ID and counts as a rank.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return Ranks()
+    try:
+        rank, size, local_rank = (int(environment.get(name, "0")) for name in names)
+    except ValueError:
+        shown = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
+        raise InputError(f"The launcher's environment is not a rank: {shown}; each must be a whole number.") from None
+    if not 0 <= rank < size:
+        raise InputError(
+            f"{names[0]}={rank} must be from 0 to {names[1]}-1={size - 1}: start every rank with one launcher."
+        )
+    return Ranks(rank, size, local_rank)
+
+
+@contextmanager
+def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
+    """Join the run's other ranks for the length of a `with` block; alone, this does nothing and imports nothing."""
+    ranks = read_environment(os.environ)
+    if ranks.size == 1:
+        yield ranks
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=_store(dist, timeout_s),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def _store(dist: Any, timeout_s: float) -> Store:
+    """The rendezvous store, with a prefix for this attempt.
+
+    torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port = _master()
+    first = read_environment(os.environ).is_first
+    store = dist.TCPStore(host, port, is_master=first and not agent_serves, timeout=timeout)
+    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
+
+
+def _master() -> tuple[str, int]:
+    """Where the store listens: the launcher's word, else SLURM's first node and a port made of the job's number."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if "SLURM_JOB_NODELIST" not in os.environ:
+        raise InputError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or srun.")
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    hosts = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    return hosts[0], 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000

@@ -1,0 +1,1 @@
+"""From published feature files to shards to batches."""

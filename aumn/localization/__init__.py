@@ -1,0 +1,1 @@
+"""From scores to detections to average precision, in plain numpy."""

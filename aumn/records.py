@@ -1,0 +1,126 @@
+"""The typed hand-offs between stages; this file imports nothing of ours, and every stage may import it.
+
+Shape letters, here and everywhere: B videos, T snippets (padded to the longest), D input width, F embedding width,
+A = F/m key width, K action units, R bottleneck of the value encoder, C classes, N rows of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class InputError(ValueError):
+    """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
+
+    def __init__(self, message: str, *details: str) -> None:
+        super().__init__("\n  ".join((message, *details)))
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video as training and localization see it: which actions it holds, never when.
+
+    `labels` are indices into the shard set's ordered classes; snippet i covers frames [i * stride, (i + 1) * stride).
+    """
+
+    id: str
+    subset: str
+    snippets: int
+    labels: tuple[int, ...]
+    duration_s: float
+    fps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Videos of one forward pass. Features are zero and `mask_BT` is False beyond a video's own length; B may be 0.
+
+    `seeds` holds one integer a video, a function of (run seed, epoch, video): whatever is random inside the model is
+    drawn from it, so results do not depend on which rank or micro-batch a video falls into.
+    """
+
+    videos: tuple[str, ...]
+    lengths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    features: dict[str, Tensor]  # stream name -> B x T x D
+    mask_BT: Tensor  # bool
+    labels_BC: Tensor  # float multi-hot
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device; the copies overlap with compute where the memory is pinned."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        features = {stream: move(features_BTD) for stream, features_BTD in self.features.items()}
+        return Batch(self.videos, self.lengths, self.seeds, features, move(self.mask_BT), move(self.labels_BC))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step's data for one rank: its micro-batches, and the videos the step sees over all ranks."""
+
+    index: int
+    epoch: int
+    global_videos: int
+    micro_batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What one stream's network says of a batch while it trains; see `losses`."""
+
+    logits_BC: Tensor  # Eq. 8 before its softmax
+    attention_BT: Tensor  # Eq. 7, zero on padding
+    unit_sums_BK: Tensor  # sum over t of Eq. 5
+
+
+@dataclass(frozen=True, slots=True)
+class VideoScores:
+    """What one stream's network says of one whole video, as numpy arrays on the host; see `proposals`."""
+
+    video_C: np.ndarray  # Eq. 8
+    attention_T: np.ndarray  # Eq. 7
+    cas_TC: np.ndarray  # Eq. 15 after its softmax over classes
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Detected instances as columns of equal length N; rows come in any order.
+
+    `video_N` and `label_N` index `videos` and `labels`; times are seconds (or any unit the ground truth shares).
+    """
+
+    videos: Sequence[str]
+    labels: Sequence[str]
+    video_N: np.ndarray  # int32
+    label_N: np.ndarray  # int32
+    score_N: np.ndarray  # float64
+    start_s_N: np.ndarray  # float64
+    end_s_N: np.ndarray  # float64
+
+    def __len__(self) -> int:
+        return len(self.score_N)
+
+
+@dataclass(frozen=True, slots=True)
+class GroundTruth:
+    """Annotated instances as columns of equal length N, over every video of the population, annotated or not."""
+
+    videos: Sequence[str]
+    labels: Sequence[str]
+    video_N: np.ndarray  # int32
+    label_N: np.ndarray  # int32
+    start_s_N: np.ndarray  # float64
+    end_s_N: np.ndarray  # float64
+
+    def __len__(self) -> int:
+        return len(self.label_N)
