@@ -22,7 +22,6 @@ from aumn.records import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
 
 TIMEOUT_S = 600
 
@@ -141,7 +140,7 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
         dist.destroy_process_group()
 
 
-def _store(dist: Any, timeout_s: float) -> Store:
+def _store(dist: Any, timeout_s: float) -> Any:
     """The rendezvous store, with a prefix for this attempt.
 
     torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
