@@ -1,0 +1,184 @@
+"""The shard set: tars of features that any WebDataset reader can stream, read here by byte offset in any order.
+
+data_shards/README.md documents the format. Temporal ground truth lies in annotations.parquet, which nothing here opens.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from aumn.data import manifest
+from aumn.data.manifest import Manifest
+from aumn.data.tars import sample_key
+from aumn.records import InputError, Video
+
+FORMAT_VERSION = 1
+DESCRIPTION = "dataset.json"
+OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar and its size, by which a truncated copy is found on opening."""
+
+    file: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What dataset.json says of the whole set; `streams` maps each stream to its width D, in reading order."""
+
+    format_version: int
+    name: str
+    identity: str
+    classes: tuple[str, ...]
+    streams: dict[str, int]
+    dtype: str
+    stride_frames: int
+    shards: tuple[Shard, ...]
+
+    def to_json(self) -> str:
+        """The text of dataset.json."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+class ShardSet:
+    """A packed dataset: its videos, and each one's features as read-only views into memory-mapped tars.
+
+    Safe to read from several threads. Features are verified against their checksum on every read.
+    """
+
+    def __init__(self, path: Path, description: Description, rows: Manifest) -> None:
+        self.path = path
+        self.name = description.name
+        self.identity = description.identity
+        self.classes = description.classes
+        self.streams = description.streams
+        self.dtype = np.dtype(description.dtype)
+        self.stride_frames = description.stride_frames
+        self._shards = description.shards
+        self._rows = rows
+        self._tar = lru_cache(maxsize=OPEN_TARS)(self._map_tar)
+
+    @classmethod
+    def open(cls, path: Path) -> ShardSet:
+        """Read the description and the manifest, and check that every tar is there in its full size."""
+        description = _read_description(path)
+        rows = _read_rows(path, description)
+        _check_tars(path, description.shards)
+        return cls(path, description, rows)
+
+    def __len__(self) -> int:
+        return len(self._rows.ids)
+
+    @cached_property
+    def videos(self) -> list[Video]:
+        """Every video of every subset, in the order that `indices` and `read` count in."""
+        rows = self._rows
+        labels, bounds = rows.labels.tolist(), rows.label_bounds.tolist()
+        columns = zip(
+            rows.ids,
+            rows.subset_N.tolist(),
+            rows.snippets_N.tolist(),
+            bounds[:-1],
+            bounds[1:],
+            rows.duration_s_N.tolist(),
+            rows.fps_N.tolist(),
+            strict=True,
+        )
+        return [
+            Video(video, rows.subsets[subset], snippets, tuple(labels[first:last]), duration_s, fps)
+            for video, subset, snippets, first, last, duration_s, fps in columns
+        ]
+
+    def indices(self, subset: str) -> list[int]:
+        """The positions of a subset's videos."""
+        rows = self._rows
+        if subset not in rows.subsets:
+            counts = np.bincount(rows.subset_N, minlength=len(rows.subsets))
+            known = ", ".join(f"{name} ({count} videos)" for name, count in zip(rows.subsets, counts, strict=True))
+            raise InputError(f"{self.path} has no subset {subset!r}; it has {known}.")
+        found: list[int] = np.flatnonzero(rows.subset_N == rows.subsets.index(subset)).tolist()
+        return found
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
+        shard = int(self._rows.shard_N[index])
+        tar, snippets = self._tar(shard), int(self._rows.snippets_N[index])
+        features = {}
+        for stream, width in self.streams.items():
+            members = self._rows.members[stream]
+            first, size = members.offset_N[index], members.bytes_N[index]
+            member = memoryview(tar)[first : first + size]
+            if xxhash.xxh3_64_intdigest(member) != members.checksum_N[index]:
+                raise InputError(
+                    f"{self.path / self._shards[shard].file}: member {sample_key(self._rows.ids[index])}.{stream}.npy "
+                    "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
+                )
+            # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
+            array_bytes = snippets * width * self.dtype.itemsize
+            features[stream] = np.frombuffer(member[size - array_bytes :], self.dtype).reshape(snippets, width)
+        return features
+
+    def _map_tar(self, shard: int) -> mmap.mmap:
+        path = self.path / self._shards[shard].file
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _read_description(path: Path) -> Description:
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise InputError(f"{path} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.")
+    try:
+        fields = json.loads(file.read_bytes())
+        version = fields["format_version"]
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{file} has format version {version!r}; this aumn reads {FORMAT_VERSION}: pack the features again."
+            )
+        shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
+        return Description(**fields | {"classes": tuple(fields["classes"])}, shards=shards)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is damaged ({error!r}): fetch the shard set again.") from None
+
+
+def _read_rows(path: Path, description: Description) -> Manifest:
+    file = path / manifest.FILE_NAME
+    try:
+        rows = manifest.read_manifest(file, list(description.streams))
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} cannot be read ({reason}): fetch the shard set again.") from None
+    identity = rows.identity(description.classes, description.streams, description.dtype, description.stride_frames)
+    if identity != description.identity:
+        raise InputError(
+            f"{file} has identity {identity}, but {DESCRIPTION} beside it says {description.identity}: "
+            "they are of different packings or damaged; fetch the shard set again."
+        )
+    return rows
+
+
+def _check_tars(path: Path, shards: Sequence[Shard]) -> None:
+    for shard in shards:
+        file = path / shard.file
+        if not file.is_file():
+            raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
+        size = file.stat().st_size
+        if size != shard.bytes:
+            raise InputError(
+                f"{file} has {size:,} bytes where {DESCRIPTION} says {shard.bytes:,}: "
+                "it is truncated or another's; fetch this shard again."
+            )
