@@ -1,0 +1,186 @@
+"""AUMN, one network a stream (Eq. 1-8, 15), and the two streams side by side.
+
+Shapes: B videos, T snippets, D input width, F embedding width, A = F/m key width, K action units, R bottleneck,
+C classes, J size of the basis that classifiers are combined from (see `memory`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from aumn.model.memory import Memory, Reading
+from aumn.records import Batch, Scores, VideoScores
+
+
+class TemporalConvolution(nn.Module):
+    """A zero-padded 1-d convolution over time, as one matrix product a tap (Eq. 1).
+
+    Shifted views of one padded buffer take the place of an unfolded copy; initialised as `nn.Conv1d` is.
+    """
+
+    def __init__(self, input_width: int, output_width: int, kernel: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(kernel * input_width)
+        self.weight = nn.Parameter(torch.empty(kernel, input_width, output_width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(output_width).uniform_(-bound, bound))
+
+    def forward(self, features_BTD: Tensor) -> Tensor:
+        """B x T x D to B x T x F; features must be zero on padding."""
+        taps = len(self.weight)
+        padded_BPD = functional.pad(features_BTD, (0, 0, (taps - 1) // 2, taps // 2))
+        rows_ND = padded_BPD.flatten(0, 1)  # video after video, each with its own zeros around it
+        count = max(0, len(rows_ND) - taps + 1)
+        out_NF = torch.addmm(self.bias, rows_ND[:count], self.weight[0])
+        for tap in range(1, taps):
+            out_NF = torch.addmm(out_NF, rows_ND[tap : tap + count], self.weight[tap])
+        out_NF = functional.pad(out_NF, (0, 0, 0, len(rows_ND) - count))
+        out_BPF = out_NF.view(*padded_BPD.shape[:2], out_NF.shape[1])
+        return out_BPF[:, : features_BTD.shape[1]]  # without the rows that span two videos
+
+
+class AUMN(nn.Module):
+    """One stream's network. `forward` serves training and never builds X or W; `localize` gives Eq. 15.
+
+    Args:
+        input_width: D.
+        num_classes: C.
+        embedding_width: F (paper: 512).
+        kernel: taps of the embedding's convolution (the paper does not say).
+        key_ratio: m, with A = F / m (the paper does not say; 4).
+        units: K (paper: 7).
+        bottleneck: R of the value encoder (the paper does not say; 64).
+        self_attention: Eq. 4; without it X = E.
+        dropout: share of embedding values dropped while training (the paper: none).
+    """
+
+    def __init__(
+        self,
+        input_width: int,
+        num_classes: int,
+        *,
+        embedding_width: int = 512,
+        kernel: int = 3,
+        key_ratio: int = 4,
+        units: int = 7,
+        bottleneck: int = 64,
+        self_attention: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        key_width = embedding_width // key_ratio
+        self.embed = TemporalConvolution(input_width, embedding_width, kernel)
+        self.encode_query = nn.Linear(embedding_width, key_width)
+        self.memory = Memory(units, embedding_width, key_width, bottleneck, num_classes)
+        self.self_attention = self_attention
+        self.dropout = dropout
+
+    def forward(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Scores:
+        """Eq. 1-8 for training: Eq. 8's logits, Eq. 7, and Eq. 11's sums.
+
+        With u_tj = a_t coefficients_tj / T, Eq. 8's logits are sum_j (sum_t u_tj X_t) basis_j and X = (P + I) E, so
+        (P + I)ᵀ u (T x T x J) comes first and X (T x T x F) is never built.
+        """
+        embedded_BTF, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        reading = self.memory.read(queries_BTA, mask_BT)
+        attention_BT = reading.attention_BT * mask_BT
+        length_B1 = mask_BT.sum(1, keepdim=True).to(attention_BT.dtype)
+        pooling_BTJ = reading.coefficients_BTJ * (attention_BT / length_B1)[..., None]
+        if self.self_attention:
+            pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
+        pooled_BJF = pooling_BTJ.mT @ embedded_BTF
+        logits_BC = pooled_BJF.flatten(1) @ reading.basis_JFC.flatten(0, 1)
+        return Scores(logits_BC, attention_BT, reading.unit_sums_BK)
+
+    def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
+        _, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        return self.memory.read(queries_BTA, mask_BT).unit_sums_BK
+
+    @torch.no_grad()
+    def localize(self, features_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One whole video: Eq. 8 (C), Eq. 7 (T) and Eq. 15's softmax (T x C)."""
+        length = len(features_TD)
+        mask_BT = torch.ones(1, length, dtype=torch.bool, device=features_TD.device)
+        embedded_BTF, queries_BTA = self._embed(features_TD[None], [length], [0])
+        reading = self.memory.read(queries_BTA, mask_BT)
+        if self.self_attention:
+            embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, [length]) @ embedded_BTF
+        cas_TC = _class_activation(embedded_BTF[0], reading)
+        attention_T = reading.attention_BT[0]
+        video_C = (attention_T @ cas_TC / length).softmax(0)
+        return video_C, attention_T, cas_TC.softmax(1)
+
+    def _embed(self, features_BTD: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        embedded_BTF = torch.relu(self.embed(features_BTD))
+        if self.training and self.dropout > 0:
+            embedded_BTF = embedded_BTF * dropout_factors(embedded_BTF, self.dropout, lengths, seeds)
+        return embedded_BTF, self.encode_query(embedded_BTF)
+
+    def _mixing(self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Eq. 4's softmax(Q Qᵀ / sqrt(A)), B x T x T; a video's own snippets alone are attended to."""
+        scores_BTT = (queries_BTA / math.sqrt(queries_BTA.shape[-1])) @ queries_BTA.mT
+        if any(length < mask_BT.shape[1] for length in lengths):
+            scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
+        return scores_BTT.softmax(-1)
+
+
+def _class_activation(mixed_TF: Tensor, reading: Reading) -> Tensor:
+    """Eq. 15, T x C: X_t W_t as sum_j coefficients_tj (X_t basis_j), in slices of time that hold T x J x C values."""
+    basis_FX = reading.basis_JFC.transpose(0, 1).flatten(1)
+    size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
+    slice_snippets = max(1, (1 << 22) // basis_FX.shape[1])
+    parts = [
+        torch.einsum("tjc,tj->tc", (mixed @ basis_FX).view(-1, size, num_classes), coefficients)
+        for mixed, coefficients in zip(
+            mixed_TF.split(slice_snippets), reading.coefficients_BTJ[0].split(slice_snippets), strict=True
+        )
+    ]
+    return torch.cat(parts)
+
+
+def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Inverted dropout's factors (0 or 1 / (1 - rate)), each video's drawn from its own seed.
+
+    A video's draw depends on its seed and length alone: not on the batch around it, on padding, or on what was drawn
+    before, so ranks, micro-batches and restarts change nothing. On CUDA the draw is another one than on a CPU.
+    """
+    factors_BTF = torch.zeros_like(like_BTF, memory_format=torch.contiguous_format)
+    generator = torch.Generator(like_BTF.device)
+    for row, length, seed in zip(factors_BTF, lengths, seeds, strict=True):
+        row[:length].bernoulli_(1 - rate, generator=generator.manual_seed(seed))
+    return factors_BTF.div_(1 - rate)
+
+
+class TwoStream(nn.Module):
+    """A network a stream, side by side; nothing is shared until inference."""
+
+    def __init__(self, networks: Mapping[str, AUMN]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, batch: Batch) -> dict[str, Scores]:
+        """Every stream's scores of a training batch."""
+        return {name: network(*inputs) for name, network, inputs in self._each(batch)}
+
+    @torch.no_grad()
+    def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
+        """Every stream's `AUMN.unit_sums`, without gradient."""
+        return {name: network.unit_sums(*inputs) for name, network, inputs in self._each(batch)}
+
+    def localize(self, batch: Batch) -> dict[str, VideoScores]:
+        """Every stream's scores of the batch's one video, on the host."""
+        assert len(batch.videos) == 1
+        scores = {name: network.localize(batch.features[name][0]) for name, network in self.networks.items()}  # type: ignore[operator]
+        return {name: VideoScores(*(part.double().cpu().numpy() for part in parts)) for name, parts in scores.items()}
+
+    def _each(self, batch: Batch) -> list[tuple[str, AUMN, tuple[Tensor, Tensor, Sequence[int], list[int]]]]:
+        """Streams with their inputs; a video's seed differs between streams, so that their dropout does."""
+        return [
+            (name, network, (batch.features[name], batch.mask_BT, batch.lengths, [s ^ index for s in batch.seeds]))  # type: ignore[misc]
+            for index, (name, network) in enumerate(self.networks.items())
+        ]

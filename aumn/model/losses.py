@@ -1,0 +1,88 @@
+"""The losses (Eq. 9-14) as sums over videos divided by the step's global count of videos.
+
+So a step's loss and gradient do not depend on how its videos were cut into ranks and micro-batches: every part adds its
+own share, and the shares are summed. Eq. 12 is a norm of a *global* mean, which no part knows alone. Its gradient is
+that of the linear function <direction, p> with direction = mean p / |mean p|, whose shares also sum to the norm itself:
+so the ranks exchange K numbers, and no gradient has to flow through a collective.
+
+Shapes: B videos, T snippets, F embedding width, K action units, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from aumn.records import Batch, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Eq. 14's alpha, beta and gamma, and how Eq. 13 reduces over time."""
+
+    diversity: float
+    homogeneity: float
+    sparsity: float
+    sparsity_reduction: Literal["mean", "sum"]
+
+
+def classification(logits_BC: Tensor, labels_BC: Tensor) -> Tensor:
+    """Eq. 9, summed over the videos: cross-entropy with the L1-normalised multi-hot label."""
+    targets_BC = labels_BC / labels_BC.sum(1, keepdim=True)
+    return -(targets_BC * functional.log_softmax(logits_BC, 1)).sum()
+
+
+def sparsity(attention_BT: Tensor, mask_BT: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+    """Eq. 13, summed over the videos: the attention's L1 norm, over the video's length where `reduction` is "mean"."""
+    total_B = attention_BT.sum(1)
+    return (total_B / mask_BT.sum(1) if reduction == "mean" else total_B).sum()
+
+
+def unit_shares(unit_sums_BK: Tensor) -> Tensor:
+    """Eq. 11: how a video's reading is shared among the units, B x K."""
+    return unit_sums_BK.softmax(1)
+
+
+def homogeneity_direction(share_sum_K: Tensor) -> Tensor:
+    """Eq. 12's gradient with respect to the mean share, a unit vector; `share_sum_K` is summed over every rank."""
+    return functional.normalize(share_sum_K.detach(), dim=0)
+
+
+def diversity(units_KF: Tensor) -> Tensor:
+    """Eq. 10, |M Mᵀ - I|, without a K x K tensor when K > F.
+
+    M Mᵀ and Mᵀ M share their non-zero eigenvalues, so |M Mᵀ - I_K|² = |Mᵀ M - I_F|² + (K - F): a sum of two terms that
+    are not negative, where the textbook expansion |MᵀM|² - 2|M|² + K cancels.
+    """
+    num_units, width = units_KF.shape
+    small = units_KF @ units_KF.T if num_units <= width else units_KF.T @ units_KF
+    norm: Tensor = torch.linalg.matrix_norm(small - torch.eye(len(small), dtype=small.dtype, device=small.device))
+    return norm if num_units <= width else torch.sqrt(norm.square() + (num_units - width))
+
+
+def batch_losses(
+    scores: Scores, batch: Batch, direction_K: Tensor, global_videos: int, reduction: Literal["mean", "sum"]
+) -> dict[str, Tensor]:
+    """One stream's share of Eq. 9, 12 and 13 for one micro-batch, unweighted; sums over micro-batches and ranks."""
+    terms = {
+        "classification": classification(scores.logits_BC, batch.labels_BC),
+        "homogeneity": (unit_shares(scores.unit_sums_BK) @ direction_K).sum(),
+        "sparsity": sparsity(scores.attention_BT, batch.mask_BT, reduction),
+    }
+    return {name: term / global_videos for name, term in terms.items()}
+
+
+def total(terms: dict[str, Tensor], weights: LossWeights, num_units: int) -> Tensor:
+    """Eq. 14 of the given terms. A single unit has neither diversity nor homogeneity, as in the paper's Figure 4."""
+    several = float(num_units > 1)
+    factors = {
+        "classification": 1.0,
+        "diversity": several * weights.diversity,
+        "homogeneity": several * weights.homogeneity,
+        "sparsity": weights.sparsity,
+    }
+    return torch.stack([factors[name] * term for name, term in terms.items()]).sum()

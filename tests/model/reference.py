@@ -1,0 +1,67 @@
+"""The paper's equations as written: W, the values and X are built, videos come one at a time, nothing is padded.
+
+Every function takes one stream's AUMN for its parameters and works in their dtype (the tests use float64).
+"""
+
+import torch
+from torch import Tensor
+
+from aumn.model.aumn import AUMN
+
+
+def embed(net: AUMN, features_TD: Tensor) -> Tensor:  # Eq. 1
+    taps = len(net.embed.weight)
+    padded_DP = torch.nn.functional.pad(features_TD.T, ((taps - 1) // 2, taps // 2))
+    out_FT = torch.nn.functional.conv1d(padded_DP[None], net.embed.weight.permute(2, 1, 0), net.embed.bias)[0]
+    return torch.relu(out_FT.T)
+
+
+def keys_and_values(net: AUMN) -> tuple[Tensor, Tensor]:  # Eq. 2, 3
+    memory = net.memory
+    keys_KA = memory.units_KF @ memory.encode_key.weight.T + memory.encode_key.bias
+    hidden_KR = torch.relu(memory.units_KF @ memory.encode_hidden.weight.T + memory.encode_hidden.bias)
+    w2_RFC, b2_FC = memory.values_RFC[:-1], memory.values_RFC[-1]
+    return keys_KA, torch.einsum("kr,rfc->kfc", hidden_KR, w2_RFC) + b2_FC
+
+
+def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
+    """Every quantity of Eq. 1-8, 11 and 15 for one video."""
+    embedded_TF = embed(net, features_TD)
+    queries_TA = embedded_TF @ net.encode_query.weight.T + net.encode_query.bias
+    scale = queries_TA.shape[1] ** 0.5
+    mixed_TF = embedded_TF
+    if net.self_attention:
+        similarity_TT = torch.softmax(queries_TA @ queries_TA.T / scale, dim=1)
+        mixed_TF = (similarity_TT + torch.eye(len(features_TD), dtype=features_TD.dtype)) @ embedded_TF  # Eq. 4
+    keys_KA, values_KFC = keys_and_values(net)
+    s_TK = torch.sigmoid(queries_TA @ keys_KA.T / scale)  # Eq. 5
+    w_TFC = torch.einsum("tk,kfc->tfc", s_TK, values_KFC)  # Eq. 6
+    a_T = s_TK.max(1).values  # Eq. 7
+    cas_TC = torch.einsum("tf,tfc->tc", mixed_TF, w_TFC)
+    logits_C = (a_T[:, None] * cas_TC).mean(0)
+    return {
+        "attention_T": a_T,
+        "logits_C": logits_C,
+        "video_C": logits_C.softmax(0),  # Eq. 8
+        "cas_TC": cas_TC.softmax(1),  # Eq. 15
+        "unit_sums_K": s_TK.sum(0),
+        "shares_K": s_TK.sum(0).softmax(0),  # Eq. 11
+    }
+
+
+def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reduction: str) -> dict[str, Tensor]:
+    """Eq. 9, 10, 12, 13 over a whole batch."""
+    outs = [video(net, features_TD) for features_TD in videos]
+    targets_BC = labels_BC / labels_BC.sum(1, keepdim=True)
+    cross_entropies = [
+        -(target * torch.log(out["video_C"])).sum() for target, out in zip(targets_BC, outs, strict=True)
+    ]
+    units_KF = net.memory.units_KF
+    gram_KK = units_KF @ units_KF.T - torch.eye(len(units_KF), dtype=units_KF.dtype)
+    l1 = [out["attention_T"].abs() for out in outs]
+    return {
+        "classification": torch.stack(cross_entropies).mean(),
+        "diversity": gram_KK.square().sum().sqrt(),
+        "homogeneity": torch.stack([out["shares_K"] for out in outs]).mean(0).square().sum().sqrt(),
+        "sparsity": torch.stack([a.mean() if sparsity_reduction == "mean" else a.sum() for a in l1]).mean(),
+    }
