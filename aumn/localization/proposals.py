@@ -1,0 +1,111 @@
+"""From one video's scores to its detections (Eq. 16, attention threshold, class-wise NMS).
+
+Shapes: T snippets, C classes, P proposals, N detections. Beyond what METHOD.md settles: both streams' video scores and
+confidences are combined with the same weights (theta and 1 - theta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aumn.records import Video, VideoScores
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionRules:
+    """How scores become detections; theta weighs RGB against FLOW (Eq. 16)."""
+
+    theta: float = 0.3
+    class_threshold: float = 0.1
+    nms_tiou: float = 0.3
+
+    def weight(self, stream: str) -> float:
+        """A stream's share in Eq. 16."""
+        return self.theta if stream == "rgb" else 1 - self.theta
+
+
+@dataclass(frozen=True, slots=True)
+class VideoDetections:
+    """One video's detections as columns, best first within each class."""
+
+    label_N: np.ndarray
+    score_N: np.ndarray
+    start_s_N: np.ndarray
+    end_s_N: np.ndarray
+
+
+def detect(
+    scores: Mapping[str, VideoScores], video: Video, stride_frames: int, rules: DetectionRules
+) -> VideoDetections:
+    """Every kept class's confidence on every proposal, after NMS.
+
+    Kept are the classes above the threshold, or the best one: a video is never silently without a detection.
+    """
+    spans_P2, seconds_P2 = _proposals(scores, video, stride_frames)
+    confidence_PC = _confidence(scores, spans_P2, rules)
+    tiou_PP = _pairwise_tiou(seconds_P2)
+    columns: list[tuple[np.ndarray, ...]] = []
+    for label in _kept_classes(scores, rules):
+        kept_N = _suppress(confidence_PC[:, label], seconds_P2, tiou_PP, rules.nms_tiou)
+        columns.append((np.full(len(kept_N), label), confidence_PC[kept_N, label], *seconds_P2[kept_N].T))
+    return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def _proposals(scores: Mapping[str, VideoScores], video: Video, stride_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both streams' maximal runs of snippets above the stream's mean attention: [first, past the last] and seconds, P x 2.
+
+    Where there is none, the whole video is the proposal: an attention that is the same everywhere stands above its mean
+    nowhere, and features may run past the video's stated duration.
+    """
+    runs = [_runs(score.attention_T > score.attention_T.mean()) for score in scores.values()]
+    whole = np.array([[0, len(next(iter(scores.values())).attention_T)]])
+    for spans_P2 in (np.concatenate(runs), whole):
+        seconds_P2 = np.minimum(spans_P2 * (stride_frames / video.fps), video.duration_s)
+        inside_P = seconds_P2[:, 1] > seconds_P2[:, 0]
+        if inside_P.any():
+            break
+    return spans_P2[inside_P], seconds_P2[inside_P]
+
+
+def _runs(above_T: np.ndarray) -> np.ndarray:
+    edges = np.flatnonzero(np.diff(above_T.astype(np.int8), prepend=0, append=0))
+    return edges.reshape(-1, 2)
+
+
+def _confidence(scores: Mapping[str, VideoScores], spans_P2: np.ndarray, rules: DetectionRules) -> np.ndarray:
+    """Eq. 16, P x C: the mean over a proposal's snippets of the streams' weighted attention times CAS."""
+    fused_TC = sum(rules.weight(stream) * score.attention_T[:, None] * score.cas_TC for stream, score in scores.items())
+    assert isinstance(fused_TC, np.ndarray)
+    sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
+    lengths_P = spans_P2[:, 1] - spans_P2[:, 0]
+    return np.asarray((sums_TC[spans_P2[:, 1]] - sums_TC[spans_P2[:, 0]]) / lengths_P[:, None])
+
+
+def _kept_classes(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarray:
+    video_C = sum(rules.weight(stream) * score.video_C for stream, score in scores.items())
+    assert isinstance(video_C, np.ndarray)
+    kept = np.flatnonzero(video_C > rules.class_threshold)
+    return kept if len(kept) else np.array([video_C.argmax()])
+
+
+def _pairwise_tiou(seconds_P2: np.ndarray) -> np.ndarray:
+    start_P, end_P = seconds_P2.T
+    overlap_PP = np.minimum(end_P[:, None], end_P) - np.maximum(start_P[:, None], start_P)
+    overlap_PP = overlap_PP.clip(0)
+    length_P = end_P - start_P
+    return np.asarray(overlap_PP / (length_P[:, None] + length_P - overlap_PP))
+
+
+def _suppress(score_P: np.ndarray, seconds_P2: np.ndarray, tiou_PP: np.ndarray, nms_tiou: float) -> np.ndarray:
+    """Greedy NMS: the proposals kept, best first; ties go to the earlier start, then the earlier end."""
+    order = np.lexsort((seconds_P2[:, 1], seconds_P2[:, 0], -score_P))
+    alive_P = np.ones(len(score_P), dtype=bool)
+    kept = []
+    for proposal in order:
+        if alive_P[proposal]:
+            kept.append(proposal)
+            alive_P &= tiou_PP[proposal] <= nms_tiou
+    return np.array(kept, dtype=np.intp)

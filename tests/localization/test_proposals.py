@@ -1,0 +1,114 @@
+"""Eq. 16 and NMS against loops written from METHOD.md."""
+
+import numpy as np
+import pytest
+
+from aumn.localization.proposals import DetectionRules, detect
+from aumn.records import Video, VideoScores
+
+FPS, STRIDE = 25.0, 16
+
+
+def make_video(snippets: int, duration_s: float | None = None) -> Video:
+    return Video("v", "testing", snippets, (0,), snippets * STRIDE / FPS if duration_s is None else duration_s, FPS)
+
+
+def make_scores(
+    rng: np.random.Generator, snippets: int, classes: int, sharpness: float = 2.0
+) -> dict[str, VideoScores]:
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+    return {
+        stream: VideoScores(
+            softmax(sharpness * rng.normal(size=classes)),
+            rng.uniform(size=snippets).round(1),
+            softmax(sharpness * rng.normal(size=(snippets, classes))),
+        )
+        for stream in ("rgb", "flow")
+    }
+
+
+def plain_detections(scores, video, rules):
+    """Snippet by snippet, proposal by proposal."""
+    weight = {"rgb": rules.theta, "flow": 1 - rules.theta}
+    proposals = []
+    for score in scores.values():
+        mean, first = score.attention_T.mean(), None
+        for t, value in enumerate([*score.attention_T, -np.inf]):
+            if value > mean and first is None:
+                first = t
+            elif value <= mean and first is not None:
+                proposals.append((first, t))
+                first = None
+    video_C = sum(weight[s] * scores[s].video_C for s in scores)
+    classes = [c for c, y in enumerate(video_C) if y > rules.class_threshold] or [int(np.argmax(video_C))]
+    rows = []
+    for c in classes:
+        candidates = []
+        for first, past in proposals:
+            values = [
+                sum(weight[s] * scores[s].attention_T[t] * scores[s].cas_TC[t, c] for s in scores)
+                for t in range(first, past)
+            ]
+            start, end = first * STRIDE / FPS, min(past * STRIDE / FPS, video.duration_s)
+            if end > start:
+                candidates.append((float(np.mean(values)), start, end))
+        candidates.sort(key=lambda row: (-row[0], row[1], row[2]))
+        kept = []
+        for score, start, end in candidates:
+            overlaps = (max(0.0, min(end, e) - max(start, s)) for _, s, e in kept)
+            unions = (max(end, e) - min(start, s) for _, s, e in kept)
+            if all(o / u <= rules.nms_tiou for o, u in zip(overlaps, unions, strict=True)):
+                kept.append((score, start, end))
+        rows += [(c, *row) for row in kept]
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_detections_equal_the_plain_loops(seed):
+    rng = np.random.default_rng(seed)
+    snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
+    scores = make_scores(rng, snippets, classes)
+    duration_s = snippets * STRIDE / FPS * rng.uniform(0.6, 1.1)
+    rules = DetectionRules(theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6))
+    video = make_video(snippets, duration_s)
+    found = detect(scores, video, STRIDE, rules)
+    expected = np.array(plain_detections(scores, video, rules))
+    columns = np.stack([found.label_N, found.score_N, found.start_s_N, found.end_s_N], axis=1)
+    np.testing.assert_allclose(columns, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_seconds_of_a_run_of_snippets_clipped_to_the_duration():
+    attention = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    score = VideoScores(np.array([1.0]), attention, np.ones((6, 1)))
+    found = detect({"rgb": score, "flow": score}, make_video(6, 3.5), STRIDE, DetectionRules())
+    assert sorted(zip(found.start_s_N, found.end_s_N, strict=True)) == [(0.64, 1.92), (3.2, 3.5)]
+
+
+def test_no_class_above_the_threshold_keeps_the_best_one():
+    scores = make_scores(np.random.default_rng(0), 30, 50, sharpness=0.0)
+    scores["flow"].video_C[17] += 0.01
+    found = detect(scores, make_video(30), STRIDE, DetectionRules())
+    assert set(found.label_N) == {17}
+
+
+@pytest.mark.parametrize("snippets", [1, 9])
+def test_a_constant_attention_proposes_the_whole_video(snippets):
+    score = VideoScores(np.array([0.8, 0.2]), np.full(snippets, 0.3), np.full((snippets, 2), 0.5))
+    found = detect({"rgb": score, "flow": score}, make_video(snippets), STRIDE, DetectionRules(class_threshold=0.5))
+    np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [snippets * STRIDE / FPS]))
+    np.testing.assert_allclose(found.score_N, 0.15)
+
+
+def test_equal_scores_keep_the_earlier_proposal():
+    rgb = VideoScores(np.ones(1), np.array([1.0, 1, 1, 0, 0, 0]), np.ones((6, 1)))
+    flow = VideoScores(np.ones(1), np.array([0.0, 1, 1, 1, 0, 0]), np.ones((6, 1)))
+    found = detect({"rgb": rgb, "flow": flow}, make_video(6), STRIDE, DetectionRules(theta=0.5))
+    np.testing.assert_allclose(found.start_s_N, [0])
+
+
+def test_attention_past_the_stated_duration_alone_proposes_the_whole_video():
+    score = VideoScores(np.ones(1), np.array([0.0, 0, 0, 1, 1]), np.ones((5, 1)))
+    found = detect({"rgb": score, "flow": score}, make_video(5, 1.5), STRIDE, DetectionRules())
+    np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [1.5]))
