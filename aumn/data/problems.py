@@ -1,0 +1,18 @@
+"""Many problems, one error: a user with twelve bad videos wants to hear of all twelve at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aumn.records import InputError
+
+SHOWN = 10
+
+
+def refuse(problems: Sequence[str], headline: str) -> None:
+    """Raise the problems together, the first ten in full; a single one is its own headline; none is no error."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        more = [f"and {len(problems) - SHOWN:,} more."] if len(problems) > SHOWN else []
+        raise InputError(headline, *problems[:SHOWN], *more)
