@@ -81,6 +81,7 @@ class Scores:
     logits_BC: Tensor  # Eq. 8 before its softmax
     attention_BT: Tensor  # Eq. 7, zero on padding
     unit_sums_BK: Tensor  # sum over t of Eq. 5
+    units_KF: Tensor  # M of Eq. 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real data beside the checkout. Absent, a test is skipped, unless AUMN_REQUIRE_SHARED says that it must run."""
+    """The real data beside the checkout. Absent: skip, or fail where AUMN_REQUIRE_SHARED is set."""
     folder = Path(os.environ.get("AUMN_SHARED", REPOSITORY.parent / "shared")) / "data"
     if folder.is_dir():
         return folder

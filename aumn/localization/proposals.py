@@ -55,7 +55,7 @@ def detect(
 
 
 def _proposals(scores: Mapping[str, VideoScores], video: Video, stride_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both streams' maximal runs of snippets above the stream's mean attention: [first, past the last] and seconds, P x 2.
+    """Both streams' maximal runs of snippets above the mean: [first, past the last] and seconds, P x 2.
 
     Where there is none, the whole video is the proposal: an attention that is the same everywhere stands above its mean
     nowhere, and features may run past the video's stated duration.

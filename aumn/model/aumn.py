@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ class AUMN(nn.Module):
             pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
         logits_BC = pooled_BJF.flatten(1) @ reading.basis_JFC.flatten(0, 1)
-        return Scores(logits_BC, attention_BT, reading.unit_sums_BK)
+        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
@@ -162,6 +163,11 @@ class TwoStream(nn.Module):
     def __init__(self, networks: Mapping[str, AUMN]) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
+
+    @classmethod
+    def build(cls, widths: Mapping[str, int], num_classes: int, settings: Mapping[str, Any]) -> TwoStream:
+        """Networks of one shape for streams of the given input widths; `settings` are AUMN's keyword arguments."""
+        return cls({stream: AUMN(width, num_classes, **settings) for stream, width in widths.items()})
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores of a training batch."""

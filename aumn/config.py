@@ -1,0 +1,211 @@
+"""A run's settings: YAML and `section.field=value` overrides in, one frozen RunConfig out.
+
+Defaults are the paper's where it gives one. Unknown or wrong fields are all reported at once; nothing is ever merged
+silently and nothing changes after the run has started.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aumn.records import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the settings: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which videos a run sees, and which of their snippets."""
+
+    shards: Path = Field(description="Shard set that `aumn pack` wrote.")
+    subset: str = Field("training", description="Subset to train on; THUMOS14 trains on `validation`.")
+    holdout_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the subset's videos held out of training, so that choices need no test video."
+    )
+    holdout_seed: int = Field(0, description="Which videos are held out; independent of run.seed.")
+    snippets: Count | None = Field(
+        750,
+        description="Snippets drawn a video (one at random from each of as many equal slices); null: all, padded. "
+        "The paper does not say; usual are 750 for THUMOS14 and 50 to 150 for ActivityNet.",
+    )
+
+
+class ModelConfig(Section):
+    """One stream's network; both streams have the same shape."""
+
+    embedding_width: Count = Field(512, description="F of Eq. 1 (paper: 512).")
+    kernel: Count = Field(3, description="Taps of Eq. 1's convolution, in snippets (the paper does not say).")
+    key_ratio: Count = Field(4, description="m of Eq. 2, 4, 5: keys are F/m wide (the paper does not say).")
+    units: Count = Field(7, description="K, the memory's action units (paper: 7).")
+    bottleneck: Count = Field(64, description="R of Eq. 3's value encoder (the paper does not say).")
+    self_attention: bool = Field(True, description="Eq. 4; off: X = E, as in the ablation.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of embedding values dropped while training (paper: none)."
+    )
+
+
+class LossConfig(Section):
+    """The weights of Eq. 14. With model.units=1, diversity and homogeneity count nothing, as in the paper."""
+
+    diversity: Weight = Field(0.01, description="alpha, of Eq. 10 (paper: 0.01).")
+    homogeneity: Weight = Field(0.02, description="beta, of Eq. 12 (paper: 0.02).")
+    sparsity_rgb: Weight = Field(0.05, description="gamma of the RGB network, of Eq. 13 (paper: 0.05).")
+    sparsity_flow: Weight = Field(0.03, description="gamma of the FLOW network (paper: 0.03).")
+    sparsity_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="Over time: `sum` is Eq. 13 to the letter and swamps Eq. 8's mean (docs/experiments.md)."
+    )
+
+
+class OptimizerConfig(Section):
+    """Adam (paper); its weight decay is decoupled (AdamW)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="Paper: 1e-4.")
+    weight_decay: Weight = Field(0.0, description="Decoupled, times the learning rate (paper: none).")
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest gradient norm, per stream (paper: no clipping)."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of linear warm-up.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at zero.")
+
+
+class BatchConfig(Section):
+    """How many videos make a step; the result does not depend on how ranks and micro-batches share them."""
+
+    global_videos: Count = Field(32, description="Videos a step, over all ranks and micro-batches (paper: 32).")
+    micro_videos: Count | None = Field(None, description="Videos a rank's pass; null: its whole share in one pass.")
+
+
+class RunSection(Section):
+    """The run itself."""
+
+    folder: Path = Field(description="Where checkpoints and the final model go.")
+    steps: Count = Field(description="Optimizer steps.")
+    seed: int = Field(0, ge=0, description="Of initial weights, order of videos, snippets and dropout.")
+    engine: Literal["single", "ddp"] = Field("ddp", description="`ddp` joins whatever ranks were launched, also one.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda is untested for want of a GPU.")
+    log_every: Count = Field(10, description="Steps between lines of metrics.")
+    checkpoint_every: Count = Field(500, description="Steps between checkpoints; the last step always has one.")
+    keep_checkpoints: Count = Field(2, description="How many of the newest checkpoints are kept.")
+
+
+class LocalizeConfig(Section):
+    """From scores to detections."""
+
+    theta: Share = Field(0.3, description="RGB's share in Eq. 16 and in the video score (paper: 0.3).")
+    class_threshold: Share = Field(0.1, description="Classes above it are kept, or the best one (paper: 0.1).")
+    nms_tiou: Share = Field(0.3, description="Class-wise NMS (paper: 0.3).")
+
+
+class EvaluationConfig(Section):
+    """The mAP followed while training; never used to choose a checkpoint unless it is of held-out training videos."""
+
+    videos: str | None = Field(
+        None, description="`held_out`, or the name of a subset, or null: the run then reports no mAP."
+    )
+    every: Count = Field(100, description="Steps between evaluations; the last step always has one.")
+    protocol: Literal["thumos14", "activitynet"] = Field("thumos14", description="tIoU 0.1:0.7:0.1 or 0.5:0.95:0.05.")
+
+
+class TrackingConfig(Section):
+    """Where metrics and models go."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="MLflow store; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.")
+    experiment: str = "aumn"
+    run_name: str | None = None
+    model_name: str | None = Field(None, description="Registered under this name at the end; null: not registered.")
+    alias: str | None = Field(None, description="Given to the registered version, e.g. `challenger`.")
+
+
+class RunConfig(Section):
+    """All of a training run."""
+
+    data: DataConfig
+    run: RunSection
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = BatchConfig()
+    localize: LocalizeConfig = LocalizeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `section.field=value` overrides (values are YAML); InputError lists every problem."""
+    settings = _read_yaml(path)
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.load(path.read_text(), _Loader)  # noqa: S506  (a SafeLoader)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: give a run configuration, such as one of configs/*.yaml.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
+        raise InputError(
+            f"{path} must hold sections ({', '.join(RunConfig.model_fields)}), each with `field: value` lines."
+        )
+    return settings
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    section, dot, field = name.partition(".")
+    if not (equals and dot and section and field):
+        raise InputError(f"override {override!r} must read section.field=value, e.g. optimizer.learning_rate=0.001.")
+    try:
+        settings.setdefault(section, {})[field] = yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: its value is not YAML; quote it for the shell.") from None
+
+
+def _describe(problem: Any) -> str:
+    """One line: the field, its value, the rule, and for a typo the nearest name."""
+    *parents, name = (str(part) for part in problem["loc"])
+    where = ".".join((*parents, name))
+    if problem["type"] == "missing":
+        return f"{where} is missing; it has no default."
+    if problem["type"] == "extra_forbidden":
+        section = RunConfig.model_fields[parents[0]].annotation if parents else RunConfig
+        fields = list(getattr(section, "model_fields", {}))
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(fields)}."
+        return f"{where} is not a setting: {hint}"
+    return f"{where}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -1,0 +1,159 @@
+"""Training: a step, and the loop around it.
+
+A step's loss and gradients are sums of shares over micro-batches and ranks (see `model.losses`), so neither the step
+nor the loop depends on how many there are of either.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aumn.cluster.engines import Engine
+from aumn.config import OptimizerConfig, RunSection
+from aumn.model import losses
+from aumn.model.losses import LossWeights
+from aumn.records import Batch, Scores, Step
+
+
+class StepSource(Protocol):
+    """Where steps come from: `data.loader.TrainingLoader`."""
+
+    steps_per_epoch: int
+    wait_s: float
+
+    def steps(self, first: int, last: int) -> Iterable[Step]:
+        """Steps first, ..., last - 1, prefetched."""
+
+
+def train_step(engine: Engine, step: Step, weights: Mapping[str, LossWeights]) -> dict[str, Tensor]:
+    """Forward and backward over the step's micro-batches; this rank's shares of `<stream>/<term>`, on the device.
+
+    With several micro-batches, a first pass without gradient finds the global mean share of Eq. 12; with one, its own
+    forward already has it.
+    """
+    batches = [batch.to(engine.device) for batch in step.micro_batches]
+    shares = _share_sums(engine, [engine.unit_sums(batch) for batch in batches]) if len(batches) > 1 else None
+    report: dict[str, Tensor] = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with engine.accumulate(last=last):
+            scores = engine.forward(batch)
+            if shares is None:
+                shares = _share_sums(engine, [{name: score.unit_sums_BK for name, score in scores.items()}])
+            loss = torch.zeros((), device=engine.device)
+            for name, score in scores.items():
+                terms = _terms(score, batch, shares[name], step.global_videos, weights[name])
+                if last:  # Eq. 10 is of the step, not of a video: each rank adds its share once
+                    terms["diversity"] = losses.diversity(score.units_KF) / engine.ranks.size
+                part = losses.total(terms, weights[name], len(score.units_KF))
+                loss = loss + part
+                _add(report, name, {**terms, "total": part, **_attention_mean(score, batch, step.global_videos)})
+            engine.backward(loss)
+    assert shares is not None
+    _add_alive_units(report, shares, step.global_videos, engine.ranks.size)
+    return report
+
+
+def train(
+    engine: Engine,
+    loader: StepSource,
+    run: RunSection,
+    optimizer: OptimizerConfig,
+    weights: Mapping[str, LossWeights],
+    *,
+    first_step: int,
+    after_step: Callable[[int, dict[str, float] | None], None],
+) -> None:
+    """Run steps `first_step`, ..., `run.steps` - 1.
+
+    `after_step(done, metrics)` is called on every rank after each step, with the number of steps done, and on the steps
+    that `run.log_every` names with the metrics, summed over ranks.
+    """
+    clock = _Clock(loader)
+    with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
+        for step in steps:
+            report = train_step(engine, step, weights)
+            rate = learning_rate(optimizer, step.index, run.steps)
+            norms = engine.update(rate)
+            clock.videos += step.global_videos
+            done = step.index + 1
+            metrics = None
+            if done % run.log_every == 0 or done == run.steps:
+                metrics = _summed(engine, report) | {
+                    f"{name}/gradient_norm": float(norm) for name, norm in norms.items()
+                }
+                metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
+            after_step(done, metrics)
+
+
+def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
+    """The rate of one step, a pure function: linear warm-up, then constant or a half cosine that ends at zero."""
+    if step < optimizer.warmup_steps:
+        return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return optimizer.learning_rate
+    progress = (step - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)
+    return optimizer.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _share_sums(engine: Engine, unit_sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Eq. 11 summed over every video of the step, all ranks included, K numbers a stream; no gradient."""
+    parts = {
+        name: torch.stack([losses.unit_shares(sums[name].detach()).sum(0) for sums in unit_sums]).sum(0)
+        for name in unit_sums[0]
+    }
+    together = engine.ranks.sum_(torch.cat(list(parts.values())))
+    return dict(zip(parts, together.split([len(part) for part in parts.values()]), strict=True))
+
+
+def _terms(
+    score: Scores, batch: Batch, share_sum_K: Tensor, global_videos: int, weights: LossWeights
+) -> dict[str, Tensor]:
+    direction_K = losses.homogeneity_direction(share_sum_K)
+    return losses.batch_losses(score, batch, direction_K, global_videos, weights.sparsity_reduction)
+
+
+def _attention_mean(score: Scores, batch: Batch, global_videos: int) -> dict[str, Tensor]:
+    return {"attention_mean": losses.sparsity(score.attention_BT, batch.mask_BT, "mean") / global_videos}
+
+
+def _add(report: dict[str, Tensor], stream: str, terms: Mapping[str, Tensor]) -> None:
+    for name, term in terms.items():
+        key = f"{stream}/{name}"
+        report[key] = report[key] + term.detach() if key in report else term.detach()
+
+
+def _add_alive_units(report: dict[str, Tensor], shares: Mapping[str, Tensor], global_videos: int, ranks: int) -> None:
+    """How many units have a mean share (Eq. 11) above 1 / (10 K); divided by the ranks since reports are summed."""
+    for stream, share_sum_K in shares.items():
+        alive = (share_sum_K / global_videos > 1 / (10 * len(share_sum_K))).sum()
+        report[f"{stream}/units_alive"] = alive.double() / ranks
+
+
+def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
+    """The report over all ranks, in one collective and one copy to the host."""
+    values = engine.ranks.sum_(torch.stack(list(report.values())).double()).tolist()
+    metrics = dict(zip(report, values, strict=True))
+    return metrics | {"loss": sum(value for name, value in metrics.items() if name.endswith("/total"))}
+
+
+class _Clock:
+    """Videos a second and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self, loader: StepSource) -> None:
+        self.loader, self.videos = loader, 0
+        self.start_s, self.start_wait_s = time.perf_counter(), loader.wait_s
+
+    def read(self) -> dict[str, float]:
+        now_s, wait_s = time.perf_counter(), self.loader.wait_s
+        elapsed_s = max(now_s - self.start_s, 1e-9)
+        rates = {"videos_per_s": self.videos / elapsed_s, "data_wait_share": (wait_s - self.start_wait_s) / elapsed_s}
+        self.videos, self.start_s, self.start_wait_s = 0, now_s, wait_s
+        return rates

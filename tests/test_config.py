@@ -1,0 +1,81 @@
+"""Settings: the paper's defaults, overrides, and every problem told at once."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from aumn.config import load_config
+from aumn.records import InputError
+
+MINIMAL = "data: {shards: data_shards/x}\nrun: {folder: runs/x, steps: 10}\n"
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_papers(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL))
+    assert (config.model.embedding_width, config.model.units, config.batch.global_videos) == (512, 7, 32)
+    assert (config.loss.diversity, config.loss.homogeneity) == (0.01, 0.02)
+    assert (config.loss.sparsity_rgb, config.loss.sparsity_flow) == (0.05, 0.03)
+    assert (config.optimizer.learning_rate, config.localize.theta, config.localize.nms_tiou) == (1e-4, 0.3, 0.3)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_reads(path):
+    load_config(path)
+
+
+def test_overrides_are_yaml_values(tmp_path):
+    overrides = ["optimizer.learning_rate=1e-3", "data.snippets=null", "model.self_attention=false", "run.seed=3"]
+    config = load_config(write(tmp_path, MINIMAL), overrides)
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.data.snippets is None
+    assert config.model.self_attention is False
+    assert config.run.seed == 3
+
+
+def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
+    text = MINIMAL + "model: {unts: 7, kernel: 0}\nloss: {sparsity_reduction: median}\nlosses: {a: 1}\n"
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, text))
+    message = str(error.value)
+    assert "run.yaml is not a run configuration (4 to mend):" in message
+    assert "model.unts is not a setting: did you mean units?" in message
+    assert "model.kernel=0: input should be greater than or equal to 1." in message
+    assert "loss.sparsity_reduction='median': input should be 'mean' or 'sum'." in message
+    assert "losses is not a setting: did you mean loss?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("data: {shards: x}", [], "run is missing; it has no default."),
+        (MINIMAL + "data: {shards: y}", [], "data is given twice"),
+        ("- 1", [], "must hold sections (data, run, model"),
+        ("a: [", [], "run.yaml is not YAML"),
+        (MINIMAL, ["units=3"], "override 'units=3' must read section.field=value"),
+        (MINIMAL, ["model.units=[", "run.seed=1"], "override 'model.units=[': its value is not YAML"),
+        (MINIMAL, ["model.units=many"], "model.units='many': input should be a valid integer"),
+        (MINIMAL, ["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1: input should be greater than 0."),
+    ],
+)
+def test_bad_settings_are_one_clear_sentence(tmp_path, text, overrides, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_config(write(tmp_path, text), overrides)
+
+
+def test_a_missing_file_names_the_remedy(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.yaml does not exist: give a run configuration"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_config_is_frozen(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        config.model.units = 3

@@ -1,0 +1,51 @@
+"""A training step gives one result, however its videos were cut into ranks and micro-batches."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from aumn.cluster.engines import build_engine
+from aumn.cluster.ranks import Ranks
+from aumn.config import OptimizerConfig
+from aumn.records import InputError
+from aumn.train import learning_rate
+
+from . import train_ranks
+from .launching import succeed, torchrun
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 8, 11])
+def test_micro_batches_change_nothing(micro_batches):
+    whole = train_ranks.run_step(8, 1, Ranks())
+    assert_same(train_ranks.run_step(8, micro_batches, Ranks()), whole)
+    assert whole["report/rgb/homogeneity"] > 0.01
+    assert whole["norm/rgb"] > 0.1  # so that clipping is part of the comparison
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_change_nothing_even_where_a_rank_has_no_video(ranks, tmp_path):
+    cases = ["8x1", "8x2", "7x1", "1x1", "2x2"]
+    succeed(torchrun(ranks, train_ranks.__file__, tmp_path, *cases))
+    for case in cases:
+        alone = train_ranks.run_step(int(case.split("x")[0]), 1, Ranks())
+        assert_same(torch.load(tmp_path / f"{case}x{ranks}.pt", weights_only=True), alone)
+
+
+def test_the_learning_rate_is_a_function_of_the_step():
+    constant = OptimizerConfig(learning_rate=0.5, warmup_steps=4)
+    assert [learning_rate(constant, step, 8) for step in range(6)] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    cosine = OptimizerConfig(learning_rate=0.5, warmup_steps=2, schedule="cosine")
+    assert learning_rate(cosine, 2, 10) == 0.5
+    assert learning_rate(cosine, 6, 10) == pytest.approx(0.25)
+    assert learning_rate(cosine, 10, 10) == pytest.approx(0)
+
+
+def test_a_single_process_engine_refuses_several_ranks():
+    with pytest.raises(InputError, match=r"run.engine=single trains in one process, but 2 ranks .* set run.engine=ddp"):
+        build_engine("single", None, Ranks(0, 2), torch.device("cpu"), {})

@@ -1,0 +1,69 @@
+"""Run under torchrun by test_train: training steps in float64 on made-up videos; the first rank saves what came out."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aumn.cluster.engines import build_engine
+from aumn.cluster.ranks import Ranks, connect
+from aumn.model.aumn import TwoStream
+from aumn.model.losses import LossWeights
+from aumn.records import Batch, Step
+from aumn.train import train_step
+
+WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
+WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean"), "flow": LossWeights(0.2, 0.9, 0.1, "mean")}
+
+
+def make_batch(videos: np.ndarray) -> Batch:
+    lengths = [4 + (5 * video) % 7 for video in videos.tolist()]
+    longest = max(lengths, default=1)
+    mask_BT = torch.arange(longest) < torch.tensor(lengths).reshape(-1, 1)
+    features = {
+        stream: torch.zeros(len(videos), longest, width, dtype=torch.float64) for stream, width in WIDTHS.items()
+    }
+    for row, video in enumerate(videos.tolist()):
+        generator = torch.Generator().manual_seed(video)
+        for stream, width in WIDTHS.items():
+            drawn = torch.randn(lengths[row], width, dtype=torch.float64, generator=generator)
+            features[stream][row, : lengths[row]] = drawn
+    labels_BC = torch.zeros(len(videos), CLASSES, dtype=torch.float64)
+    labels_BC[range(len(videos)), videos % CLASSES] = 1
+    labels_BC[range(len(videos)), videos // CLASSES % CLASSES] = 1
+    names = tuple(map(str, videos.tolist()))
+    return Batch(names, tuple(lengths), tuple(videos.tolist()), features, mask_BT, labels_BC)
+
+
+def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
+    pieces = np.array_split(np.arange(videos), micro_batches * ranks.size)
+    mine = pieces[ranks.rank * micro_batches : (ranks.rank + 1) * micro_batches]
+    return Step(0, 0, videos, tuple(map(make_batch, mine)))
+
+
+def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
+    torch.manual_seed(0)
+    settings = {"embedding_width": 12, "key_ratio": 3, "units": 7, "bottleneck": 4, "dropout": 0.3}
+    network = TwoStream.build(WIDTHS, CLASSES, settings).double()
+    engine = build_engine("ddp", network, ranks, torch.device("cpu"), {"clip_norm": 0.1})
+    report = train_step(engine, make_step(videos, micro_batches, ranks), WEIGHTS)
+    out = {f"report/{name}": ranks.sum_(value.double().clone()) for name, value in report.items()}
+    out |= {f"gradient/{name}": parameter.grad.clone() for name, parameter in network.named_parameters()}
+    out |= {f"norm/{name}": norm for name, norm in engine.update(1e-3).items()}
+    return out | {f"weight/{name}": parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+def main() -> None:
+    folder, *cases = sys.argv[1:]
+    with connect() as ranks:
+        for case in cases:
+            videos, micro_batches = map(int, case.split("x"))
+            out = run_step(videos, micro_batches, ranks)
+            if ranks.is_first:
+                torch.save(out, Path(folder) / f"{case}x{ranks.size}.pt")
+
+
+if __name__ == "__main__":
+    main()
