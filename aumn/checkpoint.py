@@ -1,0 +1,243 @@
+"""What a run continues from and what others use: checkpoints and model artifacts.
+
+A model artifact is a folder that loads without anything of training:
+
+    model.safetensors     the weights
+    model.json            the ModelCard: settings, classes, streams, training data, metrics
+    SHA256SUMS            a checksum a file
+
+A checkpoint, `<run>/checkpoints/step_00000400`, is the same with what training needs to go on:
+
+    trainer.safetensors   the optimizer's tensors
+    trainer.json          step, place in the data, tracking run, config, best metric: whatever the trainer says
+
+`<run>/best` is a symbolic link to one of them. Both are on the disk whole or not at all, other files may lie in them,
+and nothing is ever unpickled. One process writes a run's checkpoints (the first rank); any number may read them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aumn.durable import check_folder, read_checked, remove_folder, remove_leftovers, whole_folder
+from aumn.records import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+class ModelCard(BaseModel):
+    """What a model is beside its weights: enough to build it, run it and say where it comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: dict[str, Any]
+    """Settings of the network."""
+    localize: dict[str, Any]
+    """Settings of localization, those that the metrics were measured with."""
+    classes: tuple[str, ...]
+    """In the order of the network's outputs."""
+    streams: dict[str, int]
+    """Feature width of each stream."""
+    stride_frames: int
+    """Frames from one snippet's start to the next one's."""
+    dataset: str
+    """Name of the training data."""
+    dataset_identity: str
+    """Checksum of the training data: equal for the same videos, features and labels."""
+    metrics: dict[str, float]
+    """Fractions, such as {"mAP/0.5": 0.31, "mAP/average": 0.36}; empty where nothing was measured."""
+    aumn_version: str
+    commit: str | None
+    """As source_commit() said in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a run continues from, in memory. As read, its tensors are on the host; to be saved, on any device.
+
+    `trainer_facts` is whatever JSON can say.
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    card: ModelCard
+    trainer_tensors: Mapping[str, Tensor]
+    trainer_facts: Mapping[str, Any]
+
+
+def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> Path:
+    """Write a model artifact, in place of one that may be there. OSError where the disk refuses."""
+    if path.exists() and not (path / "model.json").exists():
+        raise InputError(f"{path} exists and is no model artifact, so it is not replaced: name another folder.")
+    with whole_folder(path) as folder:
+        _write_model(folder, weights, card)
+    return path
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """The weights and the card of a model artifact or a checkpoint."""
+    card = read_card(path)
+    return _read_tensors(path, "model.safetensors"), card
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card alone; imports no torch."""
+    facts = _read_facts(path, "model.json", kind="model artifact or checkpoint")
+    try:
+        return ModelCard.model_validate(facts)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise InputError(f"{path / 'model.json'} is no model card: save it with save_model.", *problems) from None
+
+
+def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep_last: int, best: bool = False) -> Path:
+    """Write a checkpoint, let `<run>/best` point to it if it is, then drop all but the best and the last few.
+
+    The last `keep_last` count back from this step; later ones belong to training that was given up and stay until they
+    are written anew. OSError where the disk refuses; then nothing is dropped.
+    """
+    assert keep_last >= 1, keep_last
+    path = run_dir / "checkpoints" / f"step_{checkpoint.step:08d}"
+    remove_leftovers(path.parent)
+    with whole_folder(path) as folder:
+        _write_model(folder, checkpoint.weights, checkpoint.card)
+        _write_tensors(folder / "trainer.safetensors", checkpoint.trainer_tensors)
+        _write_facts(folder / "trainer.json", {"step": checkpoint.step, **checkpoint.trainer_facts})
+    if best:
+        _mark_best(run_dir, path)
+    _drop_old(run_dir, checkpoint.step, keep_last)
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint as it was saved, but for tuples among the trainer's facts, which are lists now."""
+    facts = _read_facts(path, "trainer.json", kind="checkpoint")
+    weights, card = read_model(path)
+    return Checkpoint(facts.pop("step"), weights, card, _read_tensors(path, "trainer.safetensors"), facts)
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The whole checkpoint of the highest step; a damaged one above it is named in a warning. None: there is none.
+
+    Where there are some and all are damaged, it is an error: the user decides whether to start over.
+    """
+    damage: list[str] = []
+    for _, path in reversed(_steps(run_dir)):
+        try:
+            check_folder(path, remedy="")
+        except InputError as error:
+            damage.append(str(error).strip())
+            continue
+        for problem in damage:
+            logger.warning("%s Continuing from %s, the checkpoint before it.", problem, path.name)
+        return path
+    if damage:
+        headline = f"No checkpoint in {run_dir / 'checkpoints'} is whole: remove that folder to train from the start."
+        raise InputError(headline, *damage)
+    return None
+
+
+def source_commit() -> str | None:
+    """The git commit of this code, ending in `-dirty` where it was edited since; None where git does not track it."""
+    here = Path(__file__)
+    git = ("git", "-C", str(here.parent))
+    try:
+        # Installed code may lie inside a checkout of something else, whose commit would say nothing.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
+    _write_tensors(folder / "model.safetensors", weights)
+    _write_facts(folder / "model.json", card.model_dump())
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # its only errors here are the disk's
+        raise OSError(f"{file} cannot be written: {error}") from None
+
+
+def _write_facts(file: Path, facts: Mapping[str, Any]) -> None:
+    versioned = {"format_version": FORMAT_VERSION, **facts}
+    file.write_text(json.dumps(versioned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Read into memory, not mapped: the folder may be dropped while its tensors are in use."""
+    from safetensors.torch import load
+
+    tensors: dict[str, Tensor] = load(read_checked(folder, name, remedy=_remedy(folder)))
+    return tensors
+
+
+def _read_facts(folder: Path, name: str, *, kind: str) -> dict[str, Any]:
+    if not (folder / name).exists():
+        raise InputError(f"{folder} is no {kind}: it has no {name}. {_remedy(folder)}")
+    data = read_checked(folder, name, remedy=_remedy(folder))
+    try:
+        facts = json.loads(data)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or "format_version" not in facts:
+        raise InputError(f"{folder / name} is not the JSON of a {kind}. {_remedy(folder)}")
+    version = facts.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{folder / name} has format version {version}, and this aumn reads {FORMAT_VERSION}: use the aumn that "
+            "wrote it, or a newer one."
+        )
+    return facts
+
+
+def _remedy(folder: Path) -> str:
+    """What to use instead of a folder that will not do, by what is beside it and in it."""
+    if inside := _steps(folder):
+        return f"Name one of its checkpoints, such as {inside[-1][1]}."
+    folder = folder.resolve()  # it may be `best`
+    before = [path for _, path in _steps(folder.parent.parent) if path.name < folder.name]
+    if folder.parent.name == "checkpoints" and before:
+        return f"Use the checkpoint before it, {before[-1]}."
+    return "Name a folder that training wrote, or copy this one again from where it is whole."
+
+
+def _steps(run_dir: Path) -> list[tuple[int, Path]]:
+    """The run's checkpoints, whole or damaged, by step."""
+    named = ((re.fullmatch(r"step_(\d{8,})", path.name), path) for path in run_dir.glob("checkpoints/*"))
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def _mark_best(run_dir: Path, path: Path) -> None:
+    """A link cannot be redirected in one step, but a new one can be renamed over it."""
+    link = run_dir / ".best.partial"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.relative_to(run_dir))
+    link.replace(run_dir / "best")
+
+
+def _drop_old(run_dir: Path, step: int, keep_last: int) -> None:
+    best = (run_dir / "best").resolve()
+    for _, path in [found for found in _steps(run_dir) if found[0] <= step][:-keep_last]:
+        if path.resolve() != best:
+            remove_folder(path)

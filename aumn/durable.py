@@ -1,0 +1,116 @@
+"""Folders that are on the disk whole or not at all, and that tell when they were damaged since.
+
+A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aumn.records import InputError
+
+CHECKSUMS = "SHA256SUMS"
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to put files into, which becomes `path` when the block ends well and vanishes when it does not.
+
+    What had the name before is removed once the new files and their checksums are on the disk; only in between does
+    neither have the name. One writer a path at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _seal(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        remove_folder(path)
+    partial.rename(path)
+    _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; killed half-way, this leaves no folder with a part of its files under the name."""
+    doomed = path.with_name(f".{path.name}.removed.partial")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete what killed writers left in `parent`, where nobody is writing now."""
+    for leftover in parent.glob(".*.partial"):
+        shutil.rmtree(leftover)
+
+
+def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
+    """A file's bytes, if they are those that were written."""
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise _unreadable(folder / name, error, remedy) from None
+    _compare(folder / name, hashlib.sha256(data).hexdigest(), _read_checksums(folder, remedy).get(name), remedy)
+    return data
+
+
+def check_folder(folder: Path, *, remedy: str) -> None:
+    """Compare every file that has a checksum with it."""
+    for name, expected in _read_checksums(folder, remedy).items():
+        try:
+            checksum = _sha256(folder / name)
+        except OSError as error:
+            raise _unreadable(folder / name, error, remedy) from None
+        _compare(folder / name, checksum, expected, remedy)
+
+
+def _seal(folder: Path) -> None:
+    """Put the files' checksums beside them, and all of it on the disk."""
+    files = sorted(folder.iterdir())
+    (folder / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+    for path in (*files, folder / CHECKSUMS, folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_checksums(folder: Path, remedy: str) -> dict[str, str]:
+    try:
+        lines = (folder / CHECKSUMS).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(folder / CHECKSUMS, error, remedy) from None
+    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+
+
+def _compare(file: Path, checksum: str, expected: str | None, remedy: str) -> None:
+    if checksum != expected:
+        raise InputError(
+            f"{file} does not match its checksum in {CHECKSUMS}: it was damaged, cut short or edited. {remedy}"
+        )
+
+
+def _unreadable(file: Path, error: Exception, remedy: str) -> InputError:
+    reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    return InputError(f"{file} {reason}. {remedy}")

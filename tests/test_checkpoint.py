@@ -1,0 +1,422 @@
+"""Checkpoints and model artifacts: whole or absent, exact, and clear about what is wrong with them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from aumn.checkpoint import (
+    Checkpoint,
+    ModelCard,
+    last_checkpoint,
+    read_card,
+    read_checkpoint,
+    read_model,
+    save_checkpoint,
+    save_model,
+    source_commit,
+)
+from aumn.optimizer_state import flatten_optimizer, restore_optimizer
+from aumn.records import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CARD = ModelCard(
+    model={"embedding_width": 6, "units": 3, "self_attention": True},
+    localize={"theta": 0.3},
+    classes=("Golf Swing", "HammerThrow", "日本"),
+    streams={"rgb": 5, "flow": 4},
+    stride_frames=16,
+    dataset="spliced",
+    dataset_identity="sha256:0123",
+    metrics={"mAP/0.5": 0.1 + 0.2, "mAP/average": float("nan")},
+    aumn_version="0.1.0",
+    commit=None,
+)
+
+
+def make_weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "rgb.memory": torch.randn(3, 6, generator=generator),
+        "flow.memory": torch.randn(6, 3, generator=generator).T,  # not contiguous
+        "rgb.scale": torch.tensor(1 / 3, dtype=torch.float64),
+        "rgb.steps": torch.tensor([2**60 + 1]),
+        "rgb.half": torch.randn(7, generator=generator).bfloat16(),
+    }
+
+
+def make_checkpoint(step: int) -> Checkpoint:
+    tensors = {"optimizer/rgb.memory/exp_avg": torch.full((3, 6), float(step)), "rng": torch.get_rng_state()}
+    return Checkpoint(step, make_weights(step), CARD, tensors, {"epoch": 2, "run_id": None, "best": 0.1 + 0.2})
+
+
+def assert_same(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def save_steps(run_dir: Path, *steps: int, keep_last: int = 9) -> list[Path]:
+    return [save_checkpoint(run_dir, make_checkpoint(step), keep_last=keep_last) for step in steps]
+
+
+def flip_bit(file: Path, at: float = 0.7) -> None:
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * at)] ^= 4
+    file.write_bytes(data)
+
+
+# Round trips
+
+
+def test_a_model_artifact_comes_back_as_saved(tmp_path):
+    weights = make_weights(0)
+    save_model(tmp_path / "new" / "model", weights, CARD)
+    found, card = read_model(tmp_path / "new" / "model")
+    assert_same(found, weights)
+    assert card.model_dump_json() == CARD.model_dump_json()
+    assert card.metrics["mAP/0.5"] == 0.1 + 0.2
+    assert card.classes == CARD.classes
+
+
+def test_sha256sum_can_check_an_artifact(tmp_path):
+    save_model(tmp_path / "model", make_weights(0), CARD)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "model", check=True)
+
+
+def test_saving_again_replaces_the_artifact_and_leaves_nothing_else(tmp_path):
+    save_model(tmp_path / "model", make_weights(0), CARD)
+    save_model(tmp_path / "model", make_weights(1), CARD)
+    assert_same(read_model(tmp_path / "model")[0], make_weights(1))
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    with pytest.raises(
+        InputError, match=r"thesis exists and is no model artifact, so it is not replaced: name another"
+    ):
+        save_model(tmp_path / "thesis", make_weights(0), CARD)
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_a_checkpoint_comes_back_as_saved(tmp_path):
+    saved = make_checkpoint(400)
+    path = save_checkpoint(tmp_path, saved, keep_last=1)
+    assert path == tmp_path / "checkpoints" / "step_00000400"
+    found = read_checkpoint(path)
+    assert_same(found.weights, saved.weights)
+    assert_same(found.trainer_tensors, saved.trainer_tensors)
+    assert (found.step, found.trainer_facts) == (400, saved.trainer_facts)
+
+
+def test_a_checkpoint_is_a_model_artifact_too(tmp_path):
+    path = save_checkpoint(tmp_path, make_checkpoint(7), keep_last=1)
+    weights, card = read_model(path)
+    assert_same(weights, make_weights(7))
+    assert card.classes == CARD.classes
+
+
+def test_tensors_outlive_their_folder(tmp_path):
+    (path,) = save_steps(tmp_path, 5)
+    found = read_checkpoint(path)
+    shutil.rmtree(path)
+    found.weights["rgb.memory"].add_(1)
+    assert torch.equal(found.weights["rgb.memory"], make_weights(5)["rgb.memory"] + 1)
+
+
+def test_other_files_may_lie_in_an_artifact(tmp_path):
+    save_model(tmp_path / "model", make_weights(0), CARD)
+    (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
+    assert_same(read_model(tmp_path / "model")[0], make_weights(0))
+
+
+def test_a_card_is_read_without_torch(tmp_path):
+    save_model(tmp_path / "model", make_weights(0), CARD)
+    code = (
+        "import sys; from pathlib import Path; from aumn.checkpoint import read_card, last_checkpoint;"
+        f"print(read_card(Path({str(tmp_path / 'model')!r})).dataset); assert 'torch' not in sys.modules"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "spliced\n"
+    )
+
+
+def test_a_card_refuses_unknown_fields():
+    with pytest.raises(ValueError, match="colour"):
+        ModelCard(**CARD.model_dump(), colour="red")
+
+
+# Which checkpoints stay, and which one a run continues from
+
+
+def test_the_last_few_and_the_best_stay(tmp_path):
+    for step in (100, 200, 300, 400, 500):
+        save_checkpoint(tmp_path, make_checkpoint(step), keep_last=2, best=step in (100, 200))
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00000200", "step_00000400", "step_00000500"]
+    assert read_checkpoint(tmp_path / "best").step == 200
+
+
+def test_the_checkpoint_just_written_stays_though_later_steps_exist(tmp_path):
+    save_steps(tmp_path, 100, 200, 300)
+    save_steps(tmp_path, 150, keep_last=1)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00000150", "step_00000200", "step_00000300"]
+
+
+def test_a_run_can_be_moved_with_its_best(tmp_path):
+    save_checkpoint(tmp_path / "run", make_checkpoint(100), keep_last=1, best=True)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert read_checkpoint(tmp_path / "moved" / "best").step == 100
+
+
+def test_no_checkpoint_yet_is_none(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_last_checkpoint_is_the_highest_step_not_the_newest_file(tmp_path):
+    save_steps(tmp_path, 90_000_000, 100_000_000, 800)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_100000000"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.json", "trainer.safetensors", "trainer.json", "SHA256SUMS"]
+)
+@pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda file: os.truncate(file, 20)])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path, caplog, name, damage):
+    *_, before, newest = save_steps(tmp_path, 100, 200, 300)
+    damage(newest / name)
+    assert last_checkpoint(tmp_path) == before
+    (warning,) = caplog.messages
+    assert str(newest) in warning
+    assert warning.endswith("Continuing from step_00000200, the checkpoint before it.")
+    with pytest.raises(InputError, match=rf"Use the checkpoint before it, {before}\."):
+        read_checkpoint(newest)
+
+
+def test_training_does_not_start_over_where_every_checkpoint_is_damaged(tmp_path):
+    for path in save_steps(tmp_path, 100, 200):
+        (path / "model.safetensors").unlink()
+    with pytest.raises(
+        InputError, match=r"No checkpoint in .* is whole: remove that folder to train from the start"
+    ) as error:
+        last_checkpoint(tmp_path)
+    assert "step_00000100/model.safetensors is missing." in str(error.value)
+
+
+# What is wrong, in a sentence
+
+
+def test_a_flipped_bit_in_the_weights(tmp_path):
+    (path,) = save_steps(tmp_path, 100)
+    flip_bit(path / "model.safetensors")
+    with pytest.raises(
+        InputError, match=r"model.safetensors does not match its checksum in SHA256SUMS: it was damaged, cut"
+    ):
+        read_model(path)
+
+
+def test_the_trainer_half_may_be_damaged_for_readers_of_the_model(tmp_path):
+    (path,) = save_steps(tmp_path, 100)
+    flip_bit(path / "trainer.safetensors")
+    assert_same(read_model(path)[0], make_weights(100))
+
+
+def test_a_missing_file(tmp_path):
+    save_model(tmp_path / "model", make_weights(0), CARD)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(
+        InputError, match=r"model.safetensors is missing. Name a folder that training wrote, or copy this"
+    ):
+        read_model(tmp_path / "model")
+
+
+def test_a_folder_that_is_neither(tmp_path):
+    with pytest.raises(
+        InputError, match=r"is no model artifact or checkpoint: it has no model.json. Name a folder that"
+    ):
+        read_model(tmp_path)
+
+
+def test_a_run_given_where_a_checkpoint_is_meant(tmp_path):
+    *_, newest = save_steps(tmp_path, 100, 200)
+    with pytest.raises(InputError, match=rf"it has no model.json. Name one of its checkpoints, such as {newest}\."):
+        read_model(tmp_path)
+
+
+def test_a_model_artifact_given_where_a_checkpoint_is_meant(tmp_path):
+    save_model(tmp_path / "model", make_weights(0), CARD)
+    with pytest.raises(InputError, match=r"model is no checkpoint: it has no trainer.json"):
+        read_checkpoint(tmp_path / "model")
+
+
+def rewrite_card(folder: Path, text: str) -> None:
+    """As another program would, checksum included."""
+    (folder / "model.json").write_text(text)
+    with (folder / "SHA256SUMS").open("w") as sums:
+        subprocess.run(["sha256sum", "model.json", "model.safetensors"], cwd=folder, stdout=sums, check=True)
+
+
+def test_a_newer_format(tmp_path):
+    folder = save_model(tmp_path / "model", make_weights(0), CARD)
+    rewrite_card(folder, json.dumps({"format_version": 2, "layers": []}))
+    with pytest.raises(
+        InputError, match=r"has format version 2, and this aumn reads 1: use the aumn that wrote it, or a newer"
+    ):
+        read_model(folder)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "{}", "weights"])
+def test_a_file_that_is_not_our_json(tmp_path, text):
+    folder = save_model(tmp_path / "model", make_weights(0), CARD)
+    rewrite_card(folder, text)
+    with pytest.raises(InputError, match=r"model.json is not the JSON of a model artifact or checkpoint. "):
+        read_model(folder)
+
+
+def test_a_card_with_wrong_fields_names_them(tmp_path):
+    folder = save_model(tmp_path / "model", make_weights(0), CARD)
+    facts = json.loads((folder / "model.json").read_text())
+    del facts["classes"]
+    rewrite_card(folder, json.dumps({**facts, "stride_frames": "many"}))
+    with pytest.raises(InputError, match="is no model card") as error:
+        read_card(folder)
+    assert "classes: Field required" in str(error.value)
+    assert "stride_frames: Input should be a valid integer" in str(error.value)
+
+
+# Interruptions
+
+
+def in_subprocess(code: str, *arguments: str, **options) -> subprocess.Popen[str]:
+    """A process that runs code, with this file as `helpers`."""
+    load = (
+        "import importlib.util, sys; from pathlib import Path;"
+        f"spec = importlib.util.spec_from_file_location('helpers', {__file__!r});"
+        "helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", load + code, *arguments], text=True, **options)
+
+
+def test_a_disk_that_refuses_leaves_the_checkpoints_as_they_were(tmp_path):
+    save_steps(tmp_path, 100, 200)
+    code = """
+checkpoint = helpers.make_checkpoint(300)
+checkpoint.trainer_tensors["large"] = helpers.torch.zeros(100_000)
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    helpers.save_checkpoint(Path(sys.argv[1]), checkpoint, keep_last=1, best=True)
+except OSError as error:
+    print(error)
+"""
+    output, _ = in_subprocess(code, str(tmp_path), stdout=subprocess.PIPE).communicate(timeout=60)
+    assert "trainer.safetensors cannot be written" in output
+    assert "File too large" in output
+    assert os.listdir(tmp_path) == ["checkpoints"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00000100", "step_00000200"]
+
+
+def test_killed_at_any_moment_a_writer_leaves_whole_checkpoints_and_the_next_one_cleans_up(tmp_path):
+    code = """
+for step in range(1, 10_000):
+    helpers.save_checkpoint(Path(sys.argv[1]), helpers.make_checkpoint(step), keep_last=2, best=step % 3 == 0)
+    print(step, flush=True)
+"""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        shutil.rmtree(tmp_path)
+        writer = in_subprocess(code, str(tmp_path), stdout=subprocess.PIPE)
+        for _ in range(3):
+            writer.stdout.readline()
+        time.sleep(float(torch.rand((), generator=generator)) * 0.1)
+        writer.send_signal(signal.SIGKILL)
+        said = [int(line) for line in writer.communicate()[0].split()]
+        newest = read_checkpoint(last_checkpoint(tmp_path))
+        assert newest.step >= max(said, default=3)
+        assert_same(newest.weights, make_weights(newest.step))
+        for path in (tmp_path / "checkpoints").glob("step_*"):
+            read_checkpoint(path)
+        assert read_checkpoint(tmp_path / "best").step % 3 == 0
+        save_steps(tmp_path, newest.step + 1)
+        assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+# The optimizer
+
+
+def make_training(optimizer_class):
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    first, last = list(model[0].parameters()), list(model[2].parameters())
+    groups = [{"params": last}, {"params": first, "lr": 3e-3, "weight_decay": 0.01}]  # not the model's order
+    optimizer = optimizer_class(groups, lr=1e-2, betas=(0.8, 0.95))
+    return model, optimizer, ["2.weight", "2.bias", "0.weight", "0.bias"]
+
+
+def take_steps(model, optimizer, steps) -> None:
+    for step in steps:
+        inputs = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW])
+def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path, optimizer_class):
+    model, optimizer, names = make_training(optimizer_class)
+    take_steps(model, optimizer, range(5))
+    tensors, facts = flatten_optimizer(optimizer.state_dict(), names)
+    path = save_checkpoint(
+        tmp_path, Checkpoint(5, model.state_dict(), CARD, tensors, {"optimizer": facts}), keep_last=1
+    )
+    take_steps(model, optimizer, range(5, 9))
+
+    checkpoint = read_checkpoint(path)
+    resumed, its_optimizer, _ = make_training(optimizer_class)
+    resumed.load_state_dict(checkpoint.weights)
+    state = restore_optimizer(checkpoint.trainer_tensors, checkpoint.trainer_facts["optimizer"], names)
+    its_optimizer.load_state_dict(state)
+    take_steps(resumed, its_optimizer, range(5, 9))
+    assert_same(resumed.state_dict(), model.state_dict())
+    assert its_optimizer.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_an_optimizer_that_has_not_stepped_is_saved_too(tmp_path):
+    _, optimizer, names = make_training(torch.optim.Adam)
+    tensors, facts = flatten_optimizer(optimizer.state_dict(), names)
+    saved = replace(make_checkpoint(0), trainer_tensors=tensors, trainer_facts={"optimizer": facts})
+    found = read_checkpoint(save_checkpoint(tmp_path, saved, keep_last=1))
+    assert restore_optimizer(found.trainer_tensors, found.trainer_facts["optimizer"], names) == optimizer.state_dict()
+
+
+def test_values_that_are_no_tensors_come_back(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)  # its momentum buffer is None
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    tensors, facts = flatten_optimizer(optimizer.state_dict(), ["memory"])
+    assert restore_optimizer(tensors, json.loads(json.dumps(facts)), ["memory"]) == optimizer.state_dict()
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    _, optimizer, names = make_training(torch.optim.Adam)
+    tensors, facts = flatten_optimizer(optimizer.state_dict(), names)
+    with pytest.raises(InputError, match=r"disagree on their parameters \(0.bias, 0.memory\): resume with the config"):
+        restore_optimizer(tensors, facts, [*names[:3], "0.memory"])
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this copy of the code has no history")
+def test_the_commit_is_of_this_code():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert source_commit().removesuffix("-dirty") == head.stdout.strip()
