@@ -1,0 +1,245 @@
+"""mAP of detections against temporal ground truth: sharded by video, the same to the last bit at any number of ranks.
+
+Each rank matches its own videos; then every class is ranked as a whole on one rank, its owner. What the protocol
+computes, ties and zero lengths included, stands in `localization.average_precision`. What is counted:
+
+- The population is every video of the ground truth, annotated or not. Detections of any other video are false
+  positives, as in the ActivityNet devkit.
+- The mean is over the classes that have an instance; one without a detection has AP 0. Detections of other labels count
+  for nothing. `Evaluation.notes` says how many there were of whatever a reader may not expect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import numpy as np
+
+from aumn.cluster.ranks import Ranks
+from aumn.localization.average_precision import average_precisions, match
+from aumn.records import Detections, GroundTruth, InputError
+
+PROTOCOLS = {"thumos14": "0.1:0.7:0.1", "activitynet": "0.5:0.95:0.05"}
+USUAL_MEANS = ("0.1:0.5:0.1", "0.3:0.7:0.1", "0.1:0.7:0.1")
+MOST_TIOUS = 100
+
+Table = TypeVar("Table", Detections, GroundTruth)
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """What the precisions were measured on."""
+
+    videos: int
+    instances: int
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How detections and ground truth met, over all ranks."""
+
+    detections: int
+    outside_population: dict[str, int]  # detections of each video that is not of the population
+    unknown_labels: dict[str, int]  # detections of each label without ground truth
+    classes_without_detections: tuple[str, ...]
+    videos_without_detections: int
+    zero_length_instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Average precision of each class at each threshold, as fractions, and what it was measured on."""
+
+    tious: tuple[float, ...]
+    labels: tuple[str, ...]
+    ap_CT: np.ndarray
+    instances_C: np.ndarray
+    population: Population
+    counts: Counts
+
+    @property
+    def map_T(self) -> list[float]:
+        """Mean average precision at each threshold."""
+        return [_mean(ap_C.tolist()) for ap_C in self.ap_CT.T]
+
+    @property
+    def average(self) -> float:
+        """The mean of mAP over all thresholds."""
+        return _mean(self.map_T)
+
+    def usual_means(self) -> dict[str, float]:
+        """The means that THUMOS14 papers print, as {"0.1:0.5": ...}; only those whose thresholds were all evaluated."""
+        map_of = dict(zip(self.tious, self.map_T, strict=True))
+        tious_of = {text.rpartition(":")[0]: parse_tious(text) for text in USUAL_MEANS}
+        return {
+            name: _mean([map_of[tiou] for tiou in tious])
+            for name, tious in tious_of.items()
+            if map_of.keys() >= set(tious)
+        }
+
+    def notes(self) -> list[str]:
+        """A sentence on each thing that a reader of the table may not expect; none when all is as it should be."""
+        return list(_notes(self.counts, self.population))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it for `json.dumps`; thresholds are keys such as "0.1" and "0.55"."""
+        per_class = zip(self.labels, self.ap_CT, strict=True)
+        return {
+            "mAP": self._by_tiou(self.map_T),
+            "average": self.average,
+            "population": asdict(self.population),
+            "counts": asdict(self.counts),
+            "per_class": {label: self._by_tiou(ap_T.tolist()) for label, ap_T in per_class},
+        }
+
+    def _by_tiou(self, value_T: Sequence[float]) -> dict[str, float]:
+        return {str(tiou): value for tiou, value in zip(self.tious, value_T, strict=True)}
+
+
+def _notes(counts: Counts, population: Population) -> Iterator[str]:
+    if not counts.detections:
+        yield "There are no detections, so every average precision is 0."
+        return
+    if outside := counts.outside_population:
+        yield (
+            f"{sum(outside.values()):,} detections of {len(outside):,} videos outside the population count as false "
+            f"positives: {_some(outside)}."
+        )
+    if unknown := counts.unknown_labels:
+        yield (
+            f"{sum(unknown.values()):,} detections of {len(unknown):,} labels without ground truth count for nothing: "
+            f"{_some(unknown)}."
+        )
+    if silent := counts.classes_without_detections:
+        yield f"{len(silent):,} of {population.classes:,} classes have no detection, so AP 0: {_some(silent)}."
+    if counts.videos_without_detections:
+        yield f"{counts.videos_without_detections:,} of {population.videos:,} videos have no detection."
+    if counts.zero_length_instances:
+        yield f"{counts.zero_length_instances:,} instances have no length: they count, and nothing can match them."
+
+
+def parse_tious(text: str) -> tuple[float, ...]:
+    """Thresholds from "0.1:0.7:0.1" (first, last, step; the last included) or from "0.3,0.5,0.7", ascending.
+
+    Reckoned in decimals: the third of "0.1:0.7:0.1" is the float nearest 0.3, not 0.1 + 2 * 0.1.
+    """
+    try:
+        tious = _steps(*text.split(":")) if ":" in text else sorted({Decimal(part) for part in text.split(",")})
+    except (ArithmeticError, TypeError, ValueError):
+        tious = []
+    if not tious or not all(tiou.is_finite() and 0 < tiou <= 1 for tiou in tious):
+        raise InputError(
+            f"tIoU thresholds {text!r} cannot be read: give first:last:step with steps that meet the last, such as "
+            f"0.1:0.7:0.1, or a list such as 0.3,0.5; all above 0, none above 1, at most {MOST_TIOUS}."
+        )
+    return tuple(float(tiou) for tiou in tious)
+
+
+def _steps(first: str, last: str, step: str) -> list[Decimal]:
+    """The thresholds from first to last; none if no whole number of steps leads there."""
+    steps = (Decimal(last) - Decimal(first)) / Decimal(step)
+    if steps != int(steps) or not 0 < steps < MOST_TIOUS:
+        return []
+    return [Decimal(first) + Decimal(step) * i for i in range(int(steps) + 1)]
+
+
+def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], ranks: Ranks) -> Evaluation:
+    """Average precision over the detections of all ranks; every rank gets the whole result.
+
+    A rank brings every detection of its own videos, and no other rank any of those; each brings the whole ground truth.
+    """
+    if not len(ground_truth):
+        raise InputError("The ground truth holds no instance to find: choose a subset that has annotations.")
+    population = set(ground_truth.videos)
+    labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
+    counts = _count(detections, ground_truth, population, labels, ranks)
+    _refuse_strangers(counts, population)
+
+    videos = sorted(population | counts.outside_population.keys())
+    truth = _renumber(ground_truth, videos, labels)
+    instances_C = np.bincount(truth.label_N, minlength=len(labels))
+    rows = match(_renumber(detections, videos, labels), truth, tious)
+    ap_CT = average_precisions(_send_to_owners(rows, ranks), instances_C)
+    return Evaluation(
+        tious=tuple(float(tiou) for tiou in tious),
+        labels=tuple(labels),
+        ap_CT=np.sum(ranks.gather(ap_CT), axis=0),  # exact: only its owner has anything but 0 for a class
+        instances_C=instances_C,
+        population=Population(len(population), len(ground_truth), len(labels)),
+        counts=counts,
+    )
+
+
+def _send_to_owners(rows: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """Every rank's rows of the classes that this rank owns."""
+    if ranks.size == 1:
+        return rows
+    owner_N = rows["label"] % ranks.size
+    return np.concatenate(ranks.exchange([rows[owner_N == rank] for rank in range(ranks.size)]))
+
+
+def _renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
+    """The table numbered by these sorted names, so that numbers sort as names do; rows of other labels are left out."""
+    video_of, label_of = ({name: i for i, name in enumerate(names)} for names in (videos, labels))
+    video_N = np.array([video_of.get(name, -1) for name in table.videos], dtype=np.int32)[table.video_N]
+    label_N = np.array([label_of.get(name, -1) for name in table.labels], dtype=np.int32)[table.label_N]
+    table = replace(table, videos=videos, labels=labels, video_N=video_N, label_N=label_N)
+    if (label_N >= 0).all():
+        return table
+    columns = [field.name for field in fields(table) if field.name.endswith("_N")]
+    return replace(table, **{name: getattr(table, name)[label_N >= 0] for name in columns})
+
+
+def _count(
+    detections: Detections, ground_truth: GroundTruth, population: set[str], labels: list[str], ranks: Ranks
+) -> Counts:
+    videos, seen = Counter[str](), Counter[str]()
+    for rank_videos, rank_labels in ranks.gather((_tally(detections, "video"), _tally(detections, "label"))):
+        videos += rank_videos
+        seen += rank_labels
+    return Counts(
+        detections=videos.total(),
+        outside_population={name: videos[name] for name in sorted(videos.keys() - population)},
+        unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
+        classes_without_detections=tuple(label for label in labels if label not in seen),
+        videos_without_detections=len(population - videos.keys()),
+        zero_length_instances=int((ground_truth.start_s_N == ground_truth.end_s_N).sum()),
+    )
+
+
+def _tally(detections: Detections, column: str) -> Counter[str]:
+    """How many detections there are of each video or label that has any."""
+    names, index_N = getattr(detections, f"{column}s"), getattr(detections, f"{column}_N")
+    counts = np.bincount(index_N, minlength=len(names)).tolist()
+    tally = Counter[str]()
+    for name, count in zip(names, counts, strict=True):
+        tally[name] += count
+    return +tally
+
+
+def _refuse_strangers(counts: Counts, population: set[str]) -> None:
+    """Detections of none of the population's videos are the wrong annotations, not a bad detector."""
+    outside = counts.outside_population
+    if counts.detections and sum(outside.values()) == counts.detections:
+        raise InputError(
+            f"None of the {counts.detections:,} detections is of a video of the ground truth: they are of videos such "
+            f"as {min(outside)!r}, it has videos such as {min(population)!r}; "
+            "give the annotations and the subset of the videos that were localized."
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean, rounded once, so that the order of the values cannot show."""
+    return math.fsum(values) / len(values)
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names."""
+    first, rest = list(names)[:3], list(names)[3:]
+    return ", ".join(first) + (", ..." if rest else "")
