@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from aumn.data.layout import ANNOTATIONS
 from aumn.data.problems import refuse
 from aumn.records import GroundTruth, InputError
-
-FILE_NAME = "annotations.parquet"
 
 
 class Instance(NamedTuple):
@@ -91,7 +90,7 @@ def ground_truth(annotations: Annotations, subset: str) -> GroundTruth:
 
 def read_annotations(path: Path) -> Annotations:
     """Read ActivityNet-layout JSON, a shard set's annotations.parquet, or the same given as the shard set's folder."""
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / ANNOTATIONS if path.is_dir() else path
     if not file.is_file():
         raise InputError(
             f"There is no ground truth at {file}: give an ActivityNet-layout JSON or a shard set's folder."
@@ -100,7 +99,7 @@ def read_annotations(path: Path) -> Annotations:
     return Annotations(path, {video.id: video for video in videos})
 
 
-def write_parquet(path: Path, videos: Iterable[AnnotatedVideo]) -> None:
+def write_annotations(file: BinaryIO, videos: Iterable[AnnotatedVideo]) -> None:
     """Write one row a video, its instances as a list; equal videos make equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,7 +118,7 @@ def write_parquet(path: Path, videos: Iterable[AnnotatedVideo]) -> None:
         video._asdict() | {"annotations": [instance._asdict() for instance in video.annotations]} for video in videos
     ]
     table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def _read_parquet(file: Path) -> list[AnnotatedVideo]:

@@ -9,14 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-FILE_NAME = "manifest.parquet"
+from aumn.data.layout import Description
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,13 @@ class Manifest:
     fps_N: np.ndarray
     members: dict[str, Members]  # stream -> its members
 
-    def identity(self, classes: Sequence[str], widths: dict[str, int], dtype: str, stride_frames: int) -> str:
-        """A short hash of the content: equal features, labels and classes have it in common, however cut into tars."""
-        digest = xxhash.xxh3_64(json.dumps([classes, list(widths.items()), dtype, stride_frames]).encode())
+    def identity(self, description: Description) -> str:
+        """A short hash of the content: features, labels and classes that are equal have it, however cut into tars."""
+        facts = [description.classes, list(description.streams.items()), description.dtype, description.stride_frames]
+        digest = xxhash.xxh3_64(json.dumps(facts).encode())
         digest.update(json.dumps([self.ids, self.subsets]).encode())
         numbers = [self.subset_N, self.snippets_N, self.label_bounds, self.labels, self.duration_s_N, self.fps_N]
-        numbers += [np.array(self.members[stream].checksum_N, dtype="<u8") for stream in widths]
+        numbers += [np.array(self.members[stream].checksum_N, dtype="<u8") for stream in description.streams]
         for column in numbers:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
@@ -70,11 +71,10 @@ def schema(streams: Sequence[str]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
-def write_manifest(path: Path, rows: list[dict[str, Any]], streams: Sequence[str]) -> Manifest:
-    """Write one row a video, in the order given; equal rows make equal bytes."""
+def write_manifest(file: BinaryIO, rows: list[dict[str, Any]], streams: Sequence[str]) -> None:
+    """Write one row a video, in the order that readers will count in; equal rows make equal bytes."""
     table = pa.Table.from_pylist(rows, schema=schema(streams))
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-    return _from_table(table, streams)
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_manifest(path: Path, streams: Sequence[str]) -> Manifest:
@@ -84,6 +84,7 @@ def read_manifest(path: Path, streams: Sequence[str]) -> Manifest:
 
 
 def _from_table(table: pa.Table, streams: Sequence[str]) -> Manifest:
+    """The columns as arrays and lists, which read a thousand times faster than pyarrow's scalars."""
     column = {name: table[name].combine_chunks() for name in table.column_names}
     subset = column["subset"].dictionary_encode()
     labels = column["labels"]

@@ -5,10 +5,8 @@ data_shards/README.md documents the format. Temporal ground truth lies in annota
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -16,40 +14,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from aumn.data import manifest
-from aumn.data.manifest import Manifest
+from aumn.data.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description
+from aumn.data.manifest import Manifest, read_manifest
 from aumn.data.tars import sample_key
 from aumn.records import InputError, Video
 
-FORMAT_VERSION = 1
-DESCRIPTION = "dataset.json"
 OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One tar and its size, by which a truncated copy is found on opening."""
-
-    file: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What dataset.json says of the whole set; `streams` maps each stream to its width D, in reading order."""
-
-    format_version: int
-    name: str
-    identity: str
-    classes: tuple[str, ...]
-    streams: dict[str, int]
-    dtype: str
-    stride_frames: int
-    shards: tuple[Shard, ...]
-
-    def to_json(self) -> str:
-        """The text of dataset.json."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 class ShardSet:
@@ -73,7 +43,7 @@ class ShardSet:
     @classmethod
     def open(cls, path: Path) -> ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
-        description = _read_description(path)
+        description = read_description(path)
         rows = _read_rows(path, description)
         _check_tars(path, description.shards)
         return cls(path, description, rows)
@@ -136,33 +106,14 @@ class ShardSet:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _read_description(path: Path) -> Description:
-    file = path / DESCRIPTION
-    if not file.is_file():
-        raise InputError(f"{path} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.")
-    try:
-        fields = json.loads(file.read_bytes())
-        version = fields["format_version"]
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{file} has format version {version!r}; this aumn reads {FORMAT_VERSION}: pack the features again."
-            )
-        shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
-        return Description(**fields | {"classes": tuple(fields["classes"])}, shards=shards)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} is damaged ({error!r}): fetch the shard set again.") from None
-
-
 def _read_rows(path: Path, description: Description) -> Manifest:
-    file = path / manifest.FILE_NAME
+    file = path / MANIFEST
     try:
-        rows = manifest.read_manifest(file, list(description.streams))
+        rows = read_manifest(file, list(description.streams))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read ({reason}): fetch the shard set again.") from None
-    identity = rows.identity(description.classes, description.streams, description.dtype, description.stride_frames)
+    identity = rows.identity(description)
     if identity != description.identity:
         raise InputError(
             f"{file} has identity {identity}, but {DESCRIPTION} beside it says {description.identity}: "

@@ -1,0 +1,77 @@
+"""`OUT.partial`: where a shard set is built, by one process at a time, until one rename makes it appear whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aumn.records import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """`shards` will be the shard set; `progress` holds notes on finished shards, and files being written."""
+
+    partial: Path
+
+    @property
+    def shards(self) -> Path:
+        """The folder that becomes OUT."""
+        return self.partial / "shards"
+
+    @property
+    def progress(self) -> Path:
+        """The folder of what is not published."""
+        return self.partial / "progress"
+
+    def notes(self) -> list[Path]:
+        """One file for each shard that some run has finished."""
+        return list(self.progress.glob("*.json"))
+
+    def publish(self, out: Path, files: Collection[str]) -> None:
+        """Rename `shards` to OUT, holding exactly these files and safely on disk."""
+        for stray in self.shards.iterdir():  # of an earlier plan
+            if stray.name not in files:
+                stray.unlink()
+        refuse_existing(out)
+        _sync_folder(self.shards)
+        self.shards.rename(out)
+        _sync_folder(out.parent)
+        shutil.rmtree(self.partial)
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Workplace]:
+    """OUT's workplace, for this process alone; left for the next run to go on from if it holds finished shards."""
+    work = Workplace(out.with_name(out.name + ".partial"))
+    work.shards.mkdir(parents=True, exist_ok=True)
+    work.progress.mkdir(exist_ok=True)
+    with (work.partial / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another run is packing into {out}: let it finish, or stop it first.") from None
+        try:
+            yield work
+        finally:
+            if work.partial.exists() and not work.notes():
+                shutil.rmtree(work.partial)
+
+
+def refuse_existing(out: Path) -> None:
+    """A shard set is never overwritten."""
+    if out.exists():
+        raise InputError(f"{out} already exists: remove it, or pack into another folder.")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
