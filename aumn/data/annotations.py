@@ -1,4 +1,4 @@
-"""Temporal ground truth: when each action happens, read for packing and evaluation. Training never imports this file.
+"""Temporal ground truth: when each action happens, read for packing and evaluation. The loader never imports this file.
 
 Two layouts: ActivityNet's JSON, in which THUMOS14 and others are released too, and a shard set's annotations.parquet.
 Nothing is repaired: zero-length and duplicate instances and ends beyond the duration are kept as annotated.

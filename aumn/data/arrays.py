@@ -41,7 +41,7 @@ def read_header(path: Path, *, allow_pickle: bool) -> Header:
 
 
 def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
-    """The array; a pickled one, or a pickled list of rows of one length, as float32."""
+    """The array; a pickled one, or a pickled list of rows of one length, as float64."""
     with path.open("rb") as file:
         if _parse_header(path, file).dtype.hasobject:
             return _unpickle(path, file, allow_pickle)
@@ -73,7 +73,7 @@ def _unpickle(path: Path, file: BinaryIO, allow_pickle: bool) -> np.ndarray:
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{path} is a damaged pickle ({error!r}): fetch or extract it again.") from None
     try:
-        return np.array(values.tolist(), dtype=np.float32)
+        return np.array(values.tolist(), dtype=np.float64)
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"{path} holds pickled objects that are no table of numbers: save it as an array.") from None
 

@@ -127,11 +127,16 @@ def _write_rest(
     """All shards in the plans' order, the kept ones too; bad videos are reported together, once all are read."""
     videos = {plan.file: len(plan.videos) for plan in plans}
     written = dict(kept)
+
+    def tell() -> None:
+        if on_progress:
+            on_progress(sum(videos[file] for file in written), sum(videos.values()))
+
+    tell()
     calls = [(plan, work.shards, work.progress) for plan in plans if plan.file not in kept]
     for shard in run_in_processes(write_shard, calls, workers):
         written[shard.file] = shard
-        if on_progress:
-            on_progress(sum(videos[file] for file in written), sum(videos.values()))
+        tell()
     problems = [problem for plan in plans for problem in written[plan.file].problems]
     finished = sum(not shard.problems for shard in written.values())
     refuse(

@@ -138,7 +138,8 @@ def _read_stream(file: FeatureFile, snippets: int, dtype: np.dtype, allow_pickle
             f"{file.path} has {bad_T.sum():,} NaN or infinite values, the first in snippet {np.flatnonzero(bad_T)[0]}: "
             "extract it again, or leave the video out."
         )
-    if largest > np.finfo(dtype).max:
+    limit = float(np.finfo(dtype).max)
+    if largest > limit:
         remedy = "give --dtype float32" if dtype == np.float16 else "scale the features"
-        raise InputError(f"{file.path} has a value of {largest:g}, beyond {dtype}'s {np.finfo(dtype).max:g}: {remedy}.")
+        raise InputError(f"{file.path} has a value of magnitude {largest:g}, beyond {dtype}'s {limit:g}: {remedy}.")
     return features_TD.astype(dtype, copy=False)

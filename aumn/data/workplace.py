@@ -56,6 +56,8 @@ def workplace(out: Path) -> Iterator[Workplace]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"Another run is packing into {out}: let it finish, or stop it first.") from None
+        for unfinished in work.progress.glob("*.writing"):
+            unfinished.unlink()
         try:
             yield work
         finally:

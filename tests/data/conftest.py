@@ -1,0 +1,92 @@
+"""Small published datasets to pack, and one packed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aumn.data.packing import pack
+from aumn.data.shards import ShardSet
+
+WIDTHS = {"rgb": 5, "flow": 3}
+
+
+@dataclass
+class Published:
+    """A folder in the published layout, and what was written there."""
+
+    root: Path
+    features: dict[str, dict[str, np.ndarray]]  # video -> stream -> T x D
+    database: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "gt.json"
+
+    def write_annotations(self) -> None:
+        self.annotations.write_text(json.dumps({"database": self.database}))
+
+    def path(self, stream: str, video: str) -> Path:
+        return self.root / stream / f"{video}.npy"
+
+    def save(self, stream: str, video: str, features_TD: np.ndarray, **options: Any) -> Path:
+        path = self.path(stream, video)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, features_TD, **options)
+        return path
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Callable[..., Published]:
+    """Write a dataset: `ids` by subset; lengths from 2 snippets on, float32, two labels in turn."""
+
+    def write(ids: dict[str, list[str]] | None = None, lengths: tuple[int, ...] = (4, 2, 7)) -> Published:
+        ids = ids or {"training": ["a", "b", "c"], "testing": ["d", "e"]}
+        rng = np.random.default_rng(7)
+        published = Published(tmp_path / "published", {})
+        videos = [(subset, video) for subset, members in ids.items() for video in members]
+        for number, (subset, video) in enumerate(videos):
+            snippets = lengths[number % len(lengths)]
+            arrays = {stream: rng.normal(size=(snippets, width)).astype("float32") for stream, width in WIDTHS.items()}
+            published.features[video] = arrays
+            for stream, features_TD in arrays.items():
+                published.save(stream, video, features_TD)
+            label = ["Run", "Jump"][number % 2]
+            published.database[video] = {
+                "subset": subset,
+                "duration": 10.0 + number,
+                "fps": 25.0,
+                "annotations": [{"label": label, "segment": [1.0, 2.5 + number]}],
+            }
+        published.write_annotations()
+        return published
+
+    return write
+
+
+@pytest.fixture
+def published(publish: Callable[..., Published]) -> Published:
+    """Three training and two testing videos."""
+    return publish()
+
+
+@pytest.fixture
+def shard_set(published: Published, tmp_path: Path) -> ShardSet:
+    """The same, packed."""
+    pack(published.root, tmp_path / "packed", published.annotations, name="small", workers=1)
+    return ShardSet.open(tmp_path / "packed")
+
+
+@pytest.fixture(scope="session")
+def shrec(shared_tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real untrimmed recordings as features in the published layout."""
+    folder = tmp_path_factory.mktemp("shrec")
+    command = [sys.executable, str(shared_tools / "shrec21_features.py"), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
