@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -107,21 +108,17 @@ def _notes(counts: Counts, population: Population) -> Iterator[str]:
         yield "There are no detections, so every average precision is 0."
         return
     if outside := counts.outside_population:
-        yield (
-            f"{sum(outside.values()):,} detections of {len(outside):,} videos outside the population count as false "
-            f"positives: {_some(outside)}."
-        )
+        found = f"{_plural(sum(outside.values()), 'detection')} of {_plural(len(outside), 'video')}"
+        yield f"False positives outside the population: {found}, such as {_some(outside)}."
     if unknown := counts.unknown_labels:
-        yield (
-            f"{sum(unknown.values()):,} detections of {len(unknown):,} labels without ground truth count for nothing: "
-            f"{_some(unknown)}."
-        )
+        found = f"{_plural(sum(unknown.values()), 'detection')} of {_plural(len(unknown), 'label')}"
+        yield f"Left out, for want of ground truth: {found}, such as {_some(unknown)}."
     if silent := counts.classes_without_detections:
-        yield f"{len(silent):,} of {population.classes:,} classes have no detection, so AP 0: {_some(silent)}."
+        yield f"Without a detection, so AP 0: {len(silent)} of {population.classes} classes, such as {_some(silent)}."
     if counts.videos_without_detections:
-        yield f"{counts.videos_without_detections:,} of {population.videos:,} videos have no detection."
+        yield f"Without a detection: {counts.videos_without_detections:,} of {population.videos:,} videos."
     if counts.zero_length_instances:
-        yield f"{counts.zero_length_instances:,} instances have no length: they count, and nothing can match them."
+        yield f"Never matched, for want of length: {_plural(counts.zero_length_instances, 'instance')}."
 
 
 def parse_tious(text: str) -> tuple[float, ...]:
@@ -241,5 +238,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def _some(names: Iterable[str]) -> str:
     """The first few names."""
-    first, rest = list(names)[:3], list(names)[3:]
-    return ", ".join(first) + (", ..." if rest else "")
+    return ", ".join(islice(names, 3))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
