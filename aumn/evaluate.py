@@ -121,6 +121,15 @@ def _notes(counts: Counts, population: Population) -> Iterator[str]:
         yield f"Never matched, for want of length: {_plural(counts.zero_length_instances, 'instance')}."
 
 
+def choose_tious(protocol: str | None, tious: str | None) -> tuple[float, ...]:
+    """The thresholds of a protocol by name, or those spelled out: one of the two."""
+    if (protocol is None) == (tious is None):
+        raise InputError("Give either --protocol thumos14 or activitynet, or --tiou with thresholds such as 0.1:0.7:0.1.")
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise InputError(f"protocol {protocol!r} is not known: choose {' or '.join(PROTOCOLS)}, or give --tiou.")
+    return parse_tious(PROTOCOLS[protocol] if protocol is not None else tious or "")
+
+
 def parse_tious(text: str) -> tuple[float, ...]:
     """Thresholds from "0.1:0.7:0.1" (first, last, step; the last included) or from "0.3,0.5,0.7", ascending.
 
