@@ -81,10 +81,13 @@ class ShardSet:
         found: list[int] = np.flatnonzero(rows.subset_N == rows.subsets.index(subset)).tolist()
         return found
 
+    def tar_of(self, index: int) -> Path:
+        """The tar that holds a video."""
+        return self.path / self._shards[self._rows.shard_N[index]].file
+
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
-        shard = int(self._rows.shard_N[index])
-        tar, snippets = self._tar(shard), int(self._rows.snippets_N[index])
+        tar, snippets = self._tar(int(self._rows.shard_N[index])), int(self._rows.snippets_N[index])
         features = {}
         for stream, width in self.streams.items():
             members = self._rows.members[stream]
@@ -92,7 +95,7 @@ class ShardSet:
             member = memoryview(tar)[first : first + size]
             if xxhash.xxh3_64_intdigest(member) != members.checksum_N[index]:
                 raise InputError(
-                    f"{self.path / self._shards[shard].file}: member {sample_key(self._rows.ids[index])}.{stream}.npy "
+                    f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index])}.{stream}.npy "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
                 )
             # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
