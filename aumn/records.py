@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
 
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
+
+    told_by_another_rank = False
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))

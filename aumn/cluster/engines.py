@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aumn.cluster.ranks import Ranks
+from aumn.optimizer_state import flatten_optimizer, restore_optimizer
 from aumn.records import Batch, InputError, Scores
 
 
@@ -105,6 +106,25 @@ class TorchEngine:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norms
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole network's weights by name; every rank must call."""
+        return dict(self.network.state_dict())
+
+    def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's tensors and JSON facts; every rank must call."""
+        return flatten_optimizer(self.optimizer.state_dict(), self._parameter_names())
+
+    def load_state(
+        self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """Go on from what `weights` and `trainer_state` gave."""
+        self.network.load_state_dict(weights)
+        self.optimizer.load_state_dict(restore_optimizer(tensors, facts, self._parameter_names()))
+
+    def _parameter_names(self) -> list[str]:
+        """In the optimizer's order: stream after stream."""
+        return [name for name, _ in self.network.networks.named_parameters()]
 
 
 def build_engine(

@@ -127,15 +127,19 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
         return
     import torch.distributed as dist
 
+    store = _store(dist, timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=_store(dist, timeout_s),
+        store=store,
         rank=ranks.rank,
         world_size=ranks.size,
         timeout=timedelta(seconds=timeout_s),
     )
     try:
         yield ranks
+    except InputError as error:  # what several ranks find wrong is told once
+        error.told_by_another_rank = store.add(f"told/{error}", 1) > 1
+        raise
     finally:
         dist.destroy_process_group()
 

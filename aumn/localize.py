@@ -1,0 +1,153 @@
+"""From a model and a shard set to detections.
+
+Videos go through the network one by one, whole, so a video's detections do not depend on the ranks or on its company.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from aumn.checkpoint import ModelCard, read_model
+from aumn.cluster.ranks import Ranks
+from aumn.data.loader import whole_videos
+from aumn.data.shards import ShardSet
+from aumn.localization.detections import write_part
+from aumn.localization.proposals import DetectionRules, detect
+from aumn.model.aumn import TwoStream
+from aumn.records import Batch, Detections, InputError, Video, VideoScores
+
+
+class Localizer(Protocol):
+    """What localization needs of a network."""
+
+    def localize(self, batch: Batch) -> dict[str, VideoScores]:
+        """Every stream's scores of the batch's one whole video."""
+
+
+def localize(
+    network: Localizer,
+    batches: Iterable[Batch],
+    videos: Mapping[str, Video],
+    card: ModelCard,
+    *,
+    rules: DetectionRules,
+    advance: Callable[[int], None] = lambda _done: None,
+) -> Detections:
+    """The detections of the batches' videos; `videos` holds the facts of every video that a batch may name."""
+    names: list[str] = []
+    counts: list[int] = []
+    columns: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0), np.zeros(0), np.zeros(0))]
+    for batch in batches:
+        found = detect(network.localize(batch), videos[batch.videos[0]], card.stride_frames, rules)
+        names.append(batch.videos[0])
+        counts.append(len(found.score_N))
+        columns.append((found.label_N, found.score_N, found.start_s_N, found.end_s_N))
+        advance(len(names))
+    label_N, score_N, start_s_N, end_s_N = (np.concatenate(column) for column in zip(*columns, strict=True))
+    video_N = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+    return Detections(tuple(names), card.classes, video_N, label_N.astype(np.int32), score_N, start_s_N, end_s_N)
+
+
+def localize_subset(
+    folder: Path,
+    shards_path: Path,
+    out: Path,
+    ranks: Ranks,
+    *,
+    model: str,
+    subset: str,
+    device: str,
+    advance: Callable[[int, int], None],
+) -> int:
+    """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
+
+    `folder` holds the model that the user called `model`.
+    """
+    if out.exists():
+        raise InputError(f"{out} already exists: name a new folder for the detections, or remove it first.")
+    network, card = load_network(folder)
+    shards = ShardSet.open(shards_path)
+    check_fit(card, model, shards)
+    indices = shards.indices(subset)
+    videos = {shards.videos[index].id: shards.videos[index] for index in indices}
+    batches = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
+    own_videos = len(indices[ranks.rank :: ranks.size])
+    detections = localize(
+        network.to(device),
+        (batch.to(torch.device(device)) for batch in batches),
+        videos,
+        card,
+        rules=DetectionRules(**card.localize),
+        advance=lambda done: advance(done, own_videos),
+    )
+    metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
+    with _appearing_whole(out, ranks) as partial:
+        write_part(detections, partial / f"part-{ranks.rank:05d}.parquet", metadata)
+    return sum(ranks.gather(len(detections)))
+
+
+@contextmanager
+def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
+    """A folder that every rank writes into and that takes its name once all have."""
+    partial = out.with_name(f".{out.name}.partial")
+    if ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    ranks.barrier()
+    yield partial
+    ranks.barrier()
+    if ranks.is_first:
+        partial.rename(out)
+    ranks.barrier()
+
+
+def load_network(folder: Path) -> tuple[TwoStream, ModelCard]:
+    """The network of a model artifact or checkpoint, ready to localize, with its card."""
+    weights, card = read_model(folder)
+    network = TwoStream.build(card.streams, len(card.classes), card.model)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+        raise InputError(
+            f"{folder}: the weights in model.safetensors are not those that model.json describes; "
+            "take both files from one run.",
+            *problems[:5],
+        ) from None
+    return network.eval(), card
+
+
+def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
+    """InputError unless the shard set has the classes, feature widths and stride that the model was trained with."""
+    if shards.classes != card.classes:
+        raise InputError(
+            f"{shards.path} has other classes than the model {model} ({_difference(shards.classes, card.classes)}): "
+            "pack it with the model's class list (aumn pack --classes FILE), or use a model of these classes."
+        )
+    if shards.streams != card.streams:
+        raise InputError(
+            f"{shards.path} has features {shards.streams} wide, the model {model} was trained on {card.streams}: "
+            "use features of the same extractor."
+        )
+    if shards.stride_frames != card.stride_frames:
+        raise InputError(
+            f"{shards.path} has a snippet every {shards.stride_frames} frames, the model {model} was trained on one "
+            f"every {card.stride_frames}: extract the features again with that stride."
+        )
+
+
+def _difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+    extra = [name for name in ours if name not in theirs]
+    missing = [name for name in theirs if name not in ours]
+    if not extra and not missing:
+        return "the same names in another order"
+    groups = ((extra, "extra"), (missing, "missing"))
+    parts = [f"{len(names)} {word}: {', '.join(names[:3])}" for names, word in groups if names]
+    return f"{len(ours)} against {len(theirs)}; {'; '.join(parts)}"

@@ -1,0 +1,93 @@
+"""The mAP that a run follows while it trains, on held-out training videos or on a subset by name.
+
+Only a model chosen on held-out training videos was chosen fairly; a subset by name is followed, never chosen on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aumn.checkpoint import ModelCard
+from aumn.cluster.ranks import Ranks
+from aumn.config import RunConfig
+from aumn.data.annotations import read_ground_truth
+from aumn.data.loader import whole_videos
+from aumn.data.shards import ShardSet
+from aumn.evaluate import PROTOCOLS, evaluate, parse_tious
+from aumn.localization.proposals import DetectionRules
+from aumn.localize import localize
+from aumn.model.aumn import TwoStream
+from aumn.records import GroundTruth, InputError
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Videos, their temporal ground truth, and how to measure a network on them."""
+
+    name: str
+    shards: ShardSet
+    indices: list[int]
+    ground_truth: GroundTruth
+    tious: tuple[float, ...]
+    card: ModelCard
+    rules: DetectionRules
+
+    @classmethod
+    def of(cls, config: RunConfig, shards: ShardSet, held_out: list[int], card: ModelCard) -> Validation | None:
+        """What `evaluation.videos` asks for; None where it asks for nothing."""
+        name = config.evaluation.videos
+        if name is None:
+            return None
+        if name == HELD_OUT and not held_out:
+            raise InputError(
+                f"evaluation.videos=held_out, but data.holdout_share={config.data.holdout_share} of "
+                f"{config.data.subset} holds none out: set it to 0.2, say, or set evaluation.videos=null."
+            )
+        indices = held_out if name == HELD_OUT else shards.indices(name)
+        subset = config.data.subset if name == HELD_OUT else name
+        videos = {shards.videos[index].id for index in indices}
+        ground_truth = _restrict(read_ground_truth(shards.path, subset), videos)
+        tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
+        rules = DetectionRules(**config.localize.model_dump())
+        return cls(name, shards, indices, ground_truth, tious, card, rules)
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether a checkpoint may be chosen by this measure."""
+        return self.name == HELD_OUT
+
+    def measure(self, network: TwoStream, ranks: Ranks) -> dict[str, float]:
+        """Mean average precision by threshold and on average, the same on every rank."""
+        network.eval()
+        batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
+        videos = {self.shards.videos[index].id: self.shards.videos[index] for index in self.indices}
+        detections = localize(network, batches, videos, self.card, rules=self.rules)
+        network.train()
+        result = evaluate(detections, self.ground_truth, self.tious, ranks)
+        metrics = {f"mAP/{tiou}": value for tiou, value in zip(result.tious, result.map_T, strict=True)}
+        return metrics | {"mAP/average": result.average}
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        """A line for the log, with the population."""
+        average = f"{100 * metrics['mAP/average']:.1f} (tIoU {self.tious[0]} to {self.tious[-1]})"
+        return f"mAP {average} on {len(self.indices)} videos: {self.name.replace('_', ' ')}"
+
+
+def _restrict(ground_truth: GroundTruth, videos: Collection[str]) -> GroundTruth:
+    """The ground truth of these videos alone."""
+    kept_V = np.array([video in videos for video in ground_truth.videos])
+    position_V = np.cumsum(kept_V) - 1
+    kept_N = kept_V[ground_truth.video_N]
+    return replace(
+        ground_truth,
+        videos=[video for video, kept in zip(ground_truth.videos, kept_V, strict=True) if kept],
+        video_N=position_V[ground_truth.video_N[kept_N]].astype(np.int32),
+        label_N=ground_truth.label_N[kept_N],
+        start_s_N=ground_truth.start_s_N[kept_N],
+        end_s_N=ground_truth.end_s_N[kept_N],
+    )
