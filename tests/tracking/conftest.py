@@ -1,0 +1,45 @@
+"""A fresh sqlite store a test: made once, as MLflow takes seconds for it, then copied."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from aumn.checkpoint import ModelCard, save_model
+from aumn.tracking.store import open_store
+
+
+@pytest.fixture(scope="session")
+def blank_database(tmp_path_factory) -> Path:
+    database = tmp_path_factory.mktemp("blank") / "mlflow.db"
+    open_store(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def store(blank_database, tmp_path, monkeypatch) -> str:
+    """A store's address; no other store is known to the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "a store"
+    folder.mkdir()
+    shutil.copy(blank_database, folder / "mlflow.db")
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture
+def artifact(tmp_path) -> Path:
+    card = ModelCard(
+        model={"units": 3},
+        localize={},
+        classes=("Golf", "Diving"),
+        streams={"rgb": 5, "flow": 4},
+        stride_frames=16,
+        dataset="spliced",
+        dataset_identity="sha256:0123",
+        metrics={"mAP/0.5": 0.1 + 0.2, "mAP/average": 1 / 3},
+        aumn_version="0.1.0",
+        commit="c0ffee",
+    )
+    return save_model(tmp_path / "model", {"memory": torch.arange(6.0).reshape(3, 2)}, card)
