@@ -186,7 +186,7 @@ def _features(world: _World, video: _Video, stream: int, noise: float) -> np.nda
     rng = np.random.default_rng((world.seed, 3 + stream, video.index))
     units_UD = world.dictionaries_UD[stream] * video.gain_U[:, None]
     share_T1 = video.action_share_T[:, None]
-    features_TD = units_UD[video.background_unit_T] * (1 - share_T1)
+    features_TD: np.ndarray = units_UD[video.background_unit_T] * (1 - share_T1)
     features_TD += units_UD[video.action_unit_T] * share_T1
     if rng.random() < 0.5:
         features_TD += _patterns(rng, 1, units_UD.shape[1])

@@ -1,0 +1,242 @@
+"""(shard set, rank, world size, step) -> batches, as a pure function: a run resumes at any step by arithmetic.
+
+The videos of a step, the snippets drawn from each, and each video's seed depend on (run seed, epoch, video) alone, so
+ranks, micro-batches, threads and restarts change nothing about what is learned from.
+
+Shapes: B videos, T snippets, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aumn.data.buffers import Buffers
+from aumn.records import Batch, InputError, Step
+
+if TYPE_CHECKING:
+    from aumn.data.shards import ShardSet
+
+THREADS = 2
+STEPS_AHEAD = 2
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
+
+def split_holdout(indices: Sequence[int], ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Training videos in two: those that stay, and about `share` of them held out, on which choices are made.
+
+    A video's side is a function of (seed, its id) alone: which other videos there are, and in what order, is all one.
+    """
+    is_held_out = [_hash63("holdout", seed, video) < share * 2**63 for video in ids]
+    training = [index for index, out in zip(indices, is_held_out, strict=True) if not out]
+    held_out = [index for index, out in zip(indices, is_held_out, strict=True) if out]
+    if share > 0 and not (training and held_out):
+        raise InputError(
+            f"data.holdout_share={share:g} leaves {len(training)} videos to train on and {len(held_out)} held out; "
+            "both must have some: change the share."
+        )
+    return training, held_out
+
+
+class TrainingLoader:
+    """The steps of a training run as one rank sees them.
+
+    An epoch shows every video exactly once, in an order that depends on (seed, epoch) alone. It is cut into steps of
+    `global_videos`; the last is smaller where that does not divide, and so is every step where the set itself is
+    smaller. A step is cut into `world_size` x micro-batches as evenly as can be. Each rank has the same number of
+    micro-batches at every step, since all must take part in the collectives: in a small step some are empty.
+
+    Args:
+        shards: where features are read from.
+        indices: the videos to train on.
+        global_videos: videos of a step over all ranks.
+        micro_videos: most videos of one forward pass; None takes a rank's share of the step at once.
+        snippets: T drawn from each video, one from each of T equal slices of it (see `draw_snippets`); None takes
+            every snippet, padded to the longest video of the micro-batch.
+        seed: of the run.
+        rank: this process.
+        world_size: number of processes.
+        dtype: of the features in the batches, whatever the shards hold.
+        pin_memory: page-locked memory, for copies to CUDA that overlap with compute. Untested for want of a GPU.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        indices: Sequence[int],
+        *,
+        global_videos: int,
+        micro_videos: int | None,
+        snippets: int | None,
+        seed: int,
+        rank: int,
+        world_size: int,
+        dtype: torch.dtype = torch.float32,
+        pin_memory: bool = False,
+    ) -> None:
+        assert 0 <= rank < world_size
+        _check_labels(shards, indices)
+        self.steps_per_epoch = -(-len(indices) // global_videos)
+        self.wait_s = 0.0  # how long the consumer of `steps` has waited for data so far
+        self._shards = shards
+        self._indices = np.asarray(indices)
+        self._global_videos = global_videos
+        self._micro_count = _count_micro_batches(global_videos, micro_videos, world_size)
+        self._snippets = snippets
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._reader = _Reader(shards, dtype, pin_memory)
+
+    def load(self, step: int) -> Step:
+        """Any step's data, at once."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        first = position * self._global_videos
+        places = _epoch_order(self._seed, epoch, len(self._indices))[first : first + self._global_videos]
+        pieces = np.array_split(self._indices[places], self._world_size * self._micro_count)
+        mine = pieces[self._rank * self._micro_count : (self._rank + 1) * self._micro_count]
+        return Step(step, epoch, len(places), tuple(self._load_batch(piece.tolist(), epoch) for piece in mine))
+
+    def steps(self, first: int, last: int) -> Generator[Step]:
+        """`load` for first <= step < last, read ahead by threads; closing the generator ends them."""
+        ahead = _prefetch(self.load, range(first, last), THREADS, STEPS_AHEAD)
+        try:
+            while True:
+                asked_s = time.perf_counter()
+                step = next(ahead, None)
+                self.wait_s += time.perf_counter() - asked_s
+                if step is None:
+                    return
+                yield step
+        finally:
+            ahead.close()
+
+    def _load_batch(self, indices: list[int], epoch: int) -> Batch:
+        videos = [self._shards.videos[index] for index in indices]
+        seeds = [_hash63("video", self._seed, epoch, video.id) for video in videos]
+        rows = [
+            np.arange(video.snippets) if self._snippets is None else draw_snippets(video.snippets, self._snippets, seed)
+            for video, seed in zip(videos, seeds, strict=True)
+        ]
+        return self._reader.read(indices, rows, seeds)
+
+
+def _check_labels(shards: ShardSet, indices: Sequence[int]) -> None:
+    if not len(indices):
+        raise InputError("There is no video to train on: pack some of the training subset, or hold out fewer.")
+    unlabelled = [shards.videos[index] for index in indices if not shards.videos[index].labels]
+    if unlabelled:
+        raise InputError(
+            f"{unlabelled[0].id} of subset {unlabelled[0].subset!r} has no label (as {len(unlabelled)} of "
+            f"{len(indices)} videos here), and Eq. 9 needs one: annotate it, or pack it in another subset."
+        )
+
+
+def _count_micro_batches(global_videos: int, micro_videos: int | None, world_size: int) -> int:
+    """How many micro-batches each rank has at every step."""
+    videos_a_pass = world_size * (micro_videos or 1)
+    if global_videos % videos_a_pass:
+        multiple = -(-global_videos // videos_a_pass) * videos_a_pass
+        cut = f": {world_size} ranks x batch.micro_videos={micro_videos} = {videos_a_pass} videos a pass"
+        raise InputError(
+            f"batch.global_videos={global_videos} does not split evenly"
+            f"{cut if micro_videos else f' over {world_size} ranks'}. Use a multiple, e.g. {multiple}."
+        )
+    return global_videos // videos_a_pass if micro_videos else 1
+
+
+def draw_snippets(length: int, count: int, seed: int) -> np.ndarray:
+    """Snippets of a video of `length`, in order: one at random from each of `count` equal slices of it.
+
+    Where the video has fewer than `count`, a slice is narrower than a snippet and snippets repeat.
+    """
+    at_T = (np.arange(count) + np.random.default_rng(seed).random(count)) * (length / count)
+    return np.minimum(at_T.astype(np.int64), length - 1)
+
+
+def whole_videos(
+    shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int, dtype: torch.dtype = torch.float32
+) -> Generator[Batch]:
+    """Every snippet of one video a batch, for localization: each video once over all ranks, the next one read ahead.
+
+    Longest first, dealt in turn: ranks differ by at most one video's snippets, and the largest memory comes first.
+    """
+    by_length = sorted(indices, key=lambda index: (-shards.videos[index].snippets, shards.videos[index].id))
+    reader = _Reader(shards, dtype, pin_memory=False)
+
+    def load(index: int) -> Batch:
+        return reader.read([index], [np.arange(shards.videos[index].snippets)], seeds=[0])  # nothing is random here
+
+    return _prefetch(load, by_length[rank::world_size], threads=1, ahead=1)
+
+
+class _Reader:
+    """Features of several videos, from the shards' memory maps straight into one tensor a stream."""
+
+    def __init__(self, shards: ShardSet, dtype: torch.dtype, pin_memory: bool) -> None:
+        self._shards = shards
+        self._dtype = dtype
+        self._pin_memory = pin_memory
+        self._buffers = Buffers()
+
+    def read(self, indices: Sequence[int], rows: Sequence[np.ndarray], seeds: Sequence[int]) -> Batch:
+        """A batch of these videos' snippets `rows`. Without videos it is 0 x 1 x D."""
+        videos = [self._shards.videos[index] for index in indices]
+        lengths = tuple(len(rows_T) for rows_T in rows)
+        longest, count = max(lengths, default=1), len(videos)
+        features = {stream: self._empty(count, longest, width) for stream, width in self._shards.streams.items()}
+        labels_BC = torch.zeros(count, len(self._shards.classes))
+        for place, (index, video, rows_T) in enumerate(zip(indices, videos, rows, strict=True)):
+            labels_BC[place, list(video.labels)] = 1
+            for stream, source_TD in self._shards.read(index).items():
+                # Gathering first costs little, as the copy lies in cache when it is converted; memory maps are
+                # read-only, which torch tensors cannot be.
+                gathered_TD = torch.from_numpy(source_TD.take(rows_T, axis=0))
+                features[stream][place, : len(rows_T)].copy_(gathered_TD)
+                features[stream][place, len(rows_T) :].zero_()
+        mask_BT = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
+        return Batch(tuple(video.id for video in videos), lengths, tuple(seeds), features, mask_BT, labels_BC)
+
+    def _empty(self, *shape: int) -> Tensor:
+        if self._pin_memory:
+            return torch.empty(shape, dtype=self._dtype, pin_memory=True)  # torch keeps such blocks for the next time
+        return self._buffers.empty(shape, self._dtype)
+
+
+def _prefetch(load: Callable[[Item], Loaded], items: Iterable[Item], threads: int, ahead: int) -> Generator[Loaded]:
+    """`load` of each item, in order, `ahead` of them under way while the consumer works on one."""
+    torch.get_num_threads()  # settles this thread's own count, which the next line would otherwise decide
+    # One core a thread, as in torch's own DataLoader: a team of threads for each copy would spin in training's way.
+    pool = ThreadPoolExecutor(threads, "aumn-data", initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[Future[Loaded]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(load, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng(_hash63("order", seed, epoch)).permutation(count)
+
+
+def _hash63(*key: object) -> int:
+    """63 bits of blake2b over the key: the same on every machine, unlike Python's own `hash`."""
+    digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

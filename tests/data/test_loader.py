@@ -1,0 +1,418 @@
+"""Batches as a function of (seed, step): each video once an epoch, and the same data however the work is cut."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aumn.data import loader as loader_module
+from aumn.data.loader import TrainingLoader, draw_snippets, split_holdout, whole_videos
+from aumn.data.packing import pack
+from aumn.data.shards import ShardSet
+from aumn.records import Batch, InputError, Step
+
+NUM_VIDEOS = 11  # no step size below divides it
+LENGTHS = (4, 2, 7, 1, 9)
+CUTS = [(1, None), (1, 1), (1, 3), (2, None), (2, 3), (3, 1), (3, 2), (6, 1)]  # world size, micro_videos
+TRAINING = [f"video_{number:02d}" for number in range(NUM_VIDEOS)]
+TESTING = ["x", "y", "z", "w"]
+WIDTHS = {"rgb": 5, "flow": 3}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was packed: features by video and stream, and where they were published."""
+
+    folder: Path
+    features: dict[str, dict[str, np.ndarray]]
+
+    def pack(self, out: Path, labels: Mapping[str, list[str]] = MappingProxyType({})) -> ShardSet:
+        """`labels` replaces those of some videos; the others have Run and Jump in turn."""
+        database = {
+            video: {
+                "subset": "training" if video in TRAINING else "testing",
+                "duration": 30.0,
+                "fps": 25.0,
+                "annotations": [
+                    {"label": label, "segment": [0.0, 2.0]}
+                    for label in labels.get(video, [["Run", "Jump"][number % 2]])
+                ],
+            }
+            for number, video in enumerate(self.features)
+        }
+        (self.folder / "gt.json").write_text(json.dumps({"database": database}))
+        pack(self.folder, out, self.folder / "gt.json", name="small", workers=1)
+        return ShardSet.open(out)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder, rng = tmp_path_factory.mktemp("published"), np.random.default_rng(7)
+    features = {
+        video: {stream: rng.normal(size=(length, width)).astype("float32") for stream, width in WIDTHS.items()}
+        for video, length in zip([*TRAINING, *TESTING], cycle(LENGTHS), strict=False)
+    }
+    for stream in WIDTHS:
+        (folder / stream).mkdir()
+        for video, arrays in features.items():
+            np.save(folder / stream / f"{video}.npy", arrays[stream])
+    return Source(folder, features)
+
+
+@pytest.fixture(scope="module")
+def shards(source: Source, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return source.pack(tmp_path_factory.mktemp("packed") / "set")
+
+
+def make_loader(shards: ShardSet, **options: Any) -> TrainingLoader:
+    defaults = {"global_videos": 6, "micro_videos": None, "snippets": 5, "seed": 3, "rank": 0, "world_size": 1}
+    return TrainingLoader(shards, shards.indices("training"), **defaults | options)
+
+
+def batches_of_all_ranks(shards: ShardSet, step: int, world_size: int, **options: Any) -> list[Batch]:
+    steps = [make_loader(shards, rank=rank, world_size=world_size, **options).load(step) for rank in range(world_size)]
+    videos = [video for one in steps for batch in one.micro_batches for video in batch.videos]
+    assert {one.global_videos for one in steps} == {len(videos)}
+    assert len({len(one.micro_batches) for one in steps}) == 1, "every rank takes part in every pass"
+    return [batch for one in steps for batch in one.micro_batches]
+
+
+def content(batches: list[Batch]) -> list[tuple[Any, ...]]:
+    """All that a model could see of each video, to the bit."""
+    return [
+        (batch.videos[i], batch.lengths[i], batch.seeds[i], batch.labels_BC[i].tolist(), *bits(batch, i))
+        for batch in batches
+        for i in range(len(batch.videos))
+    ]
+
+
+def bits(batch: Batch, i: int) -> list[bytes]:
+    return [features_BTD[i, : batch.lengths[i]].numpy().tobytes() for features_BTD in batch.features.values()]
+
+
+def epoch_videos(shards: ShardSet, epoch: int, **options: Any) -> list[str]:
+    loader = make_loader(shards, **options)
+    steps = [loader.load(epoch * loader.steps_per_epoch + position) for position in range(loader.steps_per_epoch)]
+    assert all(step.epoch == epoch for step in steps)
+    return [video for step in steps for batch in step.micro_batches for video in batch.videos]
+
+
+def stored(source: Source, video: str, stream: str) -> torch.Tensor:
+    """Features are stored as float16."""
+    return torch.from_numpy(source.features[video][stream].astype(np.float16))
+
+
+@pytest.mark.parametrize(("world_size", "micro_videos"), CUTS)
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_each_video_exactly_once_an_epoch(
+    shards: ShardSet, world_size: int, micro_videos: int | None, epoch: int
+) -> None:
+    options = {"world_size": world_size, "micro_videos": micro_videos}
+    seen = [video for rank in range(world_size) for video in epoch_videos(shards, epoch, rank=rank, **options)]
+    assert sorted(seen) == TRAINING
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(shards: ShardSet) -> None:
+    order = epoch_videos(shards, epoch=2)
+    assert order != TRAINING
+    assert order == epoch_videos(shards, epoch=2, snippets=None, micro_videos=2)
+    assert order == epoch_videos(shards, epoch=2, global_videos=4)
+    assert order != epoch_videos(shards, epoch=3)
+    assert order != epoch_videos(shards, epoch=2, seed=4)
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+@pytest.mark.parametrize(("world_size", "micro_videos"), CUTS)
+@pytest.mark.parametrize("snippets", [5, None])
+def test_a_step_is_the_same_to_the_bit_however_it_is_cut(
+    shards: ShardSet, step: int, world_size: int, micro_videos: int | None, snippets: int | None
+) -> None:
+    whole = content(batches_of_all_ranks(shards, step, 1, snippets=snippets))
+    cut = content(batches_of_all_ranks(shards, step, world_size, micro_videos=micro_videos, snippets=snippets))
+    assert cut == whole
+    assert len(whole) == (6 if step % 2 == 0 else 5)
+
+
+def test_micro_batches_are_as_even_as_can_be(shards: ShardSet) -> None:
+    batches = batches_of_all_ranks(shards, 1, 3, micro_videos=1)
+    assert [len(batch.videos) for batch in batches] == [1, 1, 1, 1, 1, 0]
+
+
+def test_an_empty_micro_batch_keeps_its_shape(shards: ShardSet) -> None:
+    for snippets in (5, None):
+        empty = make_loader(shards, rank=2, world_size=3, micro_videos=1, snippets=snippets).load(1).micro_batches[1]
+        assert (empty.videos, empty.lengths, empty.seeds) == ((), (), ())
+        assert {stream: tuple(f.shape) for stream, f in empty.features.items()} == {"rgb": (0, 1, 5), "flow": (0, 1, 3)}
+        assert empty.mask_BT.shape == (0, 1)
+        assert empty.labels_BC.shape == (0, 2)
+
+
+def test_a_set_smaller_than_a_step_is_a_step_an_epoch(shards: ShardSet) -> None:
+    loader = make_loader(shards, global_videos=32, world_size=2, micro_videos=4, rank=1)
+    assert loader.steps_per_epoch == 1
+    step = loader.load(4)
+    assert (step.index, step.epoch, step.global_videos) == (4, 4, NUM_VIDEOS)
+    assert [len(batch.videos) for batch in step.micro_batches] == [1, 1, 1, 1]
+
+
+def test_every_snippet_padded_to_the_longest(shards: ShardSet, source: Source) -> None:
+    (batch,) = make_loader(shards, snippets=None).load(0).micro_batches
+    longest = max(len(source.features[video]["rgb"]) for video in batch.videos)
+    assert batch.mask_BT.shape == (6, longest)
+    for i, video in enumerate(batch.videos):
+        length = len(source.features[video]["rgb"])
+        assert batch.lengths[i] == length
+        assert batch.mask_BT[i].tolist() == [True] * length + [False] * (longest - length)
+        for stream, features_BTD in batch.features.items():
+            assert features_BTD.dtype == torch.float32
+            assert torch.equal(features_BTD[i, :length], stored(source, video, stream).float())
+            assert not features_BTD[i, length:].any()
+
+
+def test_snippets_are_drawn_by_seed_epoch_and_video_and_alike_in_both_streams(shards: ShardSet, source: Source) -> None:
+    loader = make_loader(shards, snippets=5)
+    drawn: dict[str, list[list[int]]] = {}
+    for step in (loader.load(number) for number in range(6)):
+        (batch,) = step.micro_batches
+        assert batch.mask_BT.all()
+        for i, video in enumerate(batch.videos):
+            rows = draw_snippets(len(source.features[video]["rgb"]), 5, batch.seeds[i])
+            drawn.setdefault(video, []).append(rows.tolist())
+            for stream, features_BTD in batch.features.items():
+                assert torch.equal(features_BTD[i], stored(source, video, stream)[rows].float())
+    assert drawn["video_04"][0] != drawn["video_04"][1], "epochs draw anew"
+
+
+@given(length=st.integers(1, 300), count=st.integers(1, 300), seed=st.integers(0, 2**63 - 1))
+def test_one_snippet_from_each_slice(length: int, count: int, seed: int) -> None:
+    rows_T = draw_snippets(length, count, seed)
+    slices_T = np.arange(count) * length / count
+    assert len(rows_T) == count
+    assert (rows_T >= np.floor(slices_T)).all()
+    assert (rows_T < np.ceil(slices_T + length / count + 1e-9)).all()
+    assert (np.diff(rows_T) >= 0).all()
+    assert rows_T[-1] < length
+
+
+def test_every_snippet_is_drawn_sooner_or_later() -> None:
+    drawn = np.concatenate([draw_snippets(10, 4, seed) for seed in range(300)])
+    assert (np.bincount(drawn, minlength=10) > 60).all()  # 120 expected of each
+
+
+def test_seeds_are_of_63_bits_and_the_same_on_every_machine(shards: ShardSet) -> None:
+    loader = make_loader(shards)
+    (first,) = loader.load(0).micro_batches
+    (later,) = loader.load(2).micro_batches
+    assert all(0 <= seed < 2**63 for seed in first.seeds)
+    assert len({*first.seeds, *later.seeds}) == 12
+    assert dict(zip(first.videos, first.seeds, strict=True))["video_00"] == 5058909591725760082
+
+
+def test_labels_are_multi_hot(source: Source, tmp_path: Path) -> None:
+    shards = source.pack(tmp_path / "set", labels={"video_04": ["Run", "Jump", "Run"]})
+    loader = make_loader(shards, global_videos=NUM_VIDEOS)
+    (batch,) = loader.load(0).micro_batches
+    labels = dict(zip(batch.videos, batch.labels_BC.tolist(), strict=True))
+    assert batch.labels_BC.dtype == torch.float32
+    assert labels["video_04"] == [1.0, 1.0]
+    assert labels["video_00"] == [0.0, 1.0]  # Jump, Run
+    assert labels["video_01"] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(shards: ShardSet, source: Source, dtype: torch.dtype) -> None:
+    (batch,) = make_loader(shards, snippets=None, dtype=dtype).load(0).micro_batches
+    for i, video in enumerate(batch.videos):
+        expected_TD = stored(source, video, "flow").to(dtype)
+        assert torch.equal(batch.features["flow"][i, : batch.lengths[i]], expected_TD)
+
+
+def test_resuming_at_any_step_is_the_uninterrupted_run(shards: ShardSet) -> None:
+    uninterrupted = [(step.index, step.epoch, content(list(step.micro_batches))) for step in steps_of(shards, 0, 7)]
+    assert [index for index, _, _ in uninterrupted] == list(range(7))
+    for first in (1, 2, 5):
+        resumed = [(step.index, step.epoch, content(list(step.micro_batches))) for step in steps_of(shards, first, 7)]
+        assert resumed == uninterrupted[first:]
+
+
+def steps_of(shards: ShardSet, first: int, last: int, **options: Any) -> Iterator[Step]:
+    yield from make_loader(shards, **options).steps(first, last)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_reading_ahead_is_random_access_whether_or_not_batches_are_kept(shards: ShardSet, keep: bool) -> None:
+    loader = make_loader(shards, snippets=None, micro_videos=3)
+    kept = []
+    for step in loader.steps(0, 30):
+        expected = loader.load(step.index)
+        assert content(list(step.micro_batches)) == content(list(expected.micro_batches))
+        for batch in step.micro_batches:
+            for features_BTD in batch.features.values():
+                assert not features_BTD[~batch.mask_BT].any()
+        if keep:
+            kept.append((step, content(list(step.micro_batches))))
+    assert all(content(list(step.micro_batches)) == then for step, then in kept)
+
+
+def data_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("aumn-data")]
+
+
+def test_threads_end_with_the_generator(shards: ShardSet) -> None:
+    steps = make_loader(shards).steps(0, 1000)
+    next(steps)
+    assert data_threads()
+    steps.close()
+    assert not data_threads()
+    batches = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
+    next(batches)
+    assert data_threads()
+    batches.close()
+    assert not data_threads()
+    assert len(list(make_loader(shards).steps(0, 3))) == 3
+    assert not data_threads()
+
+
+def test_steps_are_read_ahead_but_not_without_bound(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(shards)
+    begun: list[int] = []
+    load = loader.load
+    monkeypatch.setattr(loader, "load", lambda step: begun.append(step) or load(step))
+    steps = loader.steps(10, 100)
+    next(steps)
+    wait_until(lambda: len(begun) == 1 + loader_module.STEPS_AHEAD)
+    time.sleep(0.02)
+    assert sorted(begun) == [10, 11, 12]
+    steps.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+def test_an_error_reaches_the_consumer_at_its_step(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(shards)
+    damaged = loader.load(0).micro_batches[0].videos[0]  # so it is in step 0, not in step 1
+    damaged_index = [video.id for video in shards.videos].index(damaged)
+    read = shards.read
+
+    def read_or_fail(index: int) -> dict[str, np.ndarray]:
+        if index == damaged_index:
+            raise InputError(f"{damaged} is damaged.")
+        return read(index)
+
+    monkeypatch.setattr(shards, "read", read_or_fail)
+    steps = loader.steps(1, 10)
+    assert next(steps).index == 1
+    with pytest.raises(InputError, match=f"{damaged} is damaged"):
+        list(steps)
+    assert not data_threads()
+
+
+def test_waiting_is_counted(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(shards)
+    load = loader.load
+    monkeypatch.setattr(loader, "load", lambda step: time.sleep(0.03) or load(step))
+    assert loader.wait_s == 0
+    list(loader.steps(0, 1))
+    assert loader.wait_s > 0.03
+
+
+def test_the_consumers_own_thread_count_stays(shards: ShardSet) -> None:
+    before = torch.get_num_threads()
+    list(make_loader(shards).steps(0, 2))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"global_videos": 64, "micro_videos": 8, "world_size": 3},
+            "batch.global_videos=64 does not split evenly: 3 ranks x batch.micro_videos=8 = 24 videos a pass. "
+            "Use a multiple, e.g. 72.",
+        ),
+        (
+            {"global_videos": 4, "micro_videos": 8, "world_size": 1},
+            "batch.global_videos=4 does not split evenly: 1 ranks x batch.micro_videos=8 = 8 videos a pass. "
+            "Use a multiple, e.g. 8.",
+        ),
+        (
+            {"global_videos": 64, "micro_videos": None, "world_size": 3},
+            "batch.global_videos=64 does not split evenly over 3 ranks. Use a multiple, e.g. 66.",
+        ),
+    ],
+)
+def test_a_step_that_does_not_split_evenly_is_refused(shards: ShardSet, options: Any, message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        make_loader(shards, **options)
+    assert str(raised.value) == message
+
+
+def test_a_training_video_without_a_label_is_refused(source: Source, tmp_path: Path) -> None:
+    shards = source.pack(tmp_path / "set", labels={"video_02": [], "video_06": [], "x": []})
+    with pytest.raises(InputError) as raised:
+        make_loader(shards)
+    assert str(raised.value) == (
+        "video_02 of subset 'training' has no label (as 2 of 11 videos here), and Eq. 9 needs one: "
+        "annotate it, or pack it in another subset."
+    )
+    testing = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
+    assert sorted(batch.videos[0] for batch in testing) == ["w", "x", "y", "z"]
+
+
+def test_no_videos_are_refused(shards: ShardSet) -> None:
+    with pytest.raises(InputError, match=r"^There is no video to train on: pack some of the training subset"):
+        TrainingLoader(shards, [], global_videos=2, micro_videos=None, snippets=4, seed=0, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_whole_videos_each_once_over_all_ranks(shards: ShardSet, source: Source, world_size: int) -> None:
+    indices = shards.indices("testing")
+    by_rank = [list(whole_videos(shards, indices, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert sorted(batch.videos[0] for batches in by_rank for batch in batches) == ["w", "x", "y", "z"]
+    snippets = [sum(sum(batch.lengths) for batch in batches) for batches in by_rank]
+    assert max(snippets) - min(snippets) <= max(LENGTHS)
+    for batch in (batch for batches in by_rank for batch in batches):
+        assert batch.mask_BT.all()
+        assert len(batch.videos) == len(batch.seeds) == 1
+        for stream, features_BTD in batch.features.items():
+            assert torch.equal(features_BTD[0], stored(source, batch.videos[0], stream).float())
+
+
+def test_a_holdout_is_a_matter_of_each_video_alone() -> None:
+    ids = [f"v{number}" for number in range(400)]
+    indices = list(range(1000, 1400))
+    training, held_out = split_holdout(indices, ids, 0.25, seed=0)
+    assert sorted(training + held_out) == indices
+    assert 70 < len(held_out) < 130
+    few = split_holdout(indices[::-3], ids[::-3], 0.25, seed=0)
+    assert set(few[1]) == set(held_out) & set(indices[::-3])
+    more = split_holdout(indices, ids, 0.5, seed=0)
+    assert set(held_out) < set(more[1])
+    assert split_holdout(indices, ids, 0.25, seed=1)[1] != held_out
+    assert split_holdout(indices, ids, 0.0, seed=0) == (indices, [])
+
+
+@pytest.mark.parametrize(
+    ("share", "counts"), [(1e-9, "3 videos to train on and 0"), (1.0, "0 videos to train on and 3")]
+)
+def test_a_holdout_that_leaves_a_side_empty_is_refused(share: float, counts: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^data\.holdout_share={share:g} leaves {counts} held out; .*change the share"
+    ):
+        split_holdout([0, 1, 2], ["a", "b", "c"], share, seed=0)
