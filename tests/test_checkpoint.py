@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -372,7 +373,9 @@ def take_steps(model, optimizer, steps) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "optimizer_class", [torch.optim.Adam, torch.optim.AdamW, partial(torch.optim.AdamW, fused=True)]
+)
 def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path, optimizer_class):
     model, optimizer, names = make_training(optimizer_class)
     take_steps(model, optimizer, range(5))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,9 +62,8 @@ def explain(address: str) -> Iterator[None]:
     try:
         yield
     except _refusals() as error:
-        reason = _without_password(" ".join(str(error).split()))[:300]
         raise InputError(
-            f"The tracking store {_without_password(address)} refused: {reason or repr(error)}. {_remedy(address)}"
+            f"The tracking store {_without_password(address)} refused: {_reason(error)}. {_remedy(address)}"
         ) from error
 
 
@@ -94,11 +94,19 @@ def _database(address: str) -> Path:
     return Path(address.removeprefix(_SQLITE)).absolute()
 
 
+def _reason(error: Exception) -> str:
+    """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
+    cause = layers[1] if layers else text.rstrip(".")
+    return _without_password(textwrap.shorten(cause, 300, placeholder=" [...]"))
+
+
 def _remedy(address: str) -> str:
     if address.startswith("http"):
         return "Start the server, or correct tracking.uri or MLFLOW_TRACKING_URI."
     if address.startswith(_SQLITE):
-        return "Name a file that can be written and is no other program's in tracking.uri or MLFLOW_TRACKING_URI."
+        return "Let tracking.uri or MLFLOW_TRACKING_URI name a file that MLflow can write and no other program made."
     return f"Correct tracking.uri or MLFLOW_TRACKING_URI, or use {DEFAULT_STORE}."
 
 
