@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aumn.records import InputError
+
+# CPython 3.11 parses literals, which numpy's headers are, with one counter for all threads, and now and then raises
+# "SystemError: AST constructor recursion depth mismatch" when two threads are at it.
+_parsing = threading.Lock()
 
 
 class Header(NamedTuple):
     """What an array file holds."""
 
     shape: tuple[int, ...]
+    fortran_order: bool
     dtype: np.dtype[Any]
 
 
@@ -27,12 +34,34 @@ def read_header(path: Path, *, allow_pickle: bool) -> Header:
     """Shape and dtype from a file's first bytes; what is pickled has to be read whole to know them."""
     with path.open("rb") as file:
         header = _parse_header(path, file)
-        data_bytes = path.stat().st_size - file.tell()
     if header.dtype.hasobject:
         values = read_array(path, allow_pickle=allow_pickle)
-        return Header(values.shape, values.dtype)
+        return Header(values.shape, False, values.dtype)
+    return header
+
+
+def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
+    """The array; a pickled one, or a pickled list of rows of one length, as float64."""
+    with path.open("rb") as file:
+        shape, fortran_order, dtype = _parse_header(path, file)
+        if dtype.hasobject:
+            return _unpickle(path, file, allow_pickle)
+        values = np.fromfile(file, dtype, math.prod(shape))
+    return values.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _parse_header(path: Path, file: BufferedReader) -> Header:
+    file.peek()  # waits for the file system before the lock is taken
+    try:
+        with _parsing:
+            version = np.lib.format.read_magic(file)
+            parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            header = Header(*parse(file))
+    except ValueError as error:
+        raise InputError(f"{path} is not a .npy file ({error}): save the features with numpy.save.") from None
+    data_bytes = path.stat().st_size - file.tell()
     expected_bytes = math.prod(header.shape) * header.dtype.itemsize
-    if data_bytes < expected_bytes:
+    if data_bytes < expected_bytes and not header.dtype.hasobject:
         raise InputError(
             f"{path} is truncated: {data_bytes:,} bytes of data where its header {header.shape} {header.dtype} "
             f"says {expected_bytes:,}; fetch or extract it again."
@@ -40,27 +69,7 @@ def read_header(path: Path, *, allow_pickle: bool) -> Header:
     return header
 
 
-def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
-    """The array; a pickled one, or a pickled list of rows of one length, as float64."""
-    with path.open("rb") as file:
-        if _parse_header(path, file).dtype.hasobject:
-            return _unpickle(path, file, allow_pickle)
-        file.seek(0)
-        values: np.ndarray = np.load(file, allow_pickle=False)
-        return values
-
-
-def _parse_header(path: Path, file: BinaryIO) -> Header:
-    try:
-        version = np.lib.format.read_magic(file)
-        parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = parse(file)
-    except ValueError as error:
-        raise InputError(f"{path} is not a .npy file ({error}): save the features with numpy.save.") from None
-    return Header(shape, dtype)
-
-
-def _unpickle(path: Path, file: BinaryIO, allow_pickle: bool) -> np.ndarray:
+def _unpickle(path: Path, file: BufferedReader, allow_pickle: bool) -> np.ndarray:
     if not allow_pickle:
         raise InputError(
             f"{path} holds pickled Python objects, which can run code when read: save it as an array of numbers, "

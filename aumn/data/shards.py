@@ -83,7 +83,7 @@ class ShardSet:
 
     def tar_of(self, index: int) -> Path:
         """The tar that holds a video."""
-        return self.path / self._shards[self._rows.shard_N[index]].file
+        return self.path / self._shards[int(self._rows.shard_N[index])].file
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""

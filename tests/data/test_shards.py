@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -188,3 +189,23 @@ def test_a_damaged_manifest_never_gives_wrong_features(
         pass
     finally:
         file.write_bytes(intact)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its tars open
+def test_the_readers_in_the_formats_documentation_work(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data_shards").mkdir()
+    shard_set.path.rename(tmp_path / "data_shards" / "shrec21")
+    monkeypatch.chdir(tmp_path)
+    documentation = Path(__file__).parents[2] / "data_shards" / "README.md"
+    examples = re.findall(r"```python\n(.*?)```", documentation.read_text(), flags=re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "d ['Jump'] (4, 5)",
+        "a ['Run'] (4, 5) (4, 3)",
+        "b ['Jump'] (2, 5) (2, 3)",
+        "c ['Run'] (7, 5) (7, 3)",
+    ]
