@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
@@ -110,8 +111,7 @@ class TrainingLoader:
 
     def steps(self, first: int, last: int) -> Generator[Step]:
         """`load` for first <= step < last, read ahead by threads; closing the generator ends them."""
-        ahead = _prefetch(self.load, range(first, last), THREADS, STEPS_AHEAD)
-        try:
+        with closing(_prefetch(self.load, range(first, last), THREADS, STEPS_AHEAD)) as ahead:
             while True:
                 asked_s = time.perf_counter()
                 step = next(ahead, None)
@@ -119,8 +119,6 @@ class TrainingLoader:
                 if step is None:
                     return
                 yield step
-        finally:
-            ahead.close()
 
     def _load_batch(self, indices: list[int], epoch: int) -> Batch:
         videos = [self._shards.videos[index] for index in indices]

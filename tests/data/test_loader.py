@@ -1,6 +1,9 @@
 """Batches as a function of (seed, step): each video once an epoch, and the same data however the work is cut."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -332,10 +335,19 @@ def test_waiting_is_counted(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -
     assert loader.wait_s > 0.03
 
 
-def test_the_consumers_own_thread_count_stays(shards: ShardSet) -> None:
-    before = torch.get_num_threads()
-    list(make_loader(shards).steps(0, 2))
-    assert torch.get_num_threads() == before
+def test_the_trainers_own_thread_count_stays(shards: ShardSet) -> None:
+    """In a process of its own, where nothing but the loader has used torch so far."""
+    program = """
+import sys, pathlib, torch
+from aumn.data.loader import TrainingLoader
+from aumn.data.shards import ShardSet
+shards, cut = ShardSet.open(pathlib.Path(sys.argv[1])), {"micro_videos": None, "rank": 0, "world_size": 1}
+list(TrainingLoader(shards, shards.indices("training"), global_videos=4, snippets=3, seed=0, **cut).steps(0, 3))
+print(torch.get_num_threads())
+"""
+    command = [sys.executable, "-c", program, str(shards.path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "2\n"
 
 
 @pytest.mark.parametrize(
