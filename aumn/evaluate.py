@@ -124,7 +124,9 @@ def _notes(counts: Counts, population: Population) -> Iterator[str]:
 def choose_tious(protocol: str | None, tious: str | None) -> tuple[float, ...]:
     """The thresholds of a protocol by name, or those spelled out: one of the two."""
     if (protocol is None) == (tious is None):
-        raise InputError("Give either --protocol thumos14 or activitynet, or --tiou with thresholds such as 0.1:0.7:0.1.")
+        raise InputError(
+            "Give either --protocol thumos14 or activitynet, or --tiou with thresholds such as 0.1:0.7:0.1."
+        )
     if protocol is not None and protocol not in PROTOCOLS:
         raise InputError(f"protocol {protocol!r} is not known: choose {' or '.join(PROTOCOLS)}, or give --tiou.")
     return parse_tious(PROTOCOLS[protocol] if protocol is not None else tious or "")
@@ -139,7 +141,7 @@ def parse_tious(text: str) -> tuple[float, ...]:
         tious = _steps(*text.split(":")) if ":" in text else sorted({Decimal(part) for part in text.split(",")})
     except (ArithmeticError, TypeError, ValueError):
         tious = []
-    if not tious or not all(tiou.is_finite() and 0 < tiou <= 1 for tiou in tious):
+    if not 0 < len(tious) <= MOST_TIOUS or not all(tiou.is_finite() and 0 < tiou <= 1 for tiou in tious):
         raise InputError(
             f"tIoU thresholds {text!r} cannot be read: give first:last:step with steps that meet the last, such as "
             f"0.1:0.7:0.1, or a list such as 0.3,0.5; all above 0, none above 1, at most {MOST_TIOUS}."

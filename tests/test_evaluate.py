@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aumn.cluster.ranks import Ranks
-from aumn.evaluate import PROTOCOLS, Evaluation, evaluate, parse_tious
+from aumn.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
 from aumn.localization.detections import read_detections, write_part
 from aumn.records import Detections, GroundTruth, InputError
 from tests.evaluate_ranks import TIOUS
@@ -55,6 +55,7 @@ def test_detections_outside_the_population_are_false_positives_and_said_to_be():
     stranger = Found("elsewhere", "run", 0.95, 0, 4)
     evaluation = measure([*ROWS, stranger])
     assert evaluation.to_json()["per_class"]["run"]["0.5"] == 0.25  # 1/2 at the first of two instances
+    assert evaluation.population == measure(ROWS).population
     assert evaluation.counts.outside_population == {"elsewhere": 1}
     assert evaluation.notes() == ["False positives outside the population: 1 detection of 1 video, such as elsewhere."]
 
@@ -186,6 +187,7 @@ def test_tious_are_the_decimals_that_were_written(text: str, expected: tuple[flo
     [
         "", "x", "0.5,", "0.1:0.7", "0.1:0.7:0.1:2", "0.1:0.7:0", "0.1:0.7:-0.1", "0.7:0.1:0.1", "0:0.5:0.1", "0.5,1.1",
         "0", "-0.5", "nan", "inf", "0.1:inf:0.1", "nan:0.5:0.1", "0.1:0.75:0.1", "0.1:0.1:0.7", "0.001:1:0.001",
+        ",".join(f"0.{number}" for number in range(100, 201)),
     ],
 )  # fmt: skip
 def test_other_tious_are_refused(text: str):
@@ -193,6 +195,16 @@ def test_other_tious_are_refused(text: str):
         InputError, match=rf"tIoU thresholds {text!r} cannot be read: give first:last:step .* 0.1:0.7:0.1"
     ):
         parse_tious(text)
+
+
+def test_thresholds_come_from_a_protocol_or_are_spelled_out():
+    assert choose_tious("thumos14", None) == parse_tious("0.1:0.7:0.1")
+    assert choose_tious(None, "0.3,0.5") == (0.3, 0.5)
+    for both_or_neither in ((None, None), ("thumos14", "0.5")):
+        with pytest.raises(InputError, match=r"Give either --protocol thumos14 or activitynet, or --tiou"):
+            choose_tious(*both_or_neither)
+    with pytest.raises(InputError, match=r"protocol 'thumos' is not known: choose thumos14 or activitynet"):
+        choose_tious("thumos", None)
 
 
 def test_the_usual_means_of_thumos14():

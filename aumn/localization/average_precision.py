@@ -34,6 +34,7 @@ def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[flo
     Both tables must number videos and labels alike. Any share of the videos may be matched on its own, but all
     detections of a video together.
     """
+    assert np.isfinite([detections.score_N, detections.start_s_N, detections.end_s_N]).all()
     fields = [("label", np.int32), ("video", np.int32), ("score", float), ("start_s", float), ("end_s", float)]
     rows = np.empty(len(detections), np.dtype([*fields, ("matched_T", bool, (len(tious),))], align=True))
     for name in ("label", "video", "score", "start_s", "end_s"):

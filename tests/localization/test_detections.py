@@ -55,6 +55,16 @@ def test_parts_add_up_even_where_they_share_videos_or_are_empty(tmp_path: Path):
     assert len(set(detections.videos)) == len(detections.videos)
 
 
+def test_parts_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("aumn.localization.detections.BATCH_ROWS", 7)
+    rows = many(40)
+    write_part(as_detections(rows), tmp_path / "a.parquet")
+    assert as_rows(read_detections(tmp_path)[0]) == sorted(rows)
+    write_part(as_detections([*rows, rows[0]._replace(score=np.nan)]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a.parquet, row 40 \(from 0\)"):
+        read_detections(tmp_path)
+
+
 def test_no_detections_at_all_is_a_table_too(tmp_path: Path):
     write_part(as_detections([]), tmp_path / "a.parquet")
     detections, _ = read_detections(tmp_path)
