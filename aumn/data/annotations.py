@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from aumn.data.layout import ANNOTATIONS
+from aumn.data.layout import ANNOTATIONS, read_description, read_table_bytes
 from aumn.data.problems import refuse
 from aumn.records import GroundTruth, InputError
 
@@ -89,13 +89,15 @@ def ground_truth(annotations: Annotations, subset: str) -> GroundTruth:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read ActivityNet-layout JSON, a shard set's annotations.parquet, or the same given as the shard set's folder."""
-    file = path / ANNOTATIONS if path.is_dir() else path
-    if not file.is_file():
+    """Read ActivityNet-layout JSON, or a shard set's ground truth, given as its folder or its annotations.parquet."""
+    if not path.exists():
         raise InputError(
-            f"There is no ground truth at {file}: give an ActivityNet-layout JSON or a shard set's folder."
+            f"There is no ground truth at {path}: give an ActivityNet-layout JSON or a shard set's folder."
         )
-    videos = _read_parquet(file) if file.suffix == ".parquet" else _read_activitynet(file)
+    if path.is_dir() or path.name == ANNOTATIONS:
+        videos = _read_parquet(path if path.is_dir() else path.parent)
+    else:
+        videos = _read_activitynet(path)
     return Annotations(path, {video.id: video for video in videos})
 
 
@@ -118,26 +120,19 @@ def write_annotations(file: BinaryIO, videos: Iterable[AnnotatedVideo]) -> None:
         video._asdict() | {"annotations": [instance._asdict() for instance in video.annotations]} for video in videos
     ]
     table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, file, compression="zstd")
 
 
-def _read_parquet(file: Path) -> list[AnnotatedVideo]:
+def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            table = parquet.read()
-        lists = table["annotations"].combine_chunks()
-        instances = [Instance(*row) for row in zip(*(part.to_pylist() for part in lists.values.flatten()), strict=True)]
-        spans = [tuple(instances[first:last]) for first, last in pairwise(lists.offsets.to_pylist())]
-        columns = [table[name].to_pylist() for name in AnnotatedVideo._fields[:-1]]
-        return [AnnotatedVideo(*row) for row in zip(*columns, spans, strict=True)]
-    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{file} is not a shard set's ground truth or is damaged ({reason}): fetch it again."
-        ) from None
+    table = pq.read_table(pa.BufferReader(read_table_bytes(shard_set, ANNOTATIONS, read_description(shard_set))))
+    lists = table["annotations"].combine_chunks()
+    instances = [Instance(*row) for row in zip(*(part.to_pylist() for part in lists.values.flatten()), strict=True)]
+    spans = [tuple(instances[first:last]) for first, last in pairwise(lists.offsets.to_pylist())]
+    columns = [table[name].to_pylist() for name in AnnotatedVideo._fields[:-1]]
+    return [AnnotatedVideo(*row) for row in zip(*columns, spans, strict=True)]
 
 
 def _read_activitynet(file: Path) -> list[AnnotatedVideo]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 from aumn.records import InputError
 
@@ -34,27 +37,51 @@ class Description:
     dtype: str
     stride_frames: int
     shards: tuple[Shard, ...]
+    checksums: dict[str, str]  # of the two tables' bytes
 
     def to_json(self) -> str:
-        """The text of dataset.json."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        """The text of dataset.json: these fields, and their checksum."""
+        fields = asdict(self)
+        return json.dumps(fields | {"checksum": _own_checksum(fields)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_description(path: Path) -> Description:
-    """Read dataset.json, which must be of this format version."""
+    """Read dataset.json, which must be of this format version and as it was written."""
     file = path / DESCRIPTION
     if not file.is_file():
         raise InputError(f"{path} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.")
     try:
-        fields = json.loads(file.read_bytes())
-        version = fields["format_version"]
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{file} has format version {version!r}; this aumn reads {FORMAT_VERSION}: pack the features again."
-            )
-        shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
-        return Description(**fields | {"classes": tuple(fields["classes"])}, shards=shards)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} is damaged ({error!r}): fetch the shard set again.") from None
+        fields = dict(json.loads(file.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file} is not a JSON object ({error}): fetch the shard set again.") from None
+    version = fields.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{file} has format version {version!r}; this aumn reads {FORMAT_VERSION}: pack again.")
+    if fields.pop("checksum", None) != _own_checksum(fields):
+        raise InputError(f"{file} does not match its own checksum, so it was edited or damaged: fetch it again.")
+    fields["classes"] = tuple(fields["classes"])
+    fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
+    return Description(**fields)
+
+
+def read_table_bytes(path: Path, name: str, description: Description) -> bytes:
+    """A table's bytes, verified: pyarrow is never handed a damaged file, which it does not always survive."""
+    file = path / name
+    if not file.is_file():
+        raise InputError(f"{file} is missing: fetch the shard set again.")
+    content = file.read_bytes()
+    if checksum(content) != description.checksums.get(name):
+        raise InputError(
+            f"{file} does not match its checksum in {DESCRIPTION}, so it is damaged or of another packing: "
+            "fetch the shard set again."
+        )
+    return content
+
+
+def checksum(content: bytes) -> str:
+    """XXH3-64 in hexadecimal, as dataset.json states it."""
+    return xxhash.xxh3_64_hexdigest(content)
+
+
+def _own_checksum(fields: dict[str, Any]) -> str:
+    return checksum(json.dumps(fields, sort_keys=True).encode())

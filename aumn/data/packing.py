@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.data.annotations import AnnotatedVideo, read_annotations, write_annotations
-from aumn.data.layout import ANNOTATIONS, DESCRIPTION, FORMAT_VERSION, MANIFEST, Description, Shard
+from aumn.data.layout import ANNOTATIONS, DESCRIPTION, FORMAT_VERSION, MANIFEST, Description, Shard, checksum
 from aumn.data.manifest import read_manifest, write_manifest
 from aumn.data.planning import match, order_classes, plan_shards, plan_videos
 from aumn.data.pool import run_in_processes
@@ -81,7 +81,7 @@ def pack(
         kept = _find_finished(plans, work)
         written = _write_rest(plans, kept, work, workers, on_progress)
         shards = tuple(Shard(shard.file, shard.bytes) for shard in written)
-        description = Description(FORMAT_VERSION, name, "", ordered_classes, streams, dtype, stride_frames, shards)
+        description = Description(FORMAT_VERSION, name, "", ordered_classes, streams, dtype, stride_frames, shards, {})
         rows = [row for shard in written for row in shard.rows]
         _write_tables(work, description, rows, [ground_truth.videos[video] for video in matched.both])
         work.publish(out, {ANNOTATIONS, MANIFEST, DESCRIPTION, *(shard.file for shard in shards)})
@@ -152,6 +152,8 @@ def _write_tables(work: Workplace, description: Description, rows: list[Row], vi
         write_annotations(file, videos)
     with replacing(work.shards / MANIFEST, work.progress) as file:
         write_manifest(file, rows, list(description.streams))
-    identity = read_manifest(work.shards / MANIFEST, list(description.streams)).identity(description)
+    content = {table: (work.shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
+    identity = read_manifest(content[MANIFEST], list(description.streams)).identity(description)
+    checksums = {table: checksum(content[table]) for table in content}
     with replacing(work.shards / DESCRIPTION, work.progress) as file:
-        file.write(replace(description, identity=identity).to_json().encode())
+        file.write(replace(description, identity=identity, checksums=checksums).to_json().encode())

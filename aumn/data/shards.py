@@ -11,10 +11,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
-from aumn.data.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description
+from aumn.data.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description, read_table_bytes
 from aumn.data.manifest import Manifest, read_manifest
 from aumn.data.tars import sample_key
 from aumn.records import InputError, Video
@@ -38,13 +37,13 @@ class ShardSet:
         self.stride_frames = description.stride_frames
         self._shards = description.shards
         self._rows = rows
-        self._tar = lru_cache(maxsize=OPEN_TARS)(self._map_tar)
+        self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
 
     @classmethod
     def open(cls, path: Path) -> ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
         description = read_description(path)
-        rows = _read_rows(path, description)
+        rows = read_manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
         _check_tars(path, description.shards)
         return cls(path, description, rows)
 
@@ -87,7 +86,7 @@ class ShardSet:
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
-        tar, snippets = self._tar(int(self._rows.shard_N[index])), int(self._rows.snippets_N[index])
+        tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
         features = {}
         for stream, width in self.streams.items():
             members = self._rows.members[stream]
@@ -103,26 +102,10 @@ class ShardSet:
             features[stream] = np.frombuffer(member[size - array_bytes :], self.dtype).reshape(snippets, width)
         return features
 
-    def _map_tar(self, shard: int) -> mmap.mmap:
-        path = self.path / self._shards[shard].file
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-
-def _read_rows(path: Path, description: Description) -> Manifest:
-    file = path / MANIFEST
-    try:
-        rows = read_manifest(file, list(description.streams))
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file} cannot be read ({reason}): fetch the shard set again.") from None
-    identity = rows.identity(description)
-    if identity != description.identity:
-        raise InputError(
-            f"{file} has identity {identity}, but {DESCRIPTION} beside it says {description.identity}: "
-            "they are of different packings or damaged; fetch the shard set again."
-        )
-    return rows
+def _map_tar(tar: Path) -> mmap.mmap:
+    with tar.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _check_tars(path: Path, shards: Sequence[Shard]) -> None:

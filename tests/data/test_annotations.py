@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aumn.data.annotations import Annotations, ground_truth, read_annotations, read_ground_truth, write_annotations
+from aumn.data.annotations import ground_truth, read_annotations, read_ground_truth
+from aumn.data.packing import pack
+from aumn.data.shards import ShardSet
 from aumn.records import InputError
 
 POPULATIONS = [  # file, subset, videos, instances, classes that occur: METHOD.md and the data's README
@@ -180,35 +183,31 @@ def test_a_missing_file(tmp_path: Path) -> None:
         InputError, match=r"There is no ground truth at .*/none.json: give an ActivityNet-layout JSON or"
     ):
         read_annotations(tmp_path / "none.json")
-    with pytest.raises(InputError, match=r"There is no ground truth at .*/annotations.parquet"):
+    with pytest.raises(InputError, match=r"is not a shard set: it holds no dataset.json"):
         read_annotations(tmp_path)
 
 
-def rewrite_as_parquet(annotations: Annotations, path: Path) -> None:
-    with path.open("wb") as file:
-        write_annotations(file, annotations.videos.values())
+def test_a_shard_set_holds_the_same(published: Any, tmp_path: Path) -> None:
+    published.database["a"] |= {"duration": None, "annotations": []}
+    del published.database["b"]["duration"]
+    published.write_annotations()
+    pack(published.root, tmp_path / "packed", published.annotations, name="small", workers=1)
+    original = read_annotations(published.annotations).videos
+    assert read_annotations(tmp_path / "packed").videos == original
+    assert read_annotations(tmp_path / "packed" / "annotations.parquet").videos == original
 
 
-def test_parquet_holds_the_same(tmp_path: Path) -> None:
-    original = read_annotations(write(tmp_path, a=video(duration=7.5), b=video(annotations=[]), c=video(fps=30)))
-    rewrite_as_parquet(original, tmp_path / "annotations.parquet")
-    assert read_annotations(tmp_path / "annotations.parquet").videos == original.videos
-    assert read_annotations(tmp_path).videos == original.videos  # a shard set's folder
-
-
-def test_a_parquet_file_without_videos_reads(tmp_path: Path) -> None:
-    rewrite_as_parquet(Annotations(tmp_path, {}), tmp_path / "annotations.parquet")
-    assert read_annotations(tmp_path).videos == {}
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "annotations.parquet"
-    rewrite_as_parquet(read_annotations(write(tmp_path, a=video())), path)
-    path.write_bytes(path.read_bytes()[:-9])
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"P" + content])
+def test_damaged_ground_truth_of_a_shard_set(shard_set: ShardSet, damage: Callable[[bytes], bytes]) -> None:
+    path = shard_set.path / "annotations.parquet"
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
-        InputError, match=r"annotations.parquet is not a shard set's ground truth or is damaged .*again"
+        InputError, match=r"annotations.parquet does not match its checksum in dataset.json, so it is dam"
     ):
         read_annotations(path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"annotations.parquet is missing: fetch the shard set again"):
+        read_annotations(shard_set.path)
 
 
 def test_reading_ground_truth_imports_nothing_heavy() -> None:
