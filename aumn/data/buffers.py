@@ -14,12 +14,13 @@ class Buffers:
     """Tensors over blocks of memory; a block serves anew when the last tensor over it is gone, whoever held it.
 
     A fresh block of tens of megabytes costs a page fault every 4 KiB, which takes longer than filling it: reading was
-    six times slower without this. A block too small for a request makes way for a larger one, so with batches of
-    varying size all blocks end up as large as the largest. Safe to use from several threads.
+    six times slower without this. A block too small for a request makes way for one as large as any asked for so far:
+    with batches of varying size, all end up as large as the largest. Safe to use from several threads.
     """
 
     def __init__(self) -> None:
         self._free: deque[Tensor] = deque()  # its append and pop are atomic
+        self._largest = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor on the host."""
@@ -32,8 +33,9 @@ class Buffers:
         return torch.from_numpy(lease)[:size].view(dtype).view(shape)
 
     def _take(self, size: int) -> Tensor:
+        self._largest = max(self._largest, size)
         try:
             block = self._free.pop()
         except IndexError:
-            return torch.empty(size, dtype=torch.uint8)
-        return block if len(block) >= size else torch.empty(size, dtype=torch.uint8)
+            return torch.empty(self._largest, dtype=torch.uint8)
+        return block if len(block) >= size else torch.empty(self._largest, dtype=torch.uint8)
