@@ -209,8 +209,8 @@ def _count(
 ) -> Counts:
     videos, seen = Counter[str](), Counter[str]()
     for rank_videos, rank_labels in ranks.gather((_tally(detections, "video"), _tally(detections, "label"))):
-        videos += rank_videos
-        seen += rank_labels
+        videos.update(rank_videos)
+        seen.update(rank_labels)
     return Counts(
         detections=videos.total(),
         outside_population={name: videos[name] for name in sorted(videos.keys() - population)},
@@ -221,14 +221,11 @@ def _count(
     )
 
 
-def _tally(detections: Detections, column: str) -> Counter[str]:
+def _tally(detections: Detections, column: str) -> dict[str, int]:
     """How many detections there are of each video or label that has any."""
     names, index_N = getattr(detections, f"{column}s"), getattr(detections, f"{column}_N")
     counts = np.bincount(index_N, minlength=len(names)).tolist()
-    tally = Counter[str]()
-    for name, count in zip(names, counts, strict=True):
-        tally[name] += count
-    return +tally
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
 def _refuse_strangers(counts: Counts, population: set[str]) -> None:

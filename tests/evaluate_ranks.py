@@ -1,4 +1,4 @@
-"""Run under torchrun by test_evaluate: evaluate a folder of parts; every rank saves its result and its peak memory."""
+"""Run under torchrun by test_evaluate: evaluate a folder of parts; every rank saves what came out, and what it took."""
 
 import json
 import sys
@@ -30,7 +30,12 @@ def main() -> None:
         detections, _ = read_detections(folder / "detections", ranks.rank, ranks.size)
         evaluation = evaluate(detections, truth, TIOUS, ranks)
         peak_bytes = tracemalloc.get_traced_memory()[1]
-    result = {"evaluation": evaluation.to_json(), "rows": len(detections), "peak_bytes": peak_bytes}
+    result = {
+        "evaluation": evaluation.to_json(),
+        "rows": len(detections),
+        "peak_bytes": peak_bytes,
+        "modules": [name for name in sys.modules if "." not in name],
+    }
     (folder / f"{ranks.rank}of{ranks.size}.json").write_text(json.dumps(result))
 
 

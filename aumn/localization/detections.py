@@ -186,9 +186,12 @@ def _from_batch(batch: pa.RecordBatch, part: Path) -> Detections:
     for name in (*NAMES, *NUMBERS):
         if batch[name].null_count:
             raise InputError(f"{part}: the column {name!r} has empty cells; every detection needs every column.")
-    video, label = (batch[name].dictionary_encode() for name in NAMES)
-    numbers_N = [batch[name].to_numpy(zero_copy_only=False).astype(np.float64, copy=False) for name in NUMBERS]
-    indices_N = [column.indices.to_numpy(zero_copy_only=False) for column in (video, label)]
+    video, label = (
+        column if hasattr(column, "dictionary") else column.dictionary_encode() for column in (batch[n] for n in NAMES)
+    )
+    # from_dlpack: to_numpy would first import pandas, for half a second.
+    indices_N = [np.from_dlpack(column.indices) for column in (video, label)]
+    numbers_N = [np.from_dlpack(batch[name]).astype(np.float64, copy=False) for name in NUMBERS]
     return Detections(video.dictionary.to_pylist(), label.dictionary.to_pylist(), *indices_N, *numbers_N)
 
 
