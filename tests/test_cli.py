@@ -1,0 +1,289 @@
+"""The command line as a user meets it: one pipeline on two ranks, and one clear sentence for whatever is wrong."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from .launching import aumn, python, succeed
+
+SETTINGS = {
+    "data": {"snippets": 24},
+    "model": {"embedding_width": 16, "units": 3, "bottleneck": 4},
+    "optimizer": {"learning_rate": 0.003},
+    "batch": {"global_videos": 8},
+    "run": {"steps": 6, "log_every": 2, "checkpoint_every": 3},
+    "evaluation": {"videos": "testing", "every": 3},
+    "tracking": {"uri": "sqlite:///mlflow.db", "model_name": "tiny", "alias": "challenger"},
+}
+
+
+class Workplace:
+    """A folder in which the whole pipeline has run once, on two ranks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.features, self.gt, self.shards = root / "features", root / "features" / "gt.json", root / "shards"
+        self.config, self.run_folder, self.detections = root / "tiny.yaml", root / "run", root / "detections"
+        settings = {section: dict(fields) for section, fields in SETTINGS.items()}
+        settings["data"]["shards"], settings["run"]["folder"] = str(self.shards), str(self.run_folder)
+        self.config.write_text(yaml.safe_dump(settings))
+
+    def aumn(self, *arguments, **options):
+        return aumn(*arguments, cwd=self.root, **options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Workplace:
+    place = Workplace(tmp_path_factory.mktemp("pipeline"))
+    succeed(place.aumn("synth", place.features, "--videos", 30, "--classes", 3, "--width", 12, "--snippets", 40))
+    succeed(place.aumn("pack", place.features, place.shards, "--annotations", place.gt))
+    place.trained = succeed(place.aumn("train", place.config, ranks=2))
+    localize = ("localize", "models:/tiny@challenger", place.shards, "--subset", "testing", "--out", place.detections)
+    succeed(place.aumn(*localize, "--tracking-uri", "sqlite:///mlflow.db", ranks=2))
+    return place
+
+
+def test_the_pipeline_ends_in_a_table_with_its_population_and_the_same_numbers_at_any_ranks(place, tmp_path):
+    command = ("evaluate", place.detections, "--annotations", place.gt, "--protocol", "thumos14", "--json")
+    alone = succeed(place.aumn(*command, tmp_path / "1.json", "--per-class"))
+    succeed(place.aumn(*command, tmp_path / "2.json", ranks=2))
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+    result = json.loads((tmp_path / "1.json").read_text())
+    assert list(result["mAP"]) == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]
+    population = result["population"]
+    assert population["videos"] == 10
+    assert f"10 videos, {population['instances']} instances, 3 classes" in alone.stdout
+    assert f"{100 * result['average']:.1f}" in alone.stdout
+    assert all(label in alone.stdout for label in result["per_class"])
+
+
+def test_training_says_and_records_what_it_did(place):
+    log = place.trained.stderr
+    assert "20 training videos, 0 held out; steps 0 to 6 of 8 videos on 2 ranks." in log
+    assert "step 6/6  loss " in log
+    assert "step 3: mAP " in log
+    assert "on 10 videos: testing" in log
+    assert "registered: models:/tiny/1, which is now models:/tiny@challenger" in log
+    assert (place.run_folder / "checkpoints" / "step_00000006" / "model.safetensors").is_file()
+
+
+def test_the_tracked_run_holds_each_term_the_rates_and_the_map(place):
+    code = """
+import mlflow
+client = mlflow.MlflowClient("sqlite:///mlflow.db")
+(run,) = client.search_runs([client.get_experiment_by_name("aumn").experiment_id])
+print(run.info.status, *run.data.metrics, *[m.step for m in client.get_metric_history(run.info.run_id, "loss")])
+"""
+    status, *names = succeed(python("-W", "ignore", "-c", code, cwd=place.root)).stdout.split()
+    terms = ("classification", "diversity", "homogeneity", "sparsity", "total", "attention_mean", "units_alive")
+    wanted = {f"{stream}/{term}" for stream in ("rgb", "flow") for term in terms}
+    wanted |= {"loss", "learning_rate", "videos_per_s", "data_wait_share", "testing/mAP/average"}
+    assert status == "FINISHED"
+    assert wanted <= set(names)
+    assert names[-3:] == ["2", "4", "6"]
+
+
+def test_the_registry_lists_shows_and_promotes(place):
+    uri = ("--tracking-uri", "sqlite:///mlflow.db")
+    assert "tiny" in succeed(place.aumn("models", "list", *uri)).stdout
+    assert "models:/tiny/1 @challenger" in succeed(place.aumn("models", "show", "tiny", *uri)).stdout
+    promoted = succeed(place.aumn("models", "promote", "tiny", 1, "champion", *uri)).stdout
+    assert "models:/tiny@champion is version 1 now." in promoted
+
+
+def test_detections_do_not_depend_on_the_ranks_or_on_how_the_model_was_named(place, tmp_path):
+    def rows(folder):
+        columns = pq.read_table(folder).to_pydict()
+        return sorted(zip(*columns.values(), strict=True))
+
+    out = tmp_path / "alone"
+    succeed(place.aumn("localize", place.run_folder / "model", place.shards, "--subset", "testing", "--out", out))
+    assert len(list(place.detections.glob("*.parquet"))) == 2
+    assert rows(out) == rows(place.detections)
+
+
+def test_two_runs_of_one_seed_are_bit_identical_and_a_resumed_run_too(place, tmp_path):
+    """Resume from step 3 of 6, and the same run again from the start: the final weights are those of the first."""
+
+    def weights(folder):
+        return (folder / "model" / "model.safetensors").read_bytes()
+
+    quiet = ("tracking.enabled=false", "evaluation.videos=null")
+    again, resumed = tmp_path / "again", tmp_path / "resumed"
+    succeed(place.aumn("train", place.config, f"run.folder={again}", *quiet, ranks=2))
+    succeed(place.aumn("train", place.config, f"run.folder={resumed}", *quiet, "run.steps=3", ranks=2))
+    half = weights(resumed)
+    continued = succeed(place.aumn("train", place.config, f"run.folder={resumed}", *quiet, "--resume", ranks=2))
+    assert "steps 3 to 6" in continued.stderr
+    assert weights(place.run_folder) == weights(again) == weights(resumed) != half
+
+
+def test_training_never_opens_temporal_ground_truth(place, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(place.shards, shards)
+    (shards / "annotations.parquet").unlink()
+    settings = (f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "tracking.enabled=false")
+    succeed(place.aumn("train", place.config, *settings, "evaluation.videos=null", "run.steps=2"))
+
+
+def flip_a_bit(path: Path) -> None:
+    """One bit of the last array or tensor in the file."""
+    data = bytearray(path.read_bytes())
+    data[max(data.rfind(b"NUMPY"), 0) + 500] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2048])
+
+
+def spoil_features(video: str, stream: str, change):
+    def spoil(place: Workplace) -> list[object]:
+        path = place.features / stream / f"{video}.npy"
+        change(path)
+        return ["pack", place.features, place.root / "packed", "--annotations", place.gt]
+
+    return spoil
+
+
+def save(change):
+    return lambda path: np.save(path, change(np.load(path)))
+
+
+def spoil_shards(change):
+    def spoil(place: Workplace) -> list[object]:
+        change(next(place.shards.glob("training-*.tar")))
+        return ["train", place.config]
+
+    return spoil
+
+
+def spoil_annotations(change):
+    def spoil(place: Workplace) -> list[object]:
+        text = json.loads(place.gt.read_text())
+        change(next(iter(text["database"].values())))
+        place.gt.write_text(json.dumps(text))
+        return ["pack", place.features, place.root / "packed", "--annotations", place.gt]
+
+    return spoil
+
+
+def spoil_model(place: Workplace) -> list[object]:
+    flip_a_bit(place.run_folder / "model" / "model.safetensors")
+    return ["localize", place.run_folder / "model", place.shards, "--subset", "testing", "--out", place.root / "new"]
+
+
+def with_nan(features_TD):
+    features_TD[3, 5] = np.nan
+    return features_TD
+
+
+def end_before_start(video) -> None:
+    video["annotations"][0]["segment"] = [9.0, 4.0]
+
+
+FIRST = "synth_000000"
+BAD = {
+    "a missing stream": (spoil_features(FIRST, "flow", Path.unlink), rf"flow/{FIRST}.npy is missing"),
+    "streams of different lengths": (spoil_features(FIRST, "rgb", save(lambda x: x[:-1])), r"--trim-streams"),
+    "another width": (spoil_features(FIRST, "rgb", save(lambda x: x[:, :-1])), rf"{FIRST}.npy.*11.*12"),
+    "NaN": (spoil_features(FIRST, "flow", save(with_nan)), rf"{FIRST}.npy.*NaN"),
+    "an empty video": (spoil_features(FIRST, "rgb", save(lambda x: x[:0])), rf"{FIRST}.npy"),
+    "an end before its start": (spoil_annotations(end_before_start), r"9(\.0)?.*4(\.0)?"),
+    "a truncated tar": (spoil_shards(truncate), r"training-000000.tar"),
+    "a bit-flipped tar": (spoil_shards(flip_a_bit), r"training-000000.tar.*checksum"),
+    "a corrupt model": (spoil_model, r"model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_told_in_one_sentence_and_leave_nothing_half_written(case, place, tmp_path):
+    spoil, message = BAD[case]
+    copy = tmp_path / "copy"
+    shutil.copytree(place.root, copy, ignore=shutil.ignore_patterns("mlflow*", "checkpoints"))
+    broken = Workplace(copy)
+    arguments = spoil(broken)
+    before = sorted(path.name for path in copy.iterdir())
+    overrides = [f"run.folder={copy / 'new'}", "tracking.enabled=false"] if arguments[0] == "train" else []
+    assert_refused(broken.aumn(*arguments, *overrides), message)
+    after = [path.name for path in copy.iterdir() if not path.name.endswith(".partial")]
+    assert sorted(after) == before
+
+
+WRONG = {
+    "a config typo": (["train", "tiny.yaml", "model.unts=3"], r"model\.unts is not a setting: did you mean units\?"),
+    "no config": (["train", "tony.yaml"], r"tony\.yaml does not exist"),
+    "a run that exists": (["train", "tiny.yaml"], r"run already holds a run: pass --resume"),
+    "other settings on resume": (["train", "tiny.yaml", "--resume", "run.seed=1"], r"run\.seed: the run has 0, now 1"),
+    "no run to resume": (["train", "tiny.yaml", "--resume", "run.folder=x"], r"x holds no checkpoint to resume"),
+    "nothing held out": (
+        ["train", "tiny.yaml", "evaluation.videos=held_out", "run.folder=x"], r"data\.holdout_share=0\.0 .*holds none",
+    ),
+    "no shards": (["train", "tiny.yaml", "data.shards=nowhere", "run.folder=x"], r"nowhere"),
+    "an unknown subset": (["train", "tiny.yaml", "data.subset=trening", "run.folder=x"], r"trening.*training \(20"),
+    "an unknown model": (
+        ["localize", "models:/tony@best", "shards", "--subset", "testing", "--out", "x"], r"tony.*tiny",
+    ),
+    "detections that exist": (
+        ["localize", "run/model", "shards", "--subset", "testing", "--out", "detections"], r"detections already exists",
+    ),
+    "no protocol": (["evaluate", "detections", "--annotations", "features/gt.json"], r"--protocol thumos14"),
+    "bad thresholds": (
+        ["evaluate", "detections", "--annotations", "features/gt.json", "--tiou", "0.1:2:0.1"], r"0\.1:2:0\.1",
+    ),
+    "no ground truth": (["evaluate", "detections", "--annotations", "no.json", "--tiou", "0.5"], r"no\.json"),
+    "packing over a shard set": (["pack", "features", "shards", "--annotations", "features/gt.json"], r"shards.*exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_commands_are_told_in_one_sentence(case, place):
+    arguments, message = WRONG[case]
+    assert_refused(place.aumn(*arguments, MLFLOW_TRACKING_URI="sqlite:///mlflow.db"), message)
+    assert not (place.root / "x").exists()
+
+
+def test_a_world_size_that_does_not_split_the_batch_is_told_once(place):
+    refused = place.aumn(
+        "train", place.config, "run.folder=x", "batch.micro_videos=3", "tracking.enabled=false", ranks=2
+    )
+    sentence = "batch.global_videos=8 does not split evenly: 2 ranks x batch.micro_videos=3 = 6 videos a pass."
+    assert refused.stderr.count(sentence) == 1
+    assert "aumn/cli.py" not in refused.stderr
+
+
+def test_a_model_of_other_classes_is_refused(place, tmp_path):
+    features, shards = tmp_path / "features", tmp_path / "shards"
+    succeed(place.aumn("synth", features, "--videos", 8, "--classes", 4, "--width", 12, "--snippets", 40))
+    succeed(place.aumn("pack", features, shards, "--annotations", features / "gt.json"))
+    refused = place.aumn("localize", "run/model", shards, "--subset", "testing", "--out", tmp_path / "out")
+    assert_refused(refused, r"has other classes than the model run/model \(4 against 3; 1 extra: ")
+
+
+def test_debug_shows_the_traceback(place):
+    shown = place.aumn("train", "tony.yaml", "--debug")
+    assert "Traceback" in shown.stderr
+    assert "InputError" in shown.stderr
+
+
+def test_help_answers_at_once():
+    took_s = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        assert "localize" in succeed(aumn("--help")).stdout
+        took_s.append(time.perf_counter() - start_s)
+    assert min(took_s) < 1.5  # 0.3 s on an idle machine; torch alone would take longer than this
+
+
+def assert_refused(process, message: str) -> None:
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
+    last = process.stderr[process.stderr.index("aumn: ") :]
+    assert re.search(message, last, re.DOTALL), last
