@@ -11,7 +11,7 @@ import numpy as np
 
 from aumn.data.annotations import AnnotatedVideo, Annotations
 from aumn.data.shard_writer import PlannedVideo, ShardPlan
-from aumn.data.sources import VideoFeatures, find_features
+from aumn.data.sources import VideoFeatures, find_videos
 from aumn.data.tars import sample_key
 from aumn.records import InputError
 
@@ -27,8 +27,7 @@ class Matched:
 
 def match(features: Path, annotations: Annotations) -> Matched:
     """Find the videos to pack: annotated ones with a feature file, of one stream at least."""
-    found = {video for files in find_features(features).values() for video in files}
-    annotated = annotations.videos
+    found, annotated = find_videos(features), annotations.videos
     both = sorted(found & annotated.keys(), key=lambda video: (annotated[video].subset, video))
     if not both:
         raise InputError(

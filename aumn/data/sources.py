@@ -40,15 +40,14 @@ class VideoFeatures:
     streams: dict[str, FeatureFile]
 
 
-def find_features(root: Path) -> dict[str, dict[str, Path]]:
-    """Each stream's files by video id; an id is the path below the stream's folder, so ids with slashes are folders."""
-    found = {}
+def find_videos(root: Path) -> set[str]:
+    """The videos with a file in any stream; an id is the path below the stream's folder, so it may hold slashes."""
+    found = set()
     for stream in STREAMS:
         folder = root / stream
         if not folder.is_dir():
             raise InputError(f"{root} has no folder {stream}: features are read from rgb/VIDEO.npy and flow/VIDEO.npy.")
-        files = sorted(folder.rglob("*.npy"))
-        found[stream] = {file.relative_to(folder).as_posix().removesuffix(".npy"): file for file in files}
+        found |= {file.relative_to(folder).as_posix().removesuffix(".npy") for file in folder.rglob("*.npy")}
     return found
 
 
