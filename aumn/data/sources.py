@@ -130,7 +130,7 @@ def _read_stream(file: FeatureFile, snippets: int, dtype: np.dtype, allow_pickle
     features_TD = read_array(Path(file.path), allow_pickle=allow_pickle)[:snippets]
     if features_TD.shape != (snippets, file.width):
         raise InputError(f"{file.path} changed while it was being packed: start again once it is left alone.")
-    largest = float(np.maximum(features_TD.max(), -features_TD.min()))  # NaN and infinity come through
+    largest = float(np.abs(features_TD).max())  # NaN and infinity come through
     if not np.isfinite(largest):
         bad_T = (~np.isfinite(features_TD)).sum(axis=1)
         raise InputError(

@@ -38,7 +38,7 @@ class SampleWriter:
     """Writes samples into a tar whose bytes depend on the samples alone."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
+        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=2**20)
 
     def write(self, video: str, extension: str, content: bytes) -> Member:
         """Append one member of a video's sample; a sample's members must follow one another."""
