@@ -296,7 +296,7 @@ def _print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
     population = result.population
     print(f"mAP (%) of {what}")
     print(f"{population.videos:,} videos, {population.instances:,} instances, {population.classes:,} classes")
-    header = ("", *(f"{tiou:g}" for tiou in result.tious), "average")
+    header = ("tIoU", *(f"{tiou:g}" for tiou in result.tious), "average")
     rows = [("mAP", *(f"{100 * value:.1f}" for value in (*result.map_T, result.average)))]
     if per_class:
         rows += [
@@ -311,11 +311,15 @@ def _print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table that fits 80 columns with ten thresholds; a log takes it as wide as it is."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*header, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, no_wrap=True, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    console = Console()
+    console.print(table, width=console.width if console.is_terminal else 10_000)

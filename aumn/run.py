@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,8 @@ def _outcome(tracker: Tracker) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tracker.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        with suppress(InputError):  # a store that cannot be told must not hide what went wrong
+            tracker.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     tracker.finish("finished")
 
