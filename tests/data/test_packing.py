@@ -217,9 +217,15 @@ def test_finished_shards_are_kept(published: Any, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         run(published, tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=stop_at(3))
     assert not (tmp_path / "out").exists()
-    (tmp_path / "out.partial" / "progress" / "testing-000000.tar.7.writing").write_bytes(b"left by a kill")
+    left_by_a_kill = tmp_path / "out.partial" / "progress" / "testing-000000.tar.7.writing"
+    left_by_a_kill.write_bytes(b"half a shard")
     seen: list[int] = []
-    report = run(published, tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=lambda done, _: seen.append(done))
+
+    def on_progress(done: int, total: int) -> None:
+        seen.append(done)
+        assert not left_by_a_kill.exists()
+
+    report = run(published, tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=on_progress)
     assert (report.kept_shards, report.shards, seen) == (3, 5, [3, 4, 5])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
@@ -326,7 +332,7 @@ def wait_until_dead(process: int, patience_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def test_killed_workers_are_said_and_its_run_goes_on(publish: Callable[..., Any], tmp_path: Path) -> None:
+def test_killed_workers_are_said_and_the_run_can_go_on(publish: Callable[..., Any], tmp_path: Path) -> None:
     published = publish({"training": [f"t{number}" for number in range(15)]})
 
     def kill_the_workers(done: int, total: int) -> None:
