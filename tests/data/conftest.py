@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing import pack
+from aumn.data.packing import PackingReport, pack
 from aumn.data.shards import ShardSet
 
 WIDTHS = {"rgb": 5, "flow": 3}
@@ -34,6 +34,9 @@ class Published:
 
     def path(self, stream: str, video: str) -> Path:
         return self.root / stream / f"{video}.npy"
+
+    def pack(self, out: Path, **options: Any) -> PackingReport:
+        return pack(self.root, out, self.annotations, **{"name": "small", "workers": 1} | options)
 
     def save(self, stream: str, video: str, features_TD: np.ndarray, **options: Any) -> Path:
         path = self.path(stream, video)
@@ -79,7 +82,7 @@ def published(publish: Callable[..., Published]) -> Published:
 @pytest.fixture
 def shard_set(published: Published, tmp_path: Path) -> ShardSet:
     """The same, packed."""
-    pack(published.root, tmp_path / "packed", published.annotations, name="small", workers=1)
+    published.pack(tmp_path / "packed")
     return ShardSet.open(tmp_path / "packed")
 
 
