@@ -30,17 +30,28 @@ def _bar(what: str, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    start_s = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    rate = _Rate()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         task = bars.add_task(what, total=None, rate="")
 
         def advance(done: int, total: int) -> None:
-            elapsed_s = max(time.perf_counter() - start_s, 1e-9)
-            bars.update(task, completed=done, total=total, rate=f"{done / elapsed_s:,.1f} {unit}/s")
+            bars.update(task, completed=done, total=total, rate=f"{rate.after(done):,.1f} {unit}/s")
 
         yield advance
+
+
+class _Rate:
+    """Units a second since the first report, so that neither imports nor what an earlier run had done count."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+
+    def after(self, done: int) -> float:
+        now_s = time.perf_counter()
+        if self.first is None:
+            self.first = (done, now_s)
+        return (done - self.first[0]) / max(now_s - self.first[1], 1e-9)
 
 
 class _Lines:
@@ -48,13 +59,12 @@ class _Lines:
 
     def __init__(self, what: str, unit: str) -> None:
         self.what, self.unit = what, unit
-        self.start_s = self.said_s = time.perf_counter()
+        self.rate, self.said_s = _Rate(), time.perf_counter()
 
     def __call__(self, done: int, total: int) -> None:
-        now_s = time.perf_counter()
+        now_s, rate = time.perf_counter(), self.rate.after(done)
         if done < total and now_s - self.said_s < LINE_EVERY_S:
             return
         self.said_s = now_s
-        rate = done / max(now_s - self.start_s, 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left" if 0 < done < total else ""
+        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
         print(f"{self.what}: {done:,}/{total:,} {self.unit}, {rate:,.1f}/s{left}", file=sys.stderr, flush=True)

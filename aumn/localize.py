@@ -79,6 +79,7 @@ def localize_subset(
     videos = {shards.videos[index].id: shards.videos[index] for index in indices}
     batches = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
     own_videos = len(indices[ranks.rank :: ranks.size])
+    advance(0, own_videos)
     detections = localize(
         network.to(device),
         (batch.to(torch.device(device)) for batch in batches),
