@@ -1,0 +1,134 @@
+"""What the benchmarks share: sides that take turns, processes that measure themselves, and rows of the table."""
+
+import argparse
+import gc
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILD = REPOSITORY / "build" / "bench"
+sys.path.insert(0, str(REPOSITORY))  # so that `python tests/bench/step.py` finds the references of the tests
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `ratio` is what `target` ("<= 1.4") is about; `ours` and `theirs` are in `unit`."""
+
+    row: str
+    ratio: float
+    target: str
+    ours: float
+    theirs: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        relation, bound = self.target.split()
+        return self.ratio >= float(bound) if relation == ">=" else self.ratio <= float(bound)
+
+    def __str__(self) -> str:
+        figures = f"{self.ours:11.4g} {self.theirs:11.4g} {self.unit:<9}"
+        return f"{self.row:<54} {figures} {self.ratio:8.3g} {self.target:>8}  {'met' if self.met else 'MISSED'}"
+
+
+HEADER = f"{'row':<54} {'ours':>11} {'theirs':>11} {'unit':<9} {'ratio':>8} {'target':>8}"
+
+
+def main(measure: Callable[[], list[Row]], **sides: Callable[..., object]) -> None:
+    """A script's command line: measure and print, or with `--side NAME ARGUMENT...` measure one side for `in_process`.
+
+    `--json FILE` writes the rows too.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", nargs="+")
+    options = parser.parse_args()
+    if options.side:
+        name, *arguments = options.side
+        found = sides[name](*arguments)
+        if found is not None:  # several ranks leave it to one of them
+            print("\n" + json.dumps(found))
+        return
+    rows = measure()
+    print("\n".join((HEADER, *map(str, rows))))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) | {"met": row.met} for row in rows]))
+
+
+def take_turns(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
+    """Each side's best time in seconds. They take turns, so that what else the machine does hits all alike."""
+    best_s = dict.fromkeys(sides, float("inf"))
+    for side in sides.values():
+        side()  # warm
+    for _ in range(rounds):
+        for name, side in sides.items():
+            gc.collect()
+            start_s = time.perf_counter()
+            side()
+            best_s[name] = min(best_s[name], time.perf_counter() - start_s)
+    return best_s
+
+
+def in_process(
+    *side: object, ranks: int = 0, environment: Mapping[str, str] = {}, cores: Sequence[int] = (), timeout_s: float = 300
+) -> dict:
+    """What `--side SIDE...` of the calling script measures in a process of its own, or in as many as `ranks`."""
+    script = Path(sys.modules[sys._getframe(1).f_globals["__name__"]].__file__)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    command = [sys.executable, *launcher, str(script), "--side", *map(str, side)]
+    return json.loads(run(command, environment, cores, timeout_s).splitlines()[-1])
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str] = {}, cores: Sequence[int] = (), timeout_s: float = 300
+) -> str:
+    """A command's output; what it said is shown where it fails. `cores` pins it."""
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+    process = subprocess.run(
+        command,
+        env={**os.environ, **quiet, **environment},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        preexec_fn=pin,
+        check=False,
+    )
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{process.stdout}\n{process.stderr}")
+    return process.stdout
+
+
+MEASURABLE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Environment in which freed memory goes back to the system at once, so that what is resident is what is in use."""
+
+
+def peak_growth_bytes(call: Callable[[], object]) -> int:
+    """How far the process's resident memory rises above where it is now while `call` runs."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = resident_bytes("VmRSS")
+    call()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS or VmHWM of this process."""
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024
+
+
+def fresh_seed() -> int:
+    """Another one each time, printed so that a failure can be had again; BENCH_SEED sets it."""
+    seed = int(os.environ.get("BENCH_SEED", secrets.randbelow(2**31)))
+    print(f"seed {seed}")
+    return seed

@@ -1,0 +1,149 @@
+"""Training problems of any size: our engine, a step of random features, and the equations as written.
+
+Letters: B videos, T snippets, D input width, F embedding width, A key width, K action units, R bottleneck, C classes.
+"""
+
+import math
+from typing import Any
+
+import harness  # noqa: F401  (puts the repository on the path)
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.testing import assert_close
+
+from aumn.cluster.engines import TorchEngine, build_engine
+from aumn.cluster.ranks import Ranks
+from aumn.model.aumn import AUMN, TwoStream
+from aumn.model.losses import LossWeights
+from aumn.records import Batch, Step
+from aumn.train import train_step
+from tests.model import reference
+
+WEIGHTS = {"rgb": LossWeights(diversity=0.01, homogeneity=0.02, sparsity=0.05, sparsity_reduction="mean")}
+
+
+def make_engine(seed: int, width: int, classes: int, ranks: Ranks | None = None, **settings: Any) -> TorchEngine:
+    """One stream's network in the engine that trains it."""
+    torch.manual_seed(seed)
+    network = TwoStream.build({"rgb": width}, classes, settings)
+    return build_engine("ddp", network, ranks or Ranks(), torch.device("cpu"), {})
+
+
+def make_step(
+    seed: int, videos: int, snippets: int, width: int, classes: int, rank: int = 0, world_size: int = 1
+) -> Step:
+    """Features as I3D's are: not negative, half of them zero. Each rank has its share of the same videos."""
+    generator = torch.Generator().manual_seed(seed)
+    features_BTD = torch.randn(videos, snippets, width, generator=generator).relu_()
+    labels_BC = functional.one_hot(torch.randint(classes, (videos,), generator=generator), classes).float()
+    mine = slice(rank * videos // world_size, (rank + 1) * videos // world_size)
+    names = tuple(map(str, range(videos)))[mine]
+    mask_BT = torch.ones(len(names), snippets, dtype=torch.bool)
+    lengths, seeds = (snippets,) * len(names), tuple(range(len(names)))
+    batch = Batch(names, lengths, seeds, {"rgb": features_BTD[mine].clone()}, mask_BT, labels_BC[mine])
+    return Step(0, 0, videos, (batch,))
+
+
+def our_step(engine: TorchEngine, step: Step) -> Tensor:
+    """Forward and backward as training does it; the loss. Gradients start from nothing."""
+    engine.optimizer.zero_grad()
+    return train_step(engine, step, WEIGHTS)["rgb/total"]
+
+
+class AsWritten(nn.Module):
+    """Eq. 1-14 as a user of the field would write them, batched: X, the values and each snippet's classifier W exist."""
+
+    def __init__(self, net: AUMN) -> None:
+        super().__init__()
+        taps, width, embedding = net.embed.weight.shape
+        self.embed = nn.Conv1d(width, embedding, taps, padding=taps // 2)
+        self.query, self.units_KF = net.encode_query, net.memory.units_KF
+        self.key, self.hidden = net.memory.encode_key, net.memory.encode_hidden
+        bottleneck, _, self.classes = net.memory.values_RFC[:-1].shape
+        self.value = nn.Linear(bottleneck, embedding * self.classes)
+        with torch.no_grad():
+            self.embed.weight.copy_(net.embed.weight.permute(2, 1, 0))
+            self.embed.bias.copy_(net.embed.bias)
+            self.value.weight.copy_(net.memory.values_RFC[:-1].flatten(1).T)
+            self.value.bias.copy_(net.memory.values_RFC[-1].flatten())
+
+    def forward(self, features_BTD: Tensor, labels_BC: Tensor) -> Tensor:
+        """The loss of Eq. 14 of videos of one length."""
+        embedded_BTF = torch.relu(self.embed(features_BTD.mT)).mT
+        queries_BTA = self.query(embedded_BTF)
+        scale = math.sqrt(queries_BTA.shape[-1])
+        mixed_BTF = embedded_BTF + torch.softmax(queries_BTA @ queries_BTA.mT / scale, dim=-1) @ embedded_BTF
+        keys_KA = self.key(self.units_KF)
+        values_KFC = self.value(torch.relu(self.hidden(self.units_KF))).view(len(keys_KA), -1, self.classes)
+        similarity_BTK = torch.sigmoid(queries_BTA @ keys_KA.T / scale)
+        classifiers_BTFC = torch.einsum("btk,kfc->btfc", similarity_BTK, values_KFC)
+        attention_BT = similarity_BTK.max(dim=-1).values
+        activation_BTC = torch.einsum("btf,btfc->btc", mixed_BTF, classifiers_BTFC)
+        logits_BC = (attention_BT[..., None] * activation_BTC).mean(dim=1)
+        return self._loss(logits_BC, labels_BC, attention_BT, similarity_BTK)
+
+    def _loss(self, logits_BC: Tensor, labels_BC: Tensor, attention_BT: Tensor, similarity_BTK: Tensor) -> Tensor:
+        targets_BC = labels_BC / labels_BC.sum(dim=1, keepdim=True)
+        classification = functional.cross_entropy(logits_BC, targets_BC)
+        diversity = torch.linalg.norm(self.units_KF @ self.units_KF.T - torch.eye(len(self.units_KF)))
+        homogeneity = torch.linalg.norm(similarity_BTK.sum(dim=1).softmax(dim=-1).mean(dim=0))
+        return classification + 0.01 * diversity + 0.02 * homogeneity + 0.05 * attention_BT.mean()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By the names and in the shapes that AUMN's parameters have."""
+        value, bias = self.value.weight.grad, self.value.bias.grad
+        assert value is not None
+        shape = (-1, len(bias) // self.classes, self.classes)
+        return {
+            "embed.weight": self.embed.weight.grad.permute(2, 1, 0),
+            "embed.bias": self.embed.bias.grad,
+            "memory.values_RFC": torch.cat([value.T, bias[None]]).view(shape),
+        }
+
+
+def step_as_written(model: AsWritten, batch: Batch) -> Tensor:
+    """Forward and backward; the loss. Gradients start from nothing."""
+    model.zero_grad()
+    loss = model(batch.features["rgb"], batch.labels_BC)
+    loss.backward()
+    return loss.detach()
+
+
+def check_against_reference(engine: TorchEngine, step: Step) -> None:
+    """Our loss in float32 is that of the plain reference in float64, on the first and last video of the step."""
+    net, (batch,) = engine.network.networks["rgb"], step.micro_batches
+    two = [0, len(batch.videos) - 1]
+    features = {"rgb": batch.features["rgb"][two]}
+    few = Batch(("a", "b"), batch.lengths[:2], (0, 1), features, batch.mask_BT[two], batch.labels_BC[two])
+    ours = our_step(engine, Step(0, 0, 2, (few,)))
+    with torch.no_grad():
+        double = AUMN(features["rgb"].shape[2], batch.labels_BC.shape[1], **_settings(net)).double()
+        double.load_state_dict(net.state_dict())
+        losses = reference.losses(double, list(features["rgb"].double()), few.labels_BC.double(), "mean")
+    weights = {"classification": 1.0, "diversity": 0.01, "homogeneity": 0.02, "sparsity": 0.05}
+    expected = sum(weights[name] * loss for name, loss in losses.items())
+    assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def _settings(net: AUMN) -> dict[str, Any]:
+    units, embedding = net.memory.units_KF.shape
+    return {
+        "units": units,
+        "embedding_width": embedding,
+        "bottleneck": len(net.memory.values_RFC) - 1,
+        "key_ratio": embedding // net.encode_query.out_features,
+        "kernel": len(net.embed.weight),
+    }
+
+
+def check_against_as_written(engine: TorchEngine, model: AsWritten, step: Step) -> None:
+    """Both sides' loss and gradients at this very size, in float32."""
+    net, (batch,) = engine.network.networks["rgb"], step.micro_batches
+    ours = our_step(engine, step)
+    actual = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
+    assert_close(ours, step_as_written(model, batch), rtol=1e-4, atol=1e-5)
+    expected = {name: parameter.grad for name, parameter in net.named_parameters()} | model.gradients()
+    for name, gradient in actual.items():
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-3, f"gradient of {name} differs by {error:.1e}"
