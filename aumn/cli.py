@@ -16,6 +16,7 @@ from aumn.records import InputError
 
 if TYPE_CHECKING:
     from aumn.evaluate import Evaluation
+    from aumn.footprint import Footprint
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -141,6 +142,11 @@ def train(
     config: Annotated[Path, typer.Argument(help="Run configuration, one of configs/*.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what a rank would hold and move.")] = False,
+    num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="With --dry-run: how many ranks.")] = 1,
+    zero: Annotated[int, typer.Option(min=0, max=3, help="With --dry-run: DeepSpeed's ZeRO stage.")] = 0,
+    classes: Annotated[int | None, typer.Option(min=1, help="With --dry-run, in place of the shard set's.")] = None,
+    widths: Annotated[str | None, typer.Option(help="The same; e.g. rgb=1024,flow=1024.")] = None,
 ) -> None:
     """Train both streams: alone, or on every rank that torchrun or srun starts.
 
@@ -149,6 +155,18 @@ def train(
     from aumn.config import load_config
 
     settings = load_config(config, overrides or [])
+    if dry_run:
+        from aumn.footprint import parse_widths, predict
+
+        _print_footprint(
+            predict(settings, ranks=num_ranks, zero=zero, num_classes=classes, widths=parse_widths(widths)),
+            f"{config}: K={settings.model.units}, {num_ranks} rank{'s' * (num_ranks > 1)}, ZeRO {zero}",
+        )
+        return
+    if (num_ranks, zero, classes, widths) != (1, 0, None, None):
+        raise InputError(
+            "--ranks, --zero, --classes and --widths belong to --dry-run: start ranks with torchrun or srun."
+        )
     from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
     from aumn.run import run_training
@@ -290,6 +308,16 @@ def _print_packing(report: Any) -> None:
     ):
         if names:
             print(f"Left out: {len(names):,} {text}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}")
+
+
+def _print_footprint(found: Footprint, what: str) -> None:
+    print(f"{what}: {found.micro_batches} micro-batch{'es' * (found.micro_batches > 1)} a step on each rank")
+    parts = {part: None for counts in found.parameters.values() for part in counts}
+    rows = [(part, *(f"{counts[part]:,}" for counts in found.parameters.values())) for part in parts]
+    rows.append(("together", *(f"{sum(counts.values()):,}" for counts in found.parameters.values())))
+    _print_table(("parameters", *found.parameters), rows)
+    _print_table(("a rank holds at its peak", "MB"), [(name, f"{size / 1e6:,.1f}") for name, size in found.rows()])
+    print(f"Python and torch themselves take about 300 MB more. A rank sends {found.moved_bytes / 1e6:,.1f} MB a step.")
 
 
 def _print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:

@@ -93,7 +93,7 @@ class TrainingLoader:
         self._shards = shards
         self._indices = np.asarray(indices)
         self._global_videos = global_videos
-        self._micro_count = _count_micro_batches(global_videos, micro_videos, world_size)
+        self._micro_count = count_micro_batches(global_videos, micro_videos, world_size)
         self._snippets = snippets
         self._seed = seed
         self._rank = rank
@@ -141,7 +141,7 @@ def _check_labels(shards: ShardSet, indices: Sequence[int]) -> None:
         )
 
 
-def _count_micro_batches(global_videos: int, micro_videos: int | None, world_size: int) -> int:
+def count_micro_batches(global_videos: int, micro_videos: int | None, world_size: int) -> int:
     """How many micro-batches each rank has at every step."""
     videos_a_pass = world_size * (micro_videos or 1)
     if global_videos % videos_a_pass:

@@ -1,0 +1,94 @@
+"""Run by test_footprint in processes of its own: the memory that training steps really take.
+
+`tensors`: the highest sum of what PyTorch's allocator gave out and took back over a step, from the profiler; it has no
+noise and no blind spot, since a step allocates nothing else of size. `process`: how far the resident memory of this
+process has grown since before the network was built, at the highest moment of a step; the caller sets
+MALLOC_MMAP_THRESHOLD_ so that freed tensors go back to the system at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from aumn.cluster.engines import TorchEngine, build_engine
+from aumn.cluster.ranks import Ranks, connect
+from aumn.config import RunConfig
+from aumn.model.aumn import TwoStream
+from aumn.model.losses import LossWeights
+from aumn.records import Batch, Step
+from aumn.train import train_step
+
+WIDTHS = {"rgb": 96, "flow": 160}
+WEIGHTS = LossWeights(0.01, 0.02, 0.05, "mean")
+
+
+def make_batch(videos: int, snippets: int, classes: int) -> Batch:
+    lengths = (snippets,) * (videos - 1) + (snippets // 2,)
+    mask_BT = torch.arange(snippets) < torch.tensor(lengths)[:, None]
+    features = {stream: torch.randn(videos, snippets, width) * mask_BT[..., None] for stream, width in WIDTHS.items()}
+    return Batch(
+        (), lengths, tuple(range(videos)), features, mask_BT, torch.eye(classes)[torch.arange(videos) % classes]
+    )
+
+
+def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
+    network = TwoStream.build(WIDTHS, classes, config.model.model_dump())
+    return build_engine("ddp", network, ranks, torch.device("cpu"), {})
+
+
+def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
+    micro_videos = config.batch.micro_videos
+    count = config.batch.global_videos // micro_videos // ranks.size
+    batches = tuple(make_batch(micro_videos, config.data.snippets, classes) for _ in range(count))
+    return Step(0, 0, config.batch.global_videos, batches)
+
+
+def take(engine: TorchEngine, step: Step) -> None:
+    train_step(engine, step, dict.fromkeys(WIDTHS, WEIGHTS))
+    engine.update(1e-4)
+
+
+def tensor_bytes(config: RunConfig, classes: int) -> int:
+    """Peak of one step beyond weights, optimizer state and features."""
+    engine, step = build(config, classes, Ranks()), make_step(config, classes, Ranks())
+    take(engine, step)  # makes the optimizer's state
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        take(engine, step)
+    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(sizes.cumsum(0).max())
+
+
+def process_bytes(config: RunConfig, classes: int, ranks: Ranks) -> int:
+    """Peak of one step beyond what this process held before the network was built and without features."""
+    step = make_step(config, classes, ranks)
+    before = _resident("VmRSS")
+    engine = build(config, classes, ranks)
+    take(engine, step)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
+    take(engine, step)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def main() -> None:
+    what, cases = sys.argv[1], json.loads(sys.argv[2])
+    configs = [(RunConfig.model_validate(case["config"]), case["classes"]) for case in cases]
+    with connect() as ranks:
+        if what == "tensors":
+            found = [tensor_bytes(config, classes) for config, classes in configs]
+        else:
+            found = [process_bytes(config, classes, ranks) for config, classes in configs]
+        if ranks.is_first:
+            print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""`aumn train --dry-run` against what training steps really take, in processes of their own."""
+
+import json
+import math
+
+import pytest
+
+from aumn.config import RunConfig
+from aumn.footprint import footprint, parse_widths
+from aumn.model.aumn import TwoStream
+from aumn.records import InputError
+
+from . import footprint_steps
+from .footprint_steps import WIDTHS
+from .launching import aumn, python, succeed, torchrun
+
+
+def make_case(videos=4, snippets=60, classes=9, micro_batches=1, ranks=1, **model):
+    batch = {"global_videos": videos * micro_batches * ranks, "micro_videos": videos}
+    config = {"data": {"shards": "none", "snippets": snippets}, "run": {"folder": "none", "steps": 1}}
+    return {"config": {**config, "model": model, "batch": batch}, "classes": classes}
+
+
+def predict(case, **options):
+    config = RunConfig.model_validate(case["config"])
+    return footprint(config, WIDTHS, case["classes"], snippets=config.data.snippets, **options)
+
+
+CASES = {
+    "the paper's bank: form 1": make_case(8, 200, 100, units=7),
+    "one class basis larger than all else": make_case(8, 50, 300, units=60, embedding_width=256),
+    "many videos, one tap": make_case(64, 50, units=3, kernel=1, embedding_width=64),
+    "chunks": make_case(16, 200, 20, units=500, embedding_width=128),
+    "chunks, no self-attention": make_case(16, 200, 20, units=500, embedding_width=128, self_attention=False),
+    "long videos": make_case(2, 1500, units=7, embedding_width=64),
+    "long videos, chunks": make_case(2, 1200, units=300, embedding_width=64),
+    "long videos, no self-attention": make_case(2, 1500, units=300, embedding_width=64, self_attention=False),
+    "a large bank": make_case(4, 100, 20, units=16_384, embedding_width=128),
+    "a large bank, micro-batches": make_case(4, 50, 20, 3, units=8_192, embedding_width=128),
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    command = (footprint_steps.__file__, "tensors", json.dumps(list(CASES.values())))
+    found = json.loads(succeed(python("-W", "ignore", *command)).stdout)
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_steps_peak_is_predicted_within_15_percent(name, measured):
+    found = predict(CASES[name])
+    assert found.gradients_bytes + found.activations_bytes == pytest.approx(measured[name], rel=0.15)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_whole_process_grows_by_what_was_predicted(ranks):
+    """Weights, gradients (DDP's buckets), optimizer state and activations, in resident memory."""
+    case = make_case(4, 100, 20, ranks=ranks, units=65_536, embedding_width=96)
+    command = (footprint_steps.__file__, "process", json.dumps([case]))
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    run = torchrun(ranks, *command, environment=environment) if ranks > 1 else python(*command, environment=environment)
+    found = predict(case, ranks=ranks)
+    assert found.held_bytes - found.features_bytes == pytest.approx(json.loads(succeed(run).stdout)[0], rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["the paper's bank: form 1", "chunks"])
+def test_parameters_are_those_of_the_network_part_by_part(name):
+    case = CASES[name]
+    network = TwoStream.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).model.model_dump())
+    counts = predict(case).parameters
+    assert counts.keys() == WIDTHS.keys()
+    for stream, part in network.networks.items():
+        memory = part.memory
+        wanted = {
+            "embedding": sum(p.numel() for p in part.embed.parameters()),
+            "queries": sum(p.numel() for p in part.encode_query.parameters()),
+            "keys": sum(p.numel() for p in memory.encode_key.parameters()),
+            "memory": memory.units_KF.numel(),
+            "values": sum(p.numel() for p in memory.encode_hidden.parameters()) + memory.values_RFC.numel(),
+        }
+        assert counts[stream] == wanted
+        assert sum(wanted.values()) == sum(p.numel() for p in part.parameters())
+
+
+def test_each_zero_stage_divides_one_thing_more_by_the_ranks():
+    case = make_case(ranks=4, units=300)
+    whole = predict(case, ranks=4)
+    count = sum(sum(parts.values()) for parts in whole.parameters.values())
+    quarter = math.ceil(count / 4)
+    held = [
+        (found.weights_bytes / 4, found.gradients_bytes / 4, found.optimizer_bytes / 8)
+        for found in (predict(case, ranks=4, zero=zero) for zero in range(4))
+    ]
+    assert held == [
+        (count, count, count),
+        (count, count, quarter),
+        (count, quarter, quarter),
+        (quarter, quarter, quarter),
+    ]
+
+
+def test_bytes_that_a_rank_moves():
+    """A ring of N ranks: (N - 1)/N of the gradients out to be reduced and as much again to be gathered."""
+    units, micro_batches = 300, 3
+    case = make_case(ranks=4, units=units)
+    count = sum(sum(parts.values()) for parts in predict(case, ranks=4).parameters.values())
+    shares = 2 * 2 * units  # of two streams, all-reduced
+    assert predict(make_case(units=units)).moved_bytes == 0
+    moved = [predict(case, ranks=4, zero=zero).moved_bytes for zero in range(4)]
+    assert moved == [4 * ((2 * count + shares) * 3 // 4)] * 3 + [4 * ((3 * count + shares) * 3 // 4)]
+    case = make_case(ranks=4, units=units, micro_batches=micro_batches)
+    moved = [predict(case, ranks=4, zero=zero).moved_bytes for zero in range(4)]
+    rounds = (2, 2, micro_batches + 1, micro_batches + 3 * micro_batches)
+    assert moved == [4 * ((times * count + shares) * 3 // 4) for times in rounds]
+
+
+def test_widths_are_read_or_refused():
+    assert parse_widths("rgb=1024,flow=512") == {"rgb": 1024, "flow": 512}
+    with pytest.raises(InputError, match=r"--widths 'rgb' must read stream=width,\.\.\., e\.g\. rgb=1024,flow=1024"):
+        parse_widths("rgb")
+
+
+def test_the_dry_run_prints_a_table_and_starts_nothing(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("data: {shards: absent}\nrun: {folder: out, steps: 5}\nbatch: {global_videos: 8}\n")
+    described = ("--classes", 20, "--widths", "rgb=1024,flow=512")
+    command = ("train", config, "--dry-run", "--ranks", 4, "--zero", 2, "model.units=4096", "data.snippets=100")
+    said = succeed(aumn(*command, *described, cwd=tmp_path)).stdout
+    assert "K=4096, 4 ranks, ZeRO 2: 1 micro-batch a step on each rank" in said
+    assert "activations of 2 videos x 100 snippets" in said
+    assert "2,097,152" in said  # K x F
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+    refused = aumn(*command, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "data.shards=absent does not exist: pack it, or give --classes 200 --widths" in refused.stderr
+    refused = aumn("train", config, "--ranks", 4, cwd=tmp_path)
+    assert "--ranks, --zero, --classes and --widths belong to --dry-run" in refused.stderr
