@@ -35,9 +35,8 @@ def measure() -> list[Row]:
     seed = fresh_seed()
     folder = find_or_make(BUILD / "features_2gb", VIDEOS, SNIPPETS, WIDTH, seed)
     check_same(folder, seed)
-    tars = sorted(folder.glob("*.tar"))
-    total_bytes = sum(len(tar.read_bytes()) for tar in tars)  # and now they are in page cache
-    sides = {f"WebLoader, {workers} workers": partial(read_theirs, tars, workers) for workers in (0, 1, 2)}
+    total_bytes = sum(len(tar.read_bytes()) for tar in folder.glob("*.tar"))  # and now they are in page cache
+    sides = {f"WebLoader, {workers} workers": partial(read_theirs, folder, workers) for workers in (0, 1, 2)}
     best_s = take_turns(2, ours=partial(read_ours, folder, seed), **sides)
     for name, seconds in best_s.items():
         print(f"{name:<20} {VIDEOS / seconds:7,.0f} videos/s, {total_bytes / seconds / 1e9:.2f} GB/s of float16")
@@ -81,7 +80,8 @@ def find_or_make(folder: Path, videos: int, snippets: int, width: int, seed: int
 def open_ours(folder: Path, seed: int) -> TrainingLoader:
     shards = ShardSet.open(folder)
     indices = shards.indices("training")
-    return TrainingLoader(shards, indices, global_videos=min(BATCH, len(indices)), snippets=None, seed=seed)
+    cut = {"micro_videos": None, "rank": 0, "world_size": 1}
+    return TrainingLoader(shards, indices, global_videos=min(BATCH, len(indices)), snippets=None, seed=seed, **cut)
 
 
 def read_ours(folder: Path, seed: int) -> int:
@@ -89,32 +89,28 @@ def read_ours(folder: Path, seed: int) -> int:
     return sum(step.global_videos for step in loader.steps(0, loader.steps_per_epoch))
 
 
-def open_theirs(tars: list[Path], workers: int):
+def open_theirs(folder: Path, workers: int):
     """As WebDataset's documentation has it; a shuffle would only cost it more."""
-    classes = {f"class {number:03d}": number for number in range(CLASSES)}
+    classes = {label: number for number, label in enumerate(ShardSet.open(folder).classes)}
 
     def multi_hot(facts: dict) -> np.ndarray:
-        labels_C = np.zeros(CLASSES, np.float32)
+        labels_C = np.zeros(len(classes), np.float32)
         labels_C[[classes[label] for label in facts["labels"]]] = 1
         return labels_C
 
     dataset = (
-        wds.WebDataset([str(tar) for tar in tars], shardshuffle=False)
+        wds.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
         .decode()
         .to_tuple("__key__", "rgb.npy", "flow.npy", "json")
-        .map_tuple(None_is_identity, None_is_identity, None_is_identity, multi_hot)
+        .map(lambda sample: (*sample[:3], multi_hot(sample[3])))
         .batched(BATCH)
     )
     return wds.WebLoader(dataset, batch_size=None, num_workers=workers)
 
 
-def None_is_identity(value):
-    return value
-
-
-def read_theirs(tars: list[Path], workers: int) -> int:
+def read_theirs(folder: Path, workers: int) -> int:
     count = 0
-    for keys, rgb_BTD, flow_BTD, _labels_BC in open_theirs(tars, workers):
+    for keys, rgb_BTD, flow_BTD, _labels_BC in open_theirs(folder, workers):
         for features_BTD in (rgb_BTD, flow_BTD):
             torch.as_tensor(features_BTD).float()
         count += len(keys)
@@ -127,7 +123,7 @@ def check_same(folder: Path, seed: int) -> None:
     (batch,) = loader.load(seed % loader.steps_per_epoch).micro_batches
     place_of = {video: place for place, video in enumerate(batch.videos)}
     found = 0
-    for keys, rgb_BTD, flow_BTD, labels_BC in open_theirs(sorted(folder.glob("*.tar")), 0):
+    for keys, rgb_BTD, flow_BTD, labels_BC in open_theirs(folder, 0):
         for row, key in enumerate(keys):
             if key in place_of:
                 found += 1
