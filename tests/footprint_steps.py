@@ -2,10 +2,11 @@
 
 `tensors`: the highest sum of what PyTorch's allocator gave out and took back over a step, from the profiler; it has no
 noise and no blind spot, since a step allocates nothing else of size. `process`: how far the resident memory of this
-process has grown since before the network was built, at the highest moment of a step; the caller sets
-MALLOC_MMAP_THRESHOLD_ so that freed tensors go back to the system at once.
+process has grown since before the network was built (a tiny one has been trained then), at the highest moment of a
+step; the caller sets MALLOC_MMAP_THRESHOLD_ so that freed tensors go back to the system at once.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -64,10 +65,14 @@ def tensor_bytes(config: RunConfig, classes: int) -> int:
 
 def process_bytes(config: RunConfig, classes: int, ranks: Ranks) -> int:
     """Peak of one step beyond what this process held before the network was built and without features."""
+    tiny = config.model_copy(update={"model": config.model.model_copy(update={"units": 99, "embedding_width": 8})})
     step = make_step(config, classes, ranks)
+    take(build(tiny, classes, ranks), step)  # loads what PyTorch loads at the first step
+    gc.collect()
     before = _resident("VmRSS")
     engine = build(config, classes, ranks)
-    take(engine, step)
+    for _ in range(2):  # DDP orders its buckets anew at the second step
+        take(engine, step)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
     take(engine, step)
     return _resident("VmHWM") - before
