@@ -201,8 +201,9 @@ class _Reader:
                 # Gathering first costs little, as the copy lies in cache when it is converted; memory maps are
                 # read-only, which torch tensors cannot be.
                 gathered_TD = torch.from_numpy(source_TD.take(rows_T, axis=0))
-                features[stream][place, : len(rows_T)].copy_(gathered_TD)
-                features[stream][place, len(rows_T) :].zero_()
+                target_TD = features[stream][place]
+                target_TD[: len(rows_T)].copy_(gathered_TD)
+                target_TD[len(rows_T) :].zero_()
         mask_BT = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
         return Batch(tuple(video.id for video in videos), lengths, tuple(seeds), features, mask_BT, labels_BC)
 

@@ -35,7 +35,7 @@ class ShardSet:
         self.streams = description.streams
         self.dtype = np.dtype(description.dtype)
         self.stride_frames = description.stride_frames
-        self._shards = description.shards
+        self._tars = [path / shard.file for shard in description.shards]
         self._rows = rows
         self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
 
@@ -82,7 +82,7 @@ class ShardSet:
 
     def tar_of(self, index: int) -> Path:
         """The tar that holds a video."""
-        return self.path / self._shards[int(self._rows.shard_N[index])].file
+        return self._tars[int(self._rows.shard_N[index])]
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""

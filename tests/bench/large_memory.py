@@ -13,7 +13,7 @@ def measure() -> list[Row]:
     check_many_units(seed, snippets=20, units=300)
     step = make_step(seed, **SIZE)
     engines = {units: make_engine(seed, SIZE["width"], SIZE["classes"], units=units) for units in (7, 4096, 16384)}
-    best_s = take_turns(3, **{str(units): partial(our_step, engine, step) for units, engine in engines.items()})
+    best_s = take_turns(2, **{str(units): partial(our_step, engine, step) for units, engine in engines.items()})
     for units, seconds in best_s.items():
         print(f"K={int(units):>6,}: {seconds:7.3f} s a step, {1e6 * seconds / int(units):8.1f} us a unit")
     few, many, more = best_s["7"], best_s["4096"], best_s["16384"]
