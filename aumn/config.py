@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from aumn.records import InputError
 
@@ -96,11 +97,38 @@ class RunSection(Section):
     folder: Path = Field(description="Where checkpoints and the final model go.")
     steps: Count = Field(description="Optimizer steps.")
     seed: int = Field(0, ge=0, description="Of initial weights, order of videos, snippets and dropout.")
-    engine: Literal["single", "ddp"] = Field("ddp", description="`ddp` joins whatever ranks were launched, also one.")
+    engine: Literal["single", "ddp", "deepspeed"] = Field(
+        "ddp", description="`ddp` and `deepspeed` join whatever ranks were launched, also one; see docs/engines.md."
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cuda is untested for want of a GPU.")
     log_every: Count = Field(10, description="Steps between lines of metrics.")
     checkpoint_every: Count = Field(500, description="Steps between checkpoints; the last step always has one.")
     keep_checkpoints: Count = Field(2, description="How many of the newest checkpoints are kept.")
+
+
+class EngineConfig(Section):
+    """How the engine holds and multiplies numbers; a run may change all but `precision` when it resumes."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Of the embedding's matrix products; the rest is always float32. fp16 scales the loss."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="deepspeed: what the ranks share out. 0 nothing, 1 Adam's state, 2 and gradients, 3 and weights."
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="deepspeed: what waits in host memory. Adam's state (zero_stage 1 to 3), or the weights too (3).",
+    )
+    compile_ops: bool = Field(
+        False, description="deepspeed: its own fused Adam, which it compiles for minutes when first used."
+    )
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> EngineConfig:
+        least_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < least_stage:
+            raise PydanticCustomError("offload", f"offload={self.offload} needs zero_stage={least_stage} or more")
+        return self
 
 
 class LocalizeConfig(Section):
@@ -141,9 +169,26 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()
+    engine: EngineConfig = EngineConfig()
     localize: LocalizeConfig = LocalizeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @classmethod
+    def default(cls, section: str, name: str) -> Any:
+        """What a field is where nobody sets it, as `model_dump(mode="json")` has it; None where it must be set."""
+        section_type: Any = cls.model_fields[section].annotation
+        default = section_type.model_fields[name].default
+        return None if default is PydanticUndefined else default
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> RunConfig:
+        for name in ("zero_stage", "offload", "compile_ops"):
+            if self.run.engine != "deepspeed" and name in self.engine.model_fields_set:
+                raise PydanticCustomError(
+                    "engine", f"engine.{name} is deepspeed's: set run.engine=deepspeed, or leave it out"
+                )
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -25,7 +25,7 @@ from aumn.checkpoint import (
     save_model,
     source_commit,
 )
-from aumn.cluster.engines import TorchEngine, build_engine
+from aumn.cluster.engines import Engine, build_engine
 from aumn.cluster.ranks import Ranks
 from aumn.config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
@@ -43,6 +43,10 @@ FREE_ON_RESUME = (
     "run.log_every",
     "run.checkpoint_every",
     "run.keep_checkpoints",
+    "run.engine",
+    "engine.zero_stage",
+    "engine.offload",
+    "engine.compile_ops",
     "tracking.",
 )
 """Settings that a resumed run may change; another value of any other setting would make it another run."""
@@ -106,7 +110,7 @@ class _Recorder:
     """What a run leaves behind as it goes: lines, metrics, evaluations, checkpoints, and in the end a model."""
 
     config: RunConfig
-    engine: TorchEngine
+    engine: Engine
     network: TwoStream
     validation: Validation | None
     tracker: Tracker
@@ -144,7 +148,8 @@ class _Recorder:
 
     def _evaluate(self, validation: Validation) -> bool:
         """Measure and log; whether a checkpoint should be kept as the best, which only held-out videos may decide."""
-        metrics = validation.measure(self.network, self.engine.ranks)
+        with self.engine.whole_network():
+            metrics = validation.measure(self.network, self.engine.ranks)
         named = {f"{validation.name}/{name}": value for name, value in metrics.items()}
         self.tracker.log_metrics(named, self.progress.step)
         self.say(f"step {self.progress.step}: {validation.describe(metrics)}")
@@ -191,13 +196,14 @@ def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, rank
     )
 
 
-def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> TorchEngine:
+def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine:
     device = torch.device("cuda", ranks.local_rank) if config.run.device == "cuda" else torch.device("cpu")
     optimizer = config.optimizer
     settings = {
         "betas": (optimizer.beta1, optimizer.beta2),
         "weight_decay": optimizer.weight_decay,
         "clip_norm": optimizer.clip_norm,
+        **config.engine.model_dump(),
     }
     return build_engine(config.run.engine, network, ranks, device, settings)
 
@@ -228,7 +234,7 @@ def _begin(config: RunConfig, shards: ShardSet) -> Progress:
     return Progress(card, config=config.model_dump(mode="json"))
 
 
-def _restore(config: RunConfig, shards: ShardSet, engine: TorchEngine) -> Progress:
+def _restore(config: RunConfig, shards: ShardSet, engine: Engine) -> Progress:
     """Take up the run's last whole checkpoint, if it is of this run: the same settings and the same training data."""
     path = last_checkpoint(config.run.folder)
     if path is None:
@@ -249,11 +255,13 @@ def _restore(config: RunConfig, shards: ShardSet, engine: TorchEngine) -> Progre
 
 
 def _refuse_another_run(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    """A field that the run is too old to know had what is its default now."""
     differing = [
-        f"{section}.{name}: the run has {saved[section].get(name)!r}, now {value!r}"
+        f"{section}.{name}: the run has {before!r}, now {value!r}"
         for section, fields in given.items()
         for name, value in fields.items()
-        if saved[section].get(name) != value and not f"{section}.{name}".startswith(FREE_ON_RESUME)
+        if not f"{section}.{name}".startswith(FREE_ON_RESUME)
+        and (before := saved.get(section, {}).get(name, RunConfig.default(section, name))) != value
     ]
     if differing:
         raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *differing)

@@ -19,7 +19,7 @@ from aumn.cluster.engines import Engine
 from aumn.config import OptimizerConfig, RunSection
 from aumn.model import losses
 from aumn.model.losses import LossWeights
-from aumn.records import Batch, Scores, Step
+from aumn.records import Batch, InputError, Scores, Step
 
 
 class StepSource(Protocol):
@@ -47,15 +47,16 @@ def train_step(engine: Engine, step: Step, weights: Mapping[str, LossWeights]) -
             scores = engine.forward(batch)
             if shares is None:
                 shares = _share_sums(engine, [{name: score.unit_sums_BK for name, score in scores.items()}])
-            loss = torch.zeros((), device=engine.device)
+            totals: dict[str, Tensor] = {}
             for name, score in scores.items():
                 terms = _terms(score, batch, shares[name], step.global_videos, weights[name])
                 if last:  # Eq. 10 is of the step, not of a video: each rank adds its share once
                     terms["diversity"] = losses.diversity(score.units_KF) / engine.ranks.size
-                part = losses.total(terms, weights[name], len(score.units_KF))
-                loss = loss + part
-                _add(report, name, {**terms, "total": part, **_attention_mean(score, batch, step.global_videos)})
-            engine.backward(loss)
+                totals[name] = losses.total(terms, weights[name], len(score.units_KF))
+                _add(
+                    report, name, {**terms, "total": totals[name], **_attention_mean(score, batch, step.global_videos)}
+                )
+            engine.backward(totals)
     assert shares is not None
     _add_alive_units(report, shares, step.global_videos, engine.ranks.size)
     return report
@@ -82,13 +83,13 @@ def train(
             report = train_step(engine, step, weights)
             rate = learning_rate(optimizer, step.index, run.steps)
             norms = engine.update(rate)
+            if not all(map(math.isfinite, norms.values())):
+                _stop_or_go_on(engine, step, report)
             clock.videos += step.global_videos
             done = step.index + 1
             metrics = None
             if done % run.log_every == 0 or done == run.steps:
-                metrics = _summed(engine, report) | {
-                    f"{name}/gradient_norm": float(norm) for name, norm in norms.items()
-                }
+                metrics = _summed(engine, report) | {f"{name}/gradient_norm": norm for name, norm in norms.items()}
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
             after_step(done, metrics)
 
@@ -142,6 +143,38 @@ def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
     values = engine.ranks.sum_(torch.stack(list(report.values())).double()).tolist()
     metrics = dict(zip(report, values, strict=True))
     return metrics | {"loss": sum(value for name, value in metrics.items() if name.endswith("/total"))}
+
+
+def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor]) -> None:
+    """After a gradient that was not finite: go on if it only overflowed float16, else stop every rank.
+
+    A loss that is not finite makes every rank's gradients so (see `precision.poisoned`), so all ranks come here
+    together. A step is a function of its videos, so it is run forward once more to find those that it failed on.
+    """
+    bad_terms = [name for name, term in report.items() if not (name.endswith("/total") or bool(term.isfinite()))]
+    terms = sorted({name for names in engine.ranks.gather(bad_terms) for name in names})
+    if engine.rescales and not terms:
+        return
+    videos = sorted({video for names in engine.ranks.gather(_videos_not_finite(engine, step)) for video in names})
+    what = f"{' and '.join(terms)} {'is' if len(terms) == 1 else 'are'}" if terms else "a gradient is"
+    whose = f" for {len(videos)} of its {step.global_videos} videos ({', '.join(videos[:10])})" if videos else ""
+    raise InputError(
+        f"Step {step.index + 1}: {what} not finite{whose}, so every rank stopped before the update. Look at those "
+        "videos' features, or lower optimizer.learning_rate, or set engine.precision=fp32 where it is not."
+    )
+
+
+@torch.no_grad()
+def _videos_not_finite(engine: Engine, step: Step) -> list[str]:
+    """This rank's videos whose scores are not finite."""
+    found = []
+    for batch in step.micro_batches:
+        for score in engine.forward(batch.to(engine.device)).values():
+            sums_B = score.logits_BC.sum(1) + score.attention_BT.sum(1) + score.unit_sums_BK.sum(1)
+            found += [
+                video for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
+            ]
+    return found
 
 
 class _Clock:

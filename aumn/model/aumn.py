@@ -87,6 +87,10 @@ class AUMN(nn.Module):
         (P + I)ᵀ u (T x T x J) comes first and X (T x T x F) is never built.
         """
         embedded_BTF, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        with torch.autocast(features_BTD.device.type, enabled=False):  # softmaxes and sums over time need float32
+            return self._score(embedded_BTF, queries_BTA, mask_BT, lengths)
+
+    def _score(self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Scores:
         reading = self.memory.read(queries_BTA, mask_BT)
         attention_BT = reading.attention_BT * mask_BT
         length_B1 = mask_BT.sum(1, keepdim=True).to(attention_BT.dtype)
@@ -100,7 +104,8 @@ class AUMN(nn.Module):
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
         _, queries_BTA = self._embed(features_BTD, lengths, seeds)
-        return self.memory.read(queries_BTA, mask_BT).unit_sums_BK
+        with torch.autocast(features_BTD.device.type, enabled=False):
+            return self.memory.read(queries_BTA, mask_BT).unit_sums_BK
 
     @torch.no_grad()
     def localize(self, features_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,10 +122,12 @@ class AUMN(nn.Module):
         return video_C, attention_T, cas_TC.softmax(1)
 
     def _embed(self, features_BTD: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Eq. 1 and the queries: most of the work, and all of it that `torch.autocast` may do in 16 bits."""
         embedded_BTF = torch.relu(self.embed(features_BTD))
         if self.training and self.dropout > 0:
             embedded_BTF = embedded_BTF * dropout_factors(embedded_BTF, self.dropout, lengths, seeds)
-        return embedded_BTF, self.encode_query(embedded_BTF)
+        queries_BTA = self.encode_query(embedded_BTF)
+        return embedded_BTF.to(features_BTD.dtype), queries_BTA.to(features_BTD.dtype)
 
     def _mixing(self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Eq. 4's softmax(Q Qᵀ / sqrt(A)), B x T x T; a video's own snippets alone are attended to."""
@@ -171,12 +178,12 @@ class TwoStream(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores of a training batch."""
-        return {name: network(*inputs) for name, network, inputs in self._each(batch)}
+        return {name: network(*inputs) for name, network, inputs in self.inputs(batch)}
 
     @torch.no_grad()
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Every stream's `AUMN.unit_sums`, without gradient."""
-        return {name: network.unit_sums(*inputs) for name, network, inputs in self._each(batch)}
+        return {name: network.unit_sums(*inputs) for name, network, inputs in self.inputs(batch)}
 
     def localize(self, batch: Batch) -> dict[str, VideoScores]:
         """Every stream's scores of the batch's one video, on the host."""
@@ -184,7 +191,7 @@ class TwoStream(nn.Module):
         scores = {name: network.localize(batch.features[name][0]) for name, network in self.networks.items()}  # type: ignore[operator]
         return {name: VideoScores(*(part.double().cpu().numpy() for part in parts)) for name, parts in scores.items()}
 
-    def _each(self, batch: Batch) -> list[tuple[str, AUMN, tuple[Tensor, Tensor, Sequence[int], list[int]]]]:
+    def inputs(self, batch: Batch) -> list[tuple[str, AUMN, tuple[Tensor, Tensor, Sequence[int], list[int]]]]:
         """Streams with their inputs; a video's seed differs between streams, so that their dropout does."""
         return [
             (name, network, (batch.features[name], batch.mask_BT, batch.lengths, [s ^ index for s in batch.seeds]))  # type: ignore[misc]

@@ -1,0 +1,293 @@
+"""DeepSpeed: ZeRO stages 0-3 under the same protocol, with the same arithmetic as DDP. The only importer of deepspeed.
+
+Each stream has a DeepSpeed engine of its own: DeepSpeed clips by the norm over all of an engine's parameters, and that
+is then the stream's own norm, whatever the stage has partitioned. Weights are float32 and 16 bits are autocast's, as in
+TorchEngine, so a stage changes where things lie and nothing else; DeepSpeed's own bf16 and fp16 modes, which round the
+weights, are not used.
+
+Written for DeepSpeed 0.19; `_flat_partitions` and `_give_adam_its_state` touch what it does not document.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aumn.cluster.engines import EngineSettings
+from aumn.cluster.precision import LossScale, autocast, poisoned
+from aumn.cluster.ranks import Ranks
+from aumn.optimizer_state import PREFIX, flatten_optimizer, restore_optimizer
+from aumn.records import Batch, Scores
+
+BUCKET_ELEMENTS = 25_000_000  # 100 MB of float32; DeepSpeed would allocate 2 GB for models of any size
+SLOTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine:
+    """See Engine. Untested on CUDA for want of a GPU."""
+
+    def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
+        self.ranks, self.device, self.settings = ranks, device, settings
+        self._deepspeed = _import_deepspeed(ranks, device)
+        self.network = network.to(device)
+        self._names = {id(parameter): name for name, parameter in network.networks.named_parameters()}
+        self._engines = {name: self._build(part) for name, part in network.networks.items()}
+        self.scales = {name: LossScale(settings.precision) for name in self._engines}
+
+    @property
+    def rescales(self) -> bool:
+        """See Engine."""
+        return any(scale.is_dynamic for scale in self.scales.values())
+
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """See Engine. Stages 2 and 3 sum over ranks in every micro-batch, since none can hold all of its gradients."""
+        for engine in self._engines.values():
+            engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def forward(self, batch: Batch) -> dict[str, Scores]:
+        """See Engine."""
+        return {name: Scores(*self._engines[name](*inputs)) for name, _, inputs in self.network.inputs(batch)}
+
+    @torch.no_grad()
+    def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
+        """See Engine."""
+        return {name: self._engines[name](*inputs, only_sums=True)[0] for name, _, inputs in self.network.inputs(batch)}
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """See Engine. DeepSpeed averages over ranks, so each rank's share goes in times their number."""
+        for name, loss in poisoned(losses).items():
+            engine, scale = self._engines[name], self.scales[name]
+            share = loss * self.ranks.size
+            if self.settings.zero_stage > 0 and scale.is_dynamic:
+                engine.optimizer.override_loss_scale(scale.value)  # it multiplies the loss and divides the gradients
+            elif scale.is_dynamic:
+                share = share * scale.value
+            engine.backward(share, scale_wrt_gas=False)
+
+    def update(self, learning_rate: float) -> dict[str, float]:
+        """See Engine."""
+        norms = {}
+        for name, engine in self._engines.items():
+            for group in engine.optimizer.param_groups:
+                group["lr"] = learning_rate
+            norms[name] = self._step(engine, self.scales[name])
+            self.scales[name].adjust(finite=math.isfinite(norms[name]))
+        return norms
+
+    @contextmanager
+    def whole_network(self) -> Iterator[None]:
+        """See Engine."""
+        with self._gathered(list(self.network.parameters())):
+            yield
+
+    def weights(self) -> dict[str, Tensor]:
+        """See Engine; parameter by parameter, so a device holds one whole parameter at most beyond its partition."""
+        weights = {}
+        for name, parameter in self.network.named_parameters():
+            with self._gathered([parameter]):
+                if self.ranks.is_first:
+                    weights[name] = parameter.detach().cpu().clone()
+        return weights
+
+    def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See Engine; parameter by parameter."""
+        scales = {"loss_scales": {name: scale.facts() for name, scale in self.scales.items()}}
+        facts = {"groups": [{"params": list(self._names.values())}], "numbers": {}} | scales
+        tensors: dict[str, Tensor] = {}
+        for engine in self._engines.values():
+            if self.settings.zero_stage == 0:
+                names = [self._names[id(parameter)] for parameter in engine.module.parameters()]
+                tensors |= flatten_optimizer(engine.optimizer.state_dict(), names)[0]
+            else:
+                tensors |= self._gather_optimizer(engine)
+        return tensors, facts
+
+    def load_state(
+        self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """See Engine."""
+        state = restore_optimizer(tensors, facts, list(self._names.values()))["state"]
+        by_name = {name: state[index] for index, name in enumerate(self._names.values()) if index in state}
+        for name, parameter in self.network.named_parameters():
+            with self._gathered([parameter], modified=True), torch.no_grad():
+                parameter.copy_(weights[name])
+        for stream, engine in self._engines.items():
+            if self.settings.zero_stage == 0:
+                self._load_unpartitioned(engine, by_name)
+            else:
+                engine.optimizer.refresh_fp32_params()
+                self._scatter_optimizer(engine, by_name)
+            self.scales[stream].restore(facts.get("loss_scales", {}).get(stream))
+
+    def _build(self, part: nn.Module) -> Any:
+        """A stream's DeepSpeed engine."""
+        module = _Stream(part, self.settings.precision, self.device)
+        engine, *_ = self._deepspeed.initialize(
+            model=module,
+            optimizer=self._build_adam(list(module.parameters())),
+            config=_deepspeed_config(self.settings),
+        )
+        return engine
+
+    def _build_adam(self, parameters: list[nn.Parameter]) -> Any:
+        """Adam with decoupled weight decay: PyTorch's, or DeepSpeed's own, which it compiles for minutes once."""
+        arguments: dict[str, Any] = {"betas": self.settings.betas, "weight_decay": self.settings.weight_decay}
+        if not self.settings.compile_ops:
+            return torch.optim.AdamW(parameters, fused=True, **arguments)
+        from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+        if self.device.type == "cpu" or self.settings.offload != "none":
+            return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
+        return FusedAdam(parameters, adam_w_mode=True, **arguments)
+
+    def _step(self, engine: Any, scale: LossScale) -> float:
+        """One stream's update; its gradient norm before clipping, untold and unchecked by DeepSpeed in stage 0."""
+        if self.settings.zero_stage > 0:
+            engine.step()
+            return float(engine.get_global_grad_norm())
+        parameters = list(engine.module.parameters())
+        torch._foreach_mul_([parameter.grad for parameter in parameters], 1 / scale.value)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if not math.isfinite(float(norm)):
+            engine.zero_grad()  # Adam passes over parameters without gradient
+        elif self.settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
+        engine.step()
+        return float(norm)
+
+    def _gathered(self, parameters: list[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[None]:
+        """Context in which these parameters are whole on every rank; in stages 0 to 2 they always are."""
+        context: AbstractContextManager[None] = self._deepspeed.zero.GatheredParameters(
+            parameters, modifier_rank=0 if modified else None, enabled=self.settings.zero_stage == 3
+        )
+        return context
+
+    def _gather_optimizer(self, engine: Any) -> dict[str, Tensor]:
+        """Adam's momenta, whole, on the first rank. Before the first step there are none."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        adam_state = engine.basic_optimizer.state.get(_flat_partitions(engine)[0])
+        if not adam_state:
+            return {}
+        tensors: dict[str, Tensor] = {}
+        for parameter in engine.module.parameters():
+            prefix = f"{PREFIX}{self._names[id(parameter)]}"
+            whole = {slot: safe_get_full_optimizer_state(parameter, slot) for slot in SLOTS}
+            if self.ranks.is_first:
+                tensors |= {f"{prefix}/{slot}": tensor.cpu().clone() for slot, tensor in whole.items()}
+                tensors[f"{prefix}/step"] = torch.tensor(float(adam_state["step"]))
+        return tensors
+
+    def _scatter_optimizer(self, engine: Any, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Give every rank its part of the momenta."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        names = {self._names[id(parameter)]: parameter for parameter in engine.module.parameters()}
+        if not any(name in state for name in names):
+            return
+        _give_adam_its_state(engine, next(state[name]["step"] for name in names))
+        for name, parameter in names.items():
+            for slot in SLOTS:
+                if self.settings.zero_stage == 3:
+                    part = _partition(state[name][slot], parameter.ds_tensor.numel(), self.ranks)
+                    safe_set_local_optimizer_state(parameter, part, slot)
+                else:
+                    safe_set_full_optimizer_state(parameter, state[name][slot], slot)
+
+    def _load_unpartitioned(self, engine: Any, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        names = [self._names[id(parameter)] for parameter in engine.module.parameters()]
+        own_groups = engine.optimizer.state_dict()["param_groups"]
+        own_state = {index: state[name] for index, name in enumerate(names) if name in state}
+        engine.optimizer.load_state_dict({"state": own_state, "param_groups": own_groups})
+
+
+class _Stream(nn.Module):
+    """A stream's network as ZeRO-3 can follow it.
+
+    ZeRO-3 gathers parameters that a module uses itself when they are touched, and again for the backward pass of the
+    tensors that this module returns, which must therefore be a plain tuple. `units_KF` leaves as a copy: Eq. 10 reads
+    it when the parameter has been partitioned again.
+    """
+
+    def __init__(self, network: Any, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.precision, self.device = network, precision, device
+
+    def forward(self, *inputs: Any, only_sums: bool = False) -> tuple[Tensor, ...]:
+        with autocast(self.precision, self.device):
+            if only_sums:
+                return (self.network.unit_sums(*inputs),)
+            scores = self.network.forward(*inputs)
+        return scores.logits_BC, scores.attention_BT, scores.unit_sums_BK, scores.units_KF.clone()
+
+
+def _import_deepspeed(ranks: Ranks, device: torch.device) -> Any:
+    """DeepSpeed, quiet, on this run's process group, without compiling anything."""
+    defaults = {"DS_ACCELERATOR": device.type, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It would be compiled when the process group is joined, and serves inference alone.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    alone: dict[str, Any] = {"init_method": "tcp://127.0.0.1:0", "rank": 0, "world_size": 1} if ranks.size == 1 else {}
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False, **alone
+    )
+    return deepspeed
+
+
+def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """Batch sizes are for DeepSpeed's own statistics; micro-batches are ours."""
+    zero: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": 0,  # a dozen parameters in all: partition every one
+    }
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if settings.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def _flat_partitions(engine: Any) -> list[Tensor]:
+    """This rank's part of the float32 weights, as the optimizer sees them."""
+    zero = engine.optimizer
+    flat: list[Tensor] = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+    return flat
+
+
+def _give_adam_its_state(engine: Any, step: Tensor) -> None:
+    """Adam makes its momenta in its first step; a run that goes on needs them before."""
+    for flat in _flat_partitions(engine):
+        state = {slot: torch.zeros_like(flat) for slot in SLOTS}
+        engine.basic_optimizer.state[flat] = {"step": step.clone(), **state}
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _partition(whole: Tensor, size: int, ranks: Ranks) -> Tensor:
+    """This rank's part of a tensor that is cut into equal parts, the last of them filled up with zeros."""
+    flat = nn.functional.pad(whole.flatten(), (0, size * ranks.size - whole.numel()))
+    return flat.narrow(0, size * ranks.rank, size)

@@ -1,0 +1,64 @@
+"""Mixed precision for every engine: 16-bit matrix products over float32 weights, and loss scaling for float16.
+
+Weights, gradients, optimizer and losses stay float32 whatever the precision. Where inside the network 16 bits will do
+is the network's own affair: it closes `torch.autocast` around its softmaxes and its sums over time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LARGEST_SCALE, GROWTH_INTERVAL_STEPS = 2.0**24, 2000
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in `fp32`, `bf16` or `fp16`; the backward pass goes outside of it."""
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def poisoned(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The streams' losses, with NaN for every gradient if one of them is not finite.
+
+    The sum of gradients then carries the news to every rank, as a norm that is not finite, before any weight changes:
+    no other collective is needed, and the losses stay on the device.
+    """
+    factor = torch.where(torch.stack(list(losses.values())).detach().isfinite().all(), 1.0, math.nan)
+    return {name: loss * factor for name, loss in losses.items()}
+
+
+class LossScale:
+    """What a float16 loss is multiplied by so that its gradients do not vanish; 1 in any other precision.
+
+    Halved where the gradients overflowed, doubled after 2,000 steps without. Powers of two round nothing, and each
+    stream has its own, so one stream's overflow leaves the other alone.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self.is_dynamic = precision == "fp16"
+        self.value = 2.0**16 if self.is_dynamic else 1.0
+        self.good_steps = 0
+
+    def adjust(self, *, finite: bool) -> None:
+        """After a step's gradients turned out finite or not."""
+        if not self.is_dynamic:
+            return
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value /= 2
+        elif self.good_steps % GROWTH_INTERVAL_STEPS == 0:
+            self.value = min(self.value * 2, LARGEST_SCALE)
+
+    def facts(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def restore(self, facts: Mapping[str, Any] | None) -> None:
+        """Go on from a checkpoint; one that was written in another precision holds nothing to go on from."""
+        if self.is_dynamic and facts is not None:
+            self.value, self.good_steps = facts["value"], facts["good_steps"]
