@@ -2,11 +2,18 @@
 
 import json
 import math
+import time
+from contextlib import closing
 
 import pytest
 
 from aumn.config import RunConfig
+from aumn.data.loader import TrainingLoader
+from aumn.data.packing import pack
+from aumn.data.shards import ShardSet
+from aumn.data.synthetic import synthesize
 from aumn.footprint import footprint, parse_widths
+from aumn.footprint import predict as predict_run
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 
@@ -113,6 +120,39 @@ def test_bytes_that_a_rank_moves():
     moved = [predict(case, ranks=4, zero=zero).moved_bytes for zero in range(4)]
     rounds = (2, 2, micro_batches + 1, micro_batches + 3 * micro_batches)
     assert moved == [4 * ((times * count + shares) * 3 // 4) for times in rounds]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> ShardSet:
+    folder = tmp_path_factory.mktemp("described")
+    synthesize(folder / "features", videos=24, classes=5, width=12, mean_snippets=30)
+    pack(folder / "features", folder / "shards", folder / "features" / "gt.json", name="small", workers=1)
+    return ShardSet.open(folder / "shards")
+
+
+def test_features_in_flight_are_those_that_the_loader_keeps(shards):
+    """Its blocks of memory serve again and again, so those seen over many steps are all that there are."""
+    case = make_case(ranks=1, videos=4, micro_batches=2, snippets=70)
+    config = RunConfig.model_validate(case["config"])
+    loader = TrainingLoader(
+        shards, shards.indices("training"), global_videos=8, micro_videos=4, snippets=70, seed=0, rank=0, world_size=1
+    )
+    blocks = {}
+    with closing(loader.steps(0, 14)) as steps:
+        for step in steps:
+            time.sleep(0.02)  # so that the readers get ahead
+            for batch in step.micro_batches:
+                blocks |= {tensor.data_ptr(): tensor.nbytes for tensor in batch.features.values()}
+    predicted = footprint(config, shards.streams, 5, snippets=70).features_bytes
+    assert predicted * 3 / 4 <= sum(blocks.values()) <= predicted
+
+
+def test_a_shard_set_describes_itself_down_to_its_longest_video(shards):
+    settings = {"data": {"shards": str(shards.path), "snippets": None}, "run": {"folder": "none", "steps": 1}}
+    found = predict_run(RunConfig.model_validate(settings), ranks=2, zero=0, num_classes=None, widths=None)
+    longest = max(video.snippets for video in shards.videos if video.subset == "training")
+    assert found == footprint(RunConfig.model_validate(settings), shards.streams, 5, snippets=longest, ranks=2)
+    assert found.snippets == longest
 
 
 def test_widths_are_read_or_refused():
