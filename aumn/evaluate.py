@@ -189,7 +189,7 @@ def _send_to_owners(rows: np.ndarray, ranks: Ranks) -> np.ndarray:
     if ranks.size == 1:
         return rows
     owner_N = rows["label"] % ranks.size
-    outgoing = [rows[owner_N == rank] for rank in range(ranks.size)]
+    outgoing = [rows.take(np.flatnonzero(owner_N == rank)) for rank in range(ranks.size)]
     own, outgoing[ranks.rank] = outgoing[ranks.rank], rows[:0]  # what stays need not be copied through the network
     return np.concatenate([own, *ranks.exchange(outgoing)])
 

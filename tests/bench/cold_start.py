@@ -36,7 +36,9 @@ def small_case(folder: Path, seed: int) -> tuple[list[str], float]:
 
     from evaluation import make_detections
 
-    instances = [reference.Instance(f"v{number % 9}", f"class {number % 3}", number, number + 5.0) for number in range(30)]
+    instances = [
+        reference.Instance(f"v{number % 9}", f"class {number % 3}", number, number + 5.0) for number in range(30)
+    ]
     truth = reference.as_ground_truth(instances)
     detections = make_detections(truth, 54, seed)
     (folder / "detections").mkdir()
@@ -45,7 +47,15 @@ def small_case(folder: Path, seed: int) -> tuple[list[str], float]:
     for video, label, start_s, end_s in instances:
         database[video]["annotations"].append({"label": label, "segment": [start_s, end_s]})
     (folder / "gt.json").write_text(json.dumps({"database": database}))
-    command = [AUMN, "evaluate", str(folder / "detections"), "--annotations", str(folder / "gt.json"), "--tiou", "0.3,0.5"]
+    command = [
+        AUMN,
+        "evaluate",
+        str(folder / "detections"),
+        "--annotations",
+        str(folder / "gt.json"),
+        "--tiou",
+        "0.3,0.5",
+    ]
     return command, 100 * evaluate(detections, truth, (0.3, 0.5), Ranks()).average
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,9 @@ def measure() -> list[Row]:
 
 def make_case(folder: Path, seed: int) -> Path:
     """Detections in two parts, half of them near an instance; the path of the ground truth."""
-    official = Path(os.environ.get("AUMN_SHARED", REPOSITORY.parent / "shared")) / "data/activitynet/gt_activitynet13.json"
+    official = (
+        Path(os.environ.get("AUMN_SHARED", REPOSITORY.parent / "shared")) / "data/activitynet/gt_activitynet13.json"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.parquet"):
         old.unlink()
@@ -135,7 +138,9 @@ def alone(annotations: str, folder: str) -> dict[str, float]:
         _print_evaluation(result, "the benchmark", per_class=False)
     marks.append(time.perf_counter())
     names = ("read_detections_s", "read_ground_truth_s", "evaluate_s", "print_s")
-    return {name: round(b - a, 4) for name, a, b in zip(names, marks, marks[1:])} | {"total_s": marks[-1] - marks[0]}
+    return {name: round(b - a, 4) for name, (a, b) in zip(names, pairwise(marks), strict=True)} | {
+        "total_s": marks[-1] - marks[0]
+    }
 
 
 def on_ranks(annotations: str, folder: str) -> dict | None:

@@ -78,7 +78,11 @@ def take_turns(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
 
 
 def in_process(
-    *side: object, ranks: int = 0, environment: Mapping[str, str] = {}, cores: Sequence[int] = (), timeout_s: float = 300
+    *side: object,
+    ranks: int = 0,
+    environment: Mapping[str, str] = {},
+    cores: Sequence[int] = (),
+    timeout_s: float = 300,
 ) -> dict:
     """What `--side SIDE...` of the calling script measures in a process of its own, or in as many as `ranks`."""
     script = Path(sys.modules[sys._getframe(1).f_globals["__name__"]].__file__)

@@ -23,11 +23,12 @@ def measure() -> list[Row]:
           f"optimizer state, {most['bytes'] / 1e9:.2f} GB beyond it in the whole process")  # fmt: skip
     # Of what depends on K, per unit: at 65,536 units against 16,384.
     slope, steeper = (more - many) / (16384 - 4096), (most["step_s"] - more) / (65536 - 16384)
+    growth, used_gb = "  time a unit, K=16,384 to 65,536 against 4,096 on", most["bytes"] / 1e9
     return [
         Row("step at K=4,096 against K=7", many / few, "<= 2.5", many, few, "s"),
-        Row("  time a unit, K=16,384 to 65,536 against 4,096 on", steeper / slope, "<= 1.2", 1e6 * steeper, 1e6 * slope, "us"),
-        Row("  K=65,536: memory beyond the optimizer's state", most["bytes"] / 1e9, "<= 6", most["bytes"] / 1e9, 6, "GB"),
-    ]  # fmt: skip
+        Row(growth, steeper / slope, "<= 1.2", 1e6 * steeper, 1e6 * slope, "us"),
+        Row("  K=65,536: memory beyond the optimizer's state", used_gb, "<= 6", used_gb, 6, "GB"),
+    ]
 
 
 def check_many_units(seed: int, snippets: int, units: int) -> None:

@@ -37,9 +37,9 @@ def measure() -> list[Row]:
     print(f"{found / len(batches):.0f} detections a video")
     ours_s, theirs_s = (best_s[side] / len(batches) for side in ("ours", "theirs"))
     return [
-        Row("localization: model against its matrix products", ours_s / theirs_s, "<= 1.3", ours_s, theirs_s, "s/video"),
+        Row("localization: model against its products", ours_s / theirs_s, "<= 1.3", ours_s, theirs_s, "s/video"),
         Row("  share of proposals and NMS in the whole", share, "<= 0.1", proposals_s, whole_s, "s/video"),
-    ]  # fmt: skip
+    ]
 
 
 def make_batch(seed: int, snippets: int, width: int) -> Batch:

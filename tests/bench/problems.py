@@ -52,7 +52,7 @@ def our_step(engine: TorchEngine, step: Step) -> Tensor:
 
 
 class AsWritten(nn.Module):
-    """Eq. 1-14 as a user of the field would write them, batched: X, the values and each snippet's classifier W exist."""
+    """Eq. 1-14 as a user of the field would write them, batched: X, the values and every snippet's W exist."""
 
     def __init__(self, net: AUMN) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def measure() -> list[Row]:
 
 
 def find_or_make(folder: Path, videos: int, snippets: int, width: int, seed: int) -> Path:
-    """The shard set, packed by our own writer. A hundred files stand for all sources, as links: the tars hold copies."""
+    """The shard set, packed by our own writer; its sources are links to a hundred files, of which tars hold copies."""
     if folder.exists():
         return folder
     sources = folder.with_name(folder.name + "_sources")
@@ -143,7 +143,7 @@ def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     run = RunSection(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
     weights = dict.fromkeys(STREAMS, WEIGHTS["rgb"])
     start_s = time.perf_counter()
-    train(engine, loader, run, OptimizerConfig(), weights, first_step=0, after_step=lambda done, metrics: None)
+    train(engine, loader, run, OptimizerConfig(), weights, first_step=0, after_step=lambda *_: None)
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 

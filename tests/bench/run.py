@@ -1,8 +1,8 @@
 """Run the benchmarks of docs/performance.md, one after another, each in a process of its own.
 
-    python tests/bench/run.py                prints the table and writes build/bench.json
-    python tests/bench/run.py step reading   some of them; the others keep their rows of the last time
-    python tests/bench/run.py --check        only the checks against the references, at tiny sizes, in seconds
+python tests/bench/run.py                prints the table and writes build/bench.json
+python tests/bench/run.py step reading   some of them; the others keep their rows of the last time
+python tests/bench/run.py --check        only the checks against the references, at tiny sizes, in seconds
 """
 
 import importlib

@@ -7,8 +7,15 @@ its own; gradients count, as both sides have them.
 from functools import partial
 
 from harness import MEASURABLE, Row, fresh_seed, in_process, main, peak_growth_bytes, take_turns
-from problems import AsWritten, check_against_as_written, check_against_reference, make_engine, make_step
-from problems import our_step, step_as_written
+from problems import (
+    AsWritten,
+    check_against_as_written,
+    check_against_reference,
+    make_engine,
+    make_step,
+    our_step,
+    step_as_written,
+)
 
 SIZE = {"videos": 8, "snippets": 200, "width": 1024, "classes": 200}
 SETTINGS = {"units": 7, "embedding_width": 512, "bottleneck": 64}
@@ -36,7 +43,7 @@ def make_sides(seed: int, size: dict[str, int], settings: dict[str, int]) -> dic
 
 
 def check() -> None:
-    make_sides(fresh_seed(), {"videos": 3, "snippets": 11, "width": 10, "classes": 6}, dict(units=4, bottleneck=5))
+    make_sides(fresh_seed(), {"videos": 3, "snippets": 11, "width": 10, "classes": 6}, {"units": 4, "bottleneck": 5})
 
 
 def peak_of(side: str, seed: str) -> dict[str, int]:
