@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from harness import MEASURABLE, Row, fresh_seed, in_process, main, resident_bytes, take_turns
+from harness import Row, fresh_seed, in_process, main, resident_bytes, take_turns
 from problems import AsWritten, check_against_as_written, check_against_reference, make_engine, make_step, our_step
 
 SIZE = {"videos": 32, "snippets": 200, "width": 1024, "classes": 200}
@@ -18,7 +18,7 @@ def measure() -> list[Row]:
         print(f"K={int(units):>6,}: {seconds:7.3f} s a step, {1e6 * seconds / int(units):8.1f} us a unit")
     few, many, more = best_s["7"], best_s["4096"], best_s["16384"]
     del engines, step
-    most = in_process("train", 65536, seed, environment=MEASURABLE)
+    most = in_process("train", 65536, seed)
     print(f"K=65,536: {most['step_s']:7.3f} s a step, update included; {most['optimizer_bytes'] / 1e9:.2f} GB of "
           f"optimizer state, {most['bytes'] / 1e9:.2f} GB beyond it in the whole process")  # fmt: skip
     # Of what depends on K, per unit: at 65,536 units against 16,384.
