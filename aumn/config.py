@@ -127,7 +127,9 @@ class EngineConfig(Section):
     def _check_offload(self) -> EngineConfig:
         least_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < least_stage:
-            raise PydanticCustomError("offload", f"offload={self.offload} needs zero_stage={least_stage} or more")
+            raise PydanticCustomError(
+                "settings", f"engine.offload={self.offload} needs engine.zero_stage={least_stage} or more"
+            )
         return self
 
 
@@ -186,7 +188,7 @@ class RunConfig(Section):
         for name in ("zero_stage", "offload", "compile_ops"):
             if self.run.engine != "deepspeed" and name in self.engine.model_fields_set:
                 raise PydanticCustomError(
-                    "engine", f"engine.{name} is deepspeed's: set run.engine=deepspeed, or leave it out"
+                    "settings", f"engine.{name} is deepspeed's: set run.engine=deepspeed, or leave it out"
                 )
         return self
 
@@ -243,6 +245,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 def _describe(problem: Any) -> str:
     """One line: the field, its value, the rule, and for a typo the nearest name."""
+    if problem["type"] == "settings":  # ours, about fields together
+        return f"{problem['msg']}."
     *parents, name = (str(part) for part in problem["loc"])
     where = ".".join((*parents, name))
     if problem["type"] == "missing":

@@ -89,7 +89,9 @@ def train(
             done = step.index + 1
             metrics = None
             if done % run.log_every == 0 or done == run.steps:
-                metrics = _summed(engine, report) | {f"{name}/gradient_norm": norm for name, norm in norms.items()}
+                metrics = _summed(engine, report) | {
+                    f"{name}/gradient_norm": norm for name, norm in norms.items() if math.isfinite(norm)
+                }
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
             after_step(done, metrics)
 

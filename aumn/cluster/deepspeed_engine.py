@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from aumn.cluster.engines import EngineSettings
 from aumn.cluster.precision import LossScale, autocast, poisoned
-from aumn.cluster.ranks import Ranks
+from aumn.cluster.ranks import Ranks, group_of_one
 from aumn.optimizer_state import PREFIX, flatten_optimizer, restore_optimizer
 from aumn.records import Batch, Scores
 
@@ -44,7 +45,7 @@ class DeepSpeedEngine:
     @property
     def rescales(self) -> bool:
         """See Engine."""
-        return any(scale.is_dynamic for scale in self.scales.values())
+        return any(scale.is_dynamic and scale.value >= 1 for scale in self.scales.values())
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -232,19 +233,20 @@ class _Stream(nn.Module):
 
 def _import_deepspeed(ranks: Ranks, device: torch.device) -> Any:
     """DeepSpeed, quiet, on this run's process group, without compiling anything."""
-    defaults = {"DS_ACCELERATOR": device.type, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    defaults = {"DS_ACCELERATOR": device.type, "LOCAL_RANK": str(ranks.local_rank)}
+    defaults |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}  # it imports mlflow
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It calls collectives by their names of PyTorch 2.12, in every step.
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     # It would be compiled when the process group is joined, and serves inference alone.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    alone: dict[str, Any] = {"init_method": "tcp://127.0.0.1:0", "rank": 0, "world_size": 1} if ranks.size == 1 else {}
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False, **alone
-    )
+    if ranks.size == 1:
+        group_of_one(cuda=device.type == "cuda")
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
 
@@ -264,7 +266,7 @@ def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.clip_norm or 0.0,
+        "gradient_clipping": (settings.zero_stage > 0 and settings.clip_norm) or 0.0,  # stage 0's is in `_step`
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

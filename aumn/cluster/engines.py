@@ -110,7 +110,7 @@ class TorchEngine:
     @property
     def rescales(self) -> bool:
         """See Engine."""
-        return any(scale.is_dynamic for scale in self.scales.values())
+        return any(scale.is_dynamic and scale.value >= 1 for scale in self.scales.values())
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:

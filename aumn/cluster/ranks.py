@@ -129,7 +129,7 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
 
     store = _store(dist, timeout_s)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        _backend(cuda),
         store=store,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -142,6 +142,21 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
         raise
     finally:
         dist.destroy_process_group()
+
+
+def group_of_one(*, cuda: bool = False) -> None:
+    """A process group of this process alone, for a library that will not do without one; it is never closed."""
+    import torch.distributed
+
+    dist: Any = torch.distributed
+    if not dist.is_initialized():
+        dist.init_process_group(
+            _backend(cuda), store=dist.TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1
+        )
+
+
+def _backend(cuda: bool) -> str:
+    return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
 def _store(dist: Any, timeout_s: float) -> Any:

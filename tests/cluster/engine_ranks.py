@@ -1,0 +1,156 @@
+"""Run under torchrun by test_engines and equality: short trainings in float32 weights, one launch for many engines."""
+
+import json
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aumn.cluster.engines import Engine, build_engine
+from aumn.cluster.ranks import Ranks, connect
+from aumn.config import OptimizerConfig, RunSection
+from aumn.model.aumn import TwoStream
+from aumn.records import Batch, InputError, Step
+from aumn.train import train as run_steps
+from aumn.train import train_step
+from tests.train_ranks import CLASSES, WEIGHTS, WIDTHS, make_batch
+
+VIDEOS, STEPS = 7, 6
+SHAPE = {"embedding_width": 12, "key_ratio": 3, "units": 7, "bottleneck": 4, "dropout": 0.3}
+OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
+
+
+def cases(precision: str) -> list[str]:
+    """Every engine and stage: `engine-stage-precision`, and what is offloaded where something is."""
+    return [f"ddp-0-{precision}", *(f"deepspeed-{stage}-{precision}" for stage in range(4))]
+
+
+def build(case: str, ranks: Ranks, units: int = 7) -> Engine:
+    """A case's engine on a network that is the same for every case."""
+    name, stage, precision, *offload = case.split("-")
+    torch.manual_seed(0)
+    network = TwoStream.build(WIDTHS, CLASSES, SHAPE | {"units": units})
+    settings = {"clip_norm": 1.0, "weight_decay": 0.1, "precision": precision, "zero_stage": int(stage)}
+    settings["offload"] = (offload or ["none"])[0]
+    engine = build_engine(name, network, ranks, torch.device("cpu"), settings)
+    for scale in engine.scales.values():
+        scale.value = min(scale.value, 2.0**10)  # so that no step overflows and is skipped
+    return engine
+
+
+def single(batch: Batch) -> Batch:
+    features = {stream: features_BTD.float() for stream, features_BTD in batch.features.items()}
+    return replace(batch, features=features, labels_BC=batch.labels_BC.float())
+
+
+def make_step(index: int, ranks: Ranks, micro_batches: int = 2) -> Step:
+    """Other videos in every step; a rank's share is never the same as another's."""
+    pieces = np.array_split(np.arange(VIDEOS) + VIDEOS * index, micro_batches * ranks.size)
+    mine = pieces[ranks.rank * micro_batches : (ranks.rank + 1) * micro_batches]
+    return Step(index, 0, VIDEOS, tuple(single(make_batch(piece)) for piece in mine))
+
+
+def train(engine: Engine, first: int = 0, last: int = STEPS) -> list[list[float]]:
+    """Both streams' losses and gradient norms, step by step."""
+    curve = []
+    for index in range(first, last):
+        report = train_step(engine, make_step(index, engine.ranks), WEIGHTS)
+        losses = engine.ranks.sum_(torch.stack([report["rgb/total"], report["flow/total"]]))
+        curve.append([*losses.tolist(), *engine.update(1e-2).values()])
+    return curve
+
+
+def curves(ranks: Ranks, names: list[str]) -> dict[str, list[list[float]]]:
+    return {case: train(build(case, ranks)) for case in names}
+
+
+def save(engine: Engine) -> tuple:
+    """What a checkpoint holds, on every rank; facts pass through JSON as they do there."""
+    weights, (tensors, facts) = engine.weights(), engine.trainer_state()
+    return deepcopy(engine.ranks.broadcast((weights, tensors, json.dumps(facts))))
+
+
+def restore(engine: Engine, state: tuple) -> Engine:
+    weights, tensors, facts = deepcopy(state)  # an engine may train on in the very tensors it is given
+    engine.load_state(weights, tensors, json.loads(facts))
+    return engine
+
+
+def resumed(ranks: Ranks, folder: Path, source: str, targets: list[str]) -> dict[str, list[list[float]]]:
+    """The second half of a training that stopped in its middle, `source` being its undisturbed second half."""
+    engine = build(source, ranks)
+    train(engine, 0, STEPS // 2)
+    state = save(engine)
+    if ranks.is_first:
+        torch.save(state, folder / f"{source}.pt")
+    halves = {source: train(engine, STEPS // 2)}
+    return halves | {
+        f"{source} to {target}": train(restore(build(target, ranks), state), STEPS // 2) for target in targets
+    }
+
+
+def go_on(ranks: Ranks, folder: Path, names: list[str]) -> dict[str, list[list[float]]]:
+    """The second half of trainings whose first half another number of ranks has done."""
+    states = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in names}
+    return {name: train(restore(build(name, ranks), state), STEPS // 2) for name, state in states.items()}
+
+
+class DamagedSteps:
+    """Step 4 holds a video, 31, with one feature that is not a number."""
+
+    steps_per_epoch, wait_s = 10, 0.0
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        for index in range(first, last):
+            step = make_step(index, self.ranks)
+            for batch in step.micro_batches:
+                if index == 4 and "31" in batch.videos:
+                    batch.features["flow"][batch.videos.index("31"), 2, 3] = torch.nan
+            yield step
+
+
+def damage(ranks: Ranks, case: str) -> list[tuple[str, int, bool]]:
+    """What each rank says of a step that it cannot take, how many it took, and if its weights are as before."""
+    engine, taken = build(case, ranks), []
+
+    def after_step(done: int, metrics: object) -> None:
+        taken.append((done, save(engine)[0]))
+
+    run = RunSection(folder=Path(), steps=9)
+    try:
+        run_steps(engine, DamagedSteps(ranks), run, OptimizerConfig(), WEIGHTS, first_step=3, after_step=after_step)
+        said = "nothing"
+    except InputError as error:
+        said = str(error)
+    (done, before), after = taken[-1], save(engine)[0]
+    return ranks.gather((said, done, all(torch.equal(before[name], after[name]) for name in before)))
+
+
+def main() -> None:
+    folder, *commands = sys.argv[1:]
+    result = {}
+    with connect() as ranks:
+        for command in commands:
+            kind, names = command.split(":")[0], command.split(":")[1].split(",")
+            if kind == "curves":
+                result[kind] = curves(ranks, names)
+            elif kind == "resume":
+                halves = [resumed(ranks, Path(folder), source, names) for source in names]
+                result[kind] = {name: half for part in halves for name, half in part.items()}
+            elif kind == "go_on":
+                result[kind] = go_on(ranks, Path(folder), names)
+            elif kind == "damage":
+                result[kind] = {name: damage(ranks, name) for name in names}
+        if ranks.is_first:
+            (Path(folder) / f"{ranks.size}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

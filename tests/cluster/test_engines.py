@@ -1,0 +1,184 @@
+"""Every engine, stage and precision gives DDP's loss curve, and any of them goes on from any other's checkpoint."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from aumn.cluster.precision import LossScale
+from aumn.cluster.ranks import Ranks
+from aumn.config import load_config
+from aumn.model.aumn import TwoStream
+from aumn.records import InputError
+from aumn.train import train_step
+from tests.cluster import engine_ranks
+from tests.launching import aumn, python, succeed, torchrun
+from tests.train_ranks import WEIGHTS
+
+HALF = engine_ranks.STEPS // 2
+RESUMED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
+DAMAGED = ["ddp-0-fp32", "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
+FROM_ROOT = {"PYTHONPATH": str(engine_ranks.Path(__file__).parents[2])}
+
+
+def launch(ranks, folder, **commands):
+    """Importing deepspeed takes seconds, so one launch serves many tests."""
+    arguments = [f"{kind}:{','.join(names)}" for kind, names in commands.items()]
+    script = engine_ranks.__file__
+    succeed(torchrun(ranks, script, folder, *arguments, timeout_s=280, environment=FROM_ROOT))
+    return json.loads((folder / f"{ranks}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    curves = [case for precision in ("fp32", "bf16", "fp16") for case in engine_ranks.cases(precision)]
+    return folder, launch(2, folder, curves=[*curves, *engine_ranks.OFFLOADS], resume=RESUMED, damage=DAMAGED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_stage_gives_the_loss_curve_of_ddp(two_ranks, precision):
+    curves = two_ranks[1]["curves"]
+    for case in [*engine_ranks.cases(precision), *(engine_ranks.OFFLOADS if precision == "fp32" else ())]:
+        assert_close(
+            curves[case], curves[f"ddp-0-{precision}"], rtol=1e-5, atol=1e-6, msg=lambda m, c=case: f"{c}: {m}"
+        )
+    assert max(curves["ddp-0-fp32"][0][2:]) > 1  # so that clipping is part of the comparison
+
+
+@pytest.mark.slow
+def test_resuming_is_exact_and_changes_stage_and_engine_freely(two_ranks):
+    halves = two_ranks[1]["resume"]
+    for source in RESUMED:
+        assert halves[f"{source} to {source}"] == halves[source]
+        for target in RESUMED:
+            assert_close(halves[f"{source} to {target}"], halves[source], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_resuming_changes_the_number_of_ranks_freely(two_ranks):
+    folder, two = two_ranks
+    three = launch(3, folder, go_on=RESUMED)
+    for case in RESUMED:
+        assert_close(three["go_on"][case], two["resume"][case], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(two_ranks, case):
+    expected = (
+        "Step 5: flow/classification and flow/homogeneity are not finite for 1 of its 7 videos (31), so every rank "
+        "stopped before the update. Look at those videos' features"
+    )
+    for said, done, unchanged in two_ranks[1]["damage"][case]:
+        assert said.startswith(expected)
+        assert (done, unchanged) == (4, True)
+
+
+@pytest.mark.slow
+def test_a_process_alone_trains_with_deepspeed_and_compiles_nothing(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from aumn.cluster.ranks import Ranks\n"
+        "from tests.cluster import engine_ranks\n"
+        "print(engine_ranks.curves(Ranks(), ['deepspeed-3-fp32', 'ddp-0-fp32']))\n"
+    )
+    place = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "ops")}
+    said = succeed(python("-c", code, FROM_ROOT["PYTHONPATH"], cwd=tmp_path, environment=place)).stdout
+    curves = json.loads(said.strip().splitlines()[-1].replace("'", '"'))
+    assert_close(curves["deepspeed-3-fp32"], curves["ddp-0-fp32"], rtol=1e-5, atol=1e-6)
+    assert not (tmp_path / "ops").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "loss_error", "gradient_error"), [("bf16", 0.0015, 0.05), ("fp16", 0.00015, 0.003)]
+)
+@pytest.mark.parametrize("units", [7, 3])  # K above and below the bottleneck: read in chunks, and at once
+def test_16_bits_stay_near_float32(precision, loss_error, gradient_error, units):
+    exact, rounded = (first_step(f"ddp-0-{name}", units) for name in ("fp32", precision))
+    for name in exact[0]:
+        assert_close(rounded[0][name], exact[0][name], rtol=loss_error, atol=loss_error)
+    assert any((rounded[0][name] != exact[0][name]).item() for name in exact[0])
+    for name, gradient in exact[1].items():
+        distance = (rounded[1][name] - gradient).norm() / gradient.norm()
+        assert distance < gradient_error, name
+
+
+def first_step(case, units):
+    engine = engine_ranks.build(case, Ranks(), units)
+    report = train_step(engine, engine_ranks.make_step(0, Ranks()), WEIGHTS)
+    scales = {name: scale.value for name, scale in engine.scales.items()}
+    parameters = engine.network.networks.named_parameters()
+    return report, {name: parameter.grad / scales[name.split(".")[0]] for name, parameter in parameters}
+
+
+def test_a_float16_gradient_that_overflows_skips_its_own_stream_alone_and_lowers_the_scale():
+    engine = engine_ranks.build("ddp-0-fp16", Ranks())
+    engine.scales["rgb"].value = 2.0**40
+    before = {name: weight.clone() for name, weight in engine.weights().items()}
+    train_step(engine, engine_ranks.make_step(0, Ranks()), WEIGHTS)
+    norms = engine.update(1e-2)
+    assert not torch.tensor(norms["rgb"]).isfinite()
+    assert 0 < norms["flow"] < 100
+    assert {name: scale.value for name, scale in engine.scales.items()} == {"rgb": 2.0**39, "flow": 2.0**10}
+    for name, weight in engine.weights().items():
+        assert torch.equal(weight, before[name]) == ("rgb" in name), name
+    assert engine.rescales
+
+
+def test_a_loss_scale_doubles_after_two_thousand_good_steps_and_is_saved():
+    scale = LossScale("fp16")
+    scale.adjust(finite=False)
+    assert scale.value == 2.0**15
+    for _ in range(1999):
+        scale.adjust(finite=True)
+    resumed = LossScale("fp16")
+    resumed.restore(scale.facts())
+    resumed.adjust(finite=True)
+    assert resumed.value == 2.0**16
+    fixed = LossScale("fp32")
+    fixed.restore(scale.facts())
+    fixed.adjust(finite=False)
+    assert fixed.value == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine.zero_stage=3"], "engine.zero_stage is deepspeed's: set run.engine=deepspeed, or leave it out"),
+        (["run.engine=deepspeed", "engine.zero_stage=4"], "engine.zero_stage=4: input should be 0, 1, 2 or 3"),
+        (["run.engine=deepspeed", "engine.offload=all"], "engine.offload=all needs engine.zero_stage=3 or more."),
+        (["engine.precision=int8"], "engine.precision='int8': input should be 'fp32', 'bf16' or 'fp16'"),
+    ],
+)
+def test_engine_settings_that_do_not_fit_are_refused(tmp_path, overrides, message):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {shards: x}\nrun: {folder: y, steps: 1}\n")
+    with pytest.raises(InputError, match=message):
+        load_config(path, overrides)
+
+
+@pytest.mark.slow
+def test_a_run_changes_from_ddp_to_zero_3_and_ends_in_the_same_model(tmp_path):
+    from aumn.checkpoint import read_model
+
+    succeed(aumn("synth", "features", "--videos", 30, "--classes", 3, "--width", 12, "--snippets", 40, cwd=tmp_path))
+    succeed(aumn("pack", "features", "shards", "--annotations", "features/gt.json", cwd=tmp_path))
+    (tmp_path / "run.yaml").write_text(
+        "data: {shards: shards, snippets: 24}\nmodel: {embedding_width: 16, units: 3, bottleneck: 4}\n"
+        "batch: {global_videos: 8, micro_videos: 2}\nrun: {folder: ddp, steps: 4}\ntracking: {enabled: false}\n"
+        "optimizer: {learning_rate: 0.01}\nevaluation: {videos: testing, every: 4}\n"
+    )
+    succeed(aumn("train", "run.yaml", cwd=tmp_path, ranks=2))
+    first_half = ("run.folder=changed", "run.steps=2", "evaluation.every=4")
+    succeed(aumn("train", "run.yaml", *first_half, cwd=tmp_path))
+    zero_3 = ("run.folder=changed", "run.engine=deepspeed", "engine.zero_stage=3")
+    log = succeed(aumn("train", "run.yaml", "--resume", *zero_3, cwd=tmp_path, ranks=2)).stderr
+    assert "steps 2 to 4" in log
+    assert "step 4: mAP" in log
+    (ddp, _), (changed, _) = read_model(tmp_path / "ddp" / "model"), read_model(tmp_path / "changed" / "model")
+    assert ddp.keys() == changed.keys() == TwoStream.build({"rgb": 12, "flow": 12}, 3, {"units": 3}).state_dict().keys()
+    for name in ddp:
+        assert_close(changed[name], ddp[name], rtol=1e-3, atol=1e-4)
