@@ -9,7 +9,7 @@ A model artifact is a folder that loads without anything of training:
 A checkpoint, `<run>/checkpoints/step_00000400`, is the same with what training needs to go on:
 
     trainer.safetensors   the optimizer's tensors
-    trainer.json          step, place in the data, tracking run, config, best metric: whatever the trainer says
+    trainer.json          step, tracking run, config, best metric: whatever the trainer says
 
 `<run>/best` is a symbolic link to one of them. Both are on the disk whole or not at all, other files may lie in them,
 and nothing is ever unpickled. One process writes a run's checkpoints (the first rank); any number may read them.
@@ -59,7 +59,7 @@ class ModelCard(BaseModel):
     dataset_identity: str
     """Checksum of the training data: equal for the same videos, features and labels."""
     metrics: dict[str, float]
-    """Fractions, such as {"mAP/0.5": 0.31, "mAP/average": 0.36}; empty where nothing was measured."""
+    """Fractions, such as {"held_out/mAP/0.5": 0.31, "held_out/mAP/average": 0.36}; empty where nothing was measured."""
     aumn_version: str
     commit: str | None
     """As source_commit() said in training."""

@@ -43,9 +43,16 @@ def main() -> None:
     except (InputError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        if not (isinstance(error, InputError) and error.told_by_another_rank):
+        if _is_mine_to_tell(error):
             print(f"aumn: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_mine_to_tell(error: Exception) -> bool:
+    """Whether no other rank tells it. Before the ranks are connected, all find the same, and the first one speaks."""
+    if not isinstance(error, InputError) or error.told_by_another_rank is not None:
+        return not getattr(error, "told_by_another_rank", False)
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _sentence(error: Exception) -> str:
@@ -144,7 +151,6 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what a rank would hold and move.")] = False,
     num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="With --dry-run: how many ranks.")] = 1,
-    zero: Annotated[int, typer.Option(min=0, max=3, help="With --dry-run: DeepSpeed's ZeRO stage.")] = 0,
     classes: Annotated[int | None, typer.Option(min=1, help="With --dry-run, in place of the shard set's.")] = None,
     widths: Annotated[str | None, typer.Option(help="The same; e.g. rgb=1024,flow=1024.")] = None,
 ) -> None:
@@ -158,15 +164,14 @@ def train(
     if dry_run:
         from aumn.footprint import parse_widths, predict
 
+        zero = settings.engine.zero_stage if settings.run.engine == "deepspeed" else 0
         _print_footprint(
             predict(settings, ranks=num_ranks, zero=zero, num_classes=classes, widths=parse_widths(widths)),
             f"{config}: K={settings.model.units}, {num_ranks} rank{'s' * (num_ranks > 1)}, ZeRO {zero}",
         )
         return
-    if (num_ranks, zero, classes, widths) != (1, 0, None, None):
-        raise InputError(
-            "--ranks, --zero, --classes and --widths belong to --dry-run: start ranks with torchrun or srun."
-        )
+    if (num_ranks, classes, widths) != (1, None, None):
+        raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
     from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
     from aumn.run import run_training
@@ -182,6 +187,7 @@ def localize(
     shards: Annotated[Path, typer.Argument(help="Shard set to localize in.")],
     subset: Annotated[str, typer.Option(help="Its subset, e.g. testing.")],
     out: Annotated[Path, typer.Option(help="Folder for the detections; must be new.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write ActivityNet's results JSON.")] = None,
     tracking_uri: TrackingUri = None,
     device: Annotated[str, typer.Option(help="cpu or cuda (untested for want of a GPU).")] = "cpu",
 ) -> None:
@@ -191,6 +197,7 @@ def localize(
     """
     from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
+    from aumn.localization.detections import export_json, read_detections
     from aumn.localize import localize_subset
 
     first = read_environment(os.environ).is_first
@@ -198,6 +205,8 @@ def localize(
         folder = _model_folder(model, tracking_uri)
         count = localize_subset(folder, shards, out, ranks, model=model, subset=subset, device=device, advance=advance)
     if first:
+        if json_file:
+            export_json(read_detections(out)[0], json_file)
         print(f"{out}: {count:,} detections by {model} in subset {subset} of {shards}")
 
 
@@ -231,7 +240,9 @@ def evaluate(
     if ranks.is_first:
         if json_file:
             json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+            partial = json_file.with_name(f".{json_file.name}.partial")
+            partial.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+            partial.replace(json_file)
         _print_evaluation(
             result, f"{detections}, {f'subset {chosen}' if chosen else 'all'} of {annotations}", per_class
         )
@@ -284,7 +295,10 @@ def _model_folder(model: str, tracking_uri: str | None) -> Path:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: give a file with a class a line.") from None
 
 
 def _say(line: str) -> None:
@@ -307,7 +321,8 @@ def _print_packing(report: Any) -> None:
         (report.without_annotations, "videos with features are not annotated"),
     ):
         if names:
-            print(f"Left out: {len(names):,} {text}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}")
+            shown = names if not sys.stdout.isatty() else names[:10]  # a log has them all
+            print(f"Left out: {len(names):,} {text}: {', '.join(shown)}{', ...' * (len(names) > len(shown))}")
 
 
 def _print_footprint(found: Footprint, what: str) -> None:
@@ -328,8 +343,8 @@ def _print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
     rows = [("mAP", *(f"{100 * value:.1f}" for value in (*result.map_T, result.average)))]
     if per_class:
         rows += [
-            (label, *(f"{100 * ap:.1f}" for ap in ap_T), f"{100 * ap_T.mean():.1f}")
-            for label, ap_T in zip(result.labels, result.ap_CT, strict=True)
+            (f"{label} ({instances})", *(f"{100 * ap:.1f}" for ap in ap_T), f"{100 * ap_T.mean():.1f}")
+            for label, instances, ap_T in zip(result.labels, result.instances_C, result.ap_CT, strict=True)
         ]
     _print_table(header, rows)
     if means := result.usual_means():

@@ -57,6 +57,16 @@ class ModelConfig(Section):
         0.0, description="Share of embedding values dropped while training (paper: none)."
     )
 
+    @model_validator(mode="after")
+    def _check_key_width(self) -> ModelConfig:
+        if self.embedding_width % self.key_ratio:
+            raise PydanticCustomError(
+                "settings",
+                f"model.embedding_width={self.embedding_width} is no multiple of model.key_ratio={self.key_ratio}, and "
+                "keys are the one divided by the other wide",
+            )
+        return self
+
 
 class LossConfig(Section):
     """The weights of Eq. 14. With model.units=1, diversity and homogeneity count nothing, as in the paper."""
@@ -73,10 +83,10 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     """Adam (paper); its weight decay is decoupled (AdamW)."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="Paper: 1e-4.")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-4, description="Paper: 1e-4.")
     weight_decay: Weight = Field(0.0, description="Decoupled, times the learning rate (paper: none).")
-    beta1: Share = 0.9
-    beta2: Share = 0.999
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Largest gradient norm, per stream (paper: no clipping)."
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from aumn.checkpoint import ModelCard, read_model
 from aumn.cluster.ranks import Ranks
@@ -70,6 +69,7 @@ def localize_subset(
 
     `folder` holds the model that the user called `model`.
     """
+    place = ranks.device(device)
     if out.exists():
         raise InputError(f"{out} already exists: name a new folder for the detections, or remove it first.")
     network, card = load_network(folder)
@@ -81,8 +81,8 @@ def localize_subset(
     own_videos = len(indices[ranks.rank :: ranks.size])
     advance(0, own_videos)
     detections = localize(
-        network.to(device),
-        (batch.to(torch.device(device)) for batch in batches),
+        network.to(place),
+        (batch.to(place) for batch in batches),
         videos,
         card,
         rules=DetectionRules(**card.localize),
@@ -102,8 +102,12 @@ def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     ranks.barrier()
-    yield partial
-    ranks.barrier()
+    try:
+        yield partial
+        ranks.barrier()
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if ranks.is_first:
         partial.rename(out)
     ranks.barrier()

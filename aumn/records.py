@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
 
-    told_by_another_rank = False
+    told_by_another_rank: bool | None = None  # None: raised before the ranks were connected
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))

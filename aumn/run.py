@@ -38,8 +38,9 @@ from aumn.train import train
 from aumn.validation import Validation
 
 FREE_ON_RESUME = (
+    "data.shards",
+    "batch.micro_videos",
     "run.folder",
-    "run.steps",
     "run.log_every",
     "run.checkpoint_every",
     "run.keep_checkpoints",
@@ -49,7 +50,8 @@ FREE_ON_RESUME = (
     "engine.compile_ops",
     "tracking.",
 )
-"""Settings that a resumed run may change; another value of any other setting would make it another run."""
+"""Settings that a resumed run may change, and run.steps where the learning rate does not depend on it; another value of
+any other setting would make it another run. The shard set may have moved, since its identity is checked."""
 
 
 @dataclass
@@ -122,6 +124,7 @@ class _Recorder:
         """Called on every rank; see `train`."""
         run, last = self.config.run, done == self.config.run.steps
         self.progress.step = done
+        self.progress.card = self.progress.card.model_copy(update={"metrics": {}})  # until they are measured here
         if metrics is not None:
             self.tracker.log_metrics(metrics, done)
             self.say(_line(done, run.steps, metrics))
@@ -149,7 +152,7 @@ class _Recorder:
     def _evaluate(self, validation: Validation) -> bool:
         """Measure and log; whether a checkpoint should be kept as the best, which only held-out videos may decide."""
         with self.engine.whole_network():
-            metrics = validation.measure(self.network, self.engine.ranks)
+            metrics = validation.measure(self.network, self.engine.ranks, self.engine.device)
         named = {f"{validation.name}/{name}": value for name, value in metrics.items()}
         self.tracker.log_metrics(named, self.progress.step)
         self.say(f"step {self.progress.step}: {validation.describe(metrics)}")
@@ -197,7 +200,6 @@ def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, rank
 
 
 def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine:
-    device = torch.device("cuda", ranks.local_rank) if config.run.device == "cuda" else torch.device("cpu")
     optimizer = config.optimizer
     settings = {
         "betas": (optimizer.beta1, optimizer.beta2),
@@ -205,7 +207,7 @@ def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine
         "clip_norm": optimizer.clip_norm,
         **config.engine.model_dump(),
     }
-    return build_engine(config.run.engine, network, ranks, device, settings)
+    return build_engine(config.run.engine, network, ranks, ranks.device(config.run.device), settings)
 
 
 def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
@@ -215,10 +217,10 @@ def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
 
 
 def _begin(config: RunConfig, shards: ShardSet) -> Progress:
-    if (config.run.folder / "checkpoints").exists():
-        raise InputError(
-            f"{config.run.folder} already holds a run: pass --resume to go on with it, or name another run.folder."
-        )
+    folder = config.run.folder
+    if (folder / "checkpoints").exists() or (folder / "model").exists():
+        raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
+    _check_writable(folder)
     card = ModelCard(
         model=config.model.model_dump(),
         localize=config.localize.model_dump(),
@@ -232,6 +234,13 @@ def _begin(config: RunConfig, shards: ShardSet) -> Progress:
         commit=source_commit(),
     )
     return Progress(card, config=config.model_dump(mode="json"))
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out now, not at the first checkpoint."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise InputError(f"run.folder={folder} cannot be written in {nearest}: choose a folder that you may write to.")
 
 
 def _restore(config: RunConfig, shards: ShardSet, engine: Engine) -> Progress:
@@ -249,6 +258,11 @@ def _restore(config: RunConfig, shards: ShardSet, engine: Engine) -> Progress:
             f"{shards.path} is not what {path} was trained on (identity {shards.identity}, not "
             f"{progress.card.dataset_identity}): resume with the shard set {progress.card.dataset!r} as it was."
         )
+    if progress.step >= config.run.steps:
+        raise InputError(
+            f"{path} is at step {progress.step}, and run.steps={config.run.steps}: there is nothing left to train; set "
+            "run.steps higher to go on."
+        )
     engine.load_state(checkpoint.weights, checkpoint.trainer_tensors, optimizer)
     progress.config = config.model_dump(mode="json")
     return progress
@@ -256,11 +270,12 @@ def _restore(config: RunConfig, shards: ShardSet, engine: Engine) -> Progress:
 
 def _refuse_another_run(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
     """A field that the run is too old to know had what is its default now."""
+    free = FREE_ON_RESUME if given["optimizer"]["schedule"] != "constant" else (*FREE_ON_RESUME, "run.steps")
     differing = [
         f"{section}.{name}: the run has {before!r}, now {value!r}"
         for section, fields in given.items()
         for name, value in fields.items()
-        if not f"{section}.{name}".startswith(FREE_ON_RESUME)
+        if not f"{section}.{name}".startswith(free)
         and (before := saved.get(section, {}).get(name, RunConfig.default(section, name))) != value
     ]
     if differing:

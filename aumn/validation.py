@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from aumn.checkpoint import ModelCard
 from aumn.cluster.ranks import Ranks
@@ -52,6 +53,11 @@ class Validation:
         subset = config.data.subset if name == HELD_OUT else name
         videos = {shards.videos[index].id for index in indices}
         ground_truth = _restrict(read_ground_truth(shards.path, subset), videos)
+        if not len(ground_truth):
+            raise InputError(
+                f"evaluation.videos={name}: its {len(videos)} videos have no annotated instance; name another subset, "
+                "or set evaluation.videos=null."
+            )
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
         rules = DetectionRules(**config.localize.model_dump())
         return cls(name, shards, indices, ground_truth, tious, card, rules)
@@ -61,12 +67,13 @@ class Validation:
         """Whether a checkpoint may be chosen by this measure."""
         return self.name == HELD_OUT
 
-    def measure(self, network: TwoStream, ranks: Ranks) -> dict[str, float]:
+    def measure(self, network: TwoStream, ranks: Ranks, device: torch.device) -> dict[str, float]:
         """Mean average precision by threshold and on average, the same on every rank."""
         network.eval()
         batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
         videos = {self.shards.videos[index].id: self.shards.videos[index] for index in self.indices}
-        detections = localize(network, batches, videos, self.card, rules=self.rules)
+        on_device = (batch.to(device) for batch in batches)
+        detections = localize(network, on_device, videos, self.card, rules=self.rules)
         network.train()
         result = evaluate(detections, self.ground_truth, self.tious, ranks)
         metrics = {f"mAP/{tiou}": value for tiou, value in zip(result.tious, result.map_T, strict=True)}

@@ -46,7 +46,8 @@ def place(tmp_path_factory) -> Workplace:
     succeed(place.aumn("pack", place.features, place.shards, "--annotations", place.gt))
     place.trained = succeed(place.aumn("train", place.config, ranks=2))
     localize = ("localize", "models:/tiny@challenger", place.shards, "--subset", "testing", "--out", place.detections)
-    succeed(place.aumn(*localize, "--tracking-uri", "sqlite:///mlflow.db", ranks=2))
+    uri = ("--tracking-uri", "sqlite:///mlflow.db", "--json", place.root / "results.json")
+    succeed(place.aumn(*localize, *uri, ranks=2))
     return place
 
 
@@ -54,7 +55,10 @@ def test_the_pipeline_ends_in_a_table_with_its_population_and_the_same_numbers_a
     command = ("evaluate", place.detections, "--annotations", place.gt, "--protocol", "thumos14", "--json")
     alone = succeed(place.aumn(*command, tmp_path / "1.json", "--per-class"))
     succeed(place.aumn(*command, tmp_path / "2.json", ranks=2))
-    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+    exported = (place.root / "results.json", "--subset", "testing", *command[2:])
+    succeed(place.aumn("evaluate", *exported, tmp_path / "3.json"))
+    files = [tmp_path / f"{name}.json" for name in (1, 2, 3)]
+    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
     result = json.loads((tmp_path / "1.json").read_text())
     assert list(result["mAP"]) == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]
     population = result["population"]
@@ -223,6 +227,10 @@ WRONG = {
     "a run that exists": (["train", "tiny.yaml"], r"run already holds a run: pass --resume"),
     "other settings on resume": (["train", "tiny.yaml", "--resume", "run.seed=1"], r"run\.seed: the run has 0, now 1"),
     "no run to resume": (["train", "tiny.yaml", "--resume", "run.folder=x"], r"x holds no checkpoint to resume"),
+    "a finished run to resume": (
+        ["train", "tiny.yaml", "--resume"], r"step 6, and run\.steps=6: there is nothing left to train",
+    ),
+    "an absent device": (["train", "tiny.yaml", "run.device=cuda", "run.folder=x"], r"device=cuda needs a GPU a rank"),
     "nothing held out": (
         ["train", "tiny.yaml", "evaluation.videos=held_out", "run.folder=x"], r"data\.holdout_share=0\.0 .*holds none",
     ),
@@ -250,12 +258,32 @@ def test_wrong_commands_are_told_in_one_sentence(case, place):
     assert not (place.root / "x").exists()
 
 
-def test_a_world_size_that_does_not_split_the_batch_is_told_once(place):
-    refused = place.aumn(
-        "train", place.config, "run.folder=x", "batch.micro_videos=3", "tracking.enabled=false", ranks=2
-    )
-    sentence = "batch.global_videos=8 does not split evenly: 2 ranks x batch.micro_videos=3 = 6 videos a pass."
-    assert refused.stderr.count(sentence) == 1
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model.unts=3"], "model.unts is not a setting: did you mean units?"),
+        (
+            ["batch.micro_videos=3"],
+            "batch.global_videos=8 does not split evenly: 2 ranks x batch.micro_videos=3 = 6 videos",
+        ),
+        (["tracking.uri=file://x"], "file://x"),  # found by the first rank alone
+    ],
+)
+def test_several_ranks_tell_what_is_wrong_once_and_without_a_traceback_of_ours(place, overrides, sentence):
+    refused = place.aumn("train", place.config, "run.folder=y", *overrides, ranks=2)
+    assert sentence in refused.stderr
+    assert refused.stderr.count("aumn: ") == 1, refused.stderr
+    assert "aumn/cli.py" not in refused.stderr
+
+
+def test_damage_that_one_rank_meets_is_told_once(place, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(place.shards, shards)
+    flip_a_bit(next(shards.glob("training-*.tar")))
+    settings = (f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "tracking.enabled=false")
+    refused = place.aumn("train", place.config, *settings, "evaluation.videos=null", ranks=2)
+    assert "does not match its checksum" in refused.stderr
+    assert refused.stderr.count("aumn: ") == 1, refused.stderr
     assert "aumn/cli.py" not in refused.stderr
 
 

@@ -165,7 +165,17 @@ def test_the_dry_run_prints_a_table_and_starts_nothing(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("data: {shards: absent}\nrun: {folder: out, steps: 5}\nbatch: {global_videos: 8}\n")
     described = ("--classes", 20, "--widths", "rgb=1024,flow=512")
-    command = ("train", config, "--dry-run", "--ranks", 4, "--zero", 2, "model.units=4096", "data.snippets=100")
+    command = (
+        "train",
+        config,
+        "--dry-run",
+        "--ranks",
+        4,
+        "run.engine=deepspeed",
+        "engine.zero_stage=2",
+        "model.units=4096",
+        "data.snippets=100",
+    )
     said = succeed(aumn(*command, *described, cwd=tmp_path)).stdout
     assert "K=4096, 4 ranks, ZeRO 2: 1 micro-batch a step on each rank" in said
     assert "activations of 2 videos x 100 snippets" in said

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,11 @@ import numpy as np
 from aumn.records import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 TIMEOUT_S = 600
+_LEFT = "left_for_a_reason"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this rank is the one that prints, logs and writes what is written once."""
         return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """This rank's device of a kind: on CUDA, each of a machine's ranks has its own. Untested for want of a GPU."""
+        import torch
+
+        if name not in {"cpu", "cuda"}:
+            raise InputError(f"device {name!r} is not known: choose cpu or cuda.")
+        if name == "cpu":
+            return torch.device("cpu")
+        if self.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"device=cuda needs a GPU a rank, and this machine has {torch.cuda.device_count()} for local rank "
+                f"{self.local_rank}: start fewer ranks on it, or choose device=cpu."
+            )
+        return torch.device("cuda", self.local_rank)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place; no gradient flows through."""
@@ -137,8 +154,14 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
     )
     try:
         yield ranks
-    except InputError as error:  # what several ranks find wrong is told once
-        error.told_by_another_rank = store.add(f"told/{error}", 1) > 1
+    except InputError as error:
+        error.told_by_another_rank = _tell(store, error)
+        raise
+    except RuntimeError:
+        if _left_for_a_reason(store):  # and so broke our collective
+            silent = InputError("Another rank stopped and said why.")
+            silent.told_by_another_rank = True
+            raise silent from None
         raise
     finally:
         dist.destroy_process_group()
@@ -153,6 +176,20 @@ def group_of_one(*, cuda: bool = False) -> None:
         dist.init_process_group(
             _backend(cuda), store=dist.TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1
         )
+
+
+def _tell(store: Any, error: InputError) -> bool:
+    """Let the others know that this rank leaves for a reason; whether another one tells that very reason."""
+    with suppress(RuntimeError):  # the first rank, which may serve the store, can be gone
+        store.add(_LEFT, 1)
+        return bool(store.add(f"told/{error}", 1) > 1)
+    return True
+
+
+def _left_for_a_reason(store: Any) -> bool:
+    with suppress(RuntimeError):
+        return bool(store.check([_LEFT]))
+    return False
 
 
 def _backend(cuda: bool) -> str:

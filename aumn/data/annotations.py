@@ -137,9 +137,9 @@ def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:
 
 def _read_activitynet(file: Path) -> list[AnnotatedVideo]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), object_pairs_hook=_refuse_twice)
     except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}): give ground truth in ActivityNet's layout.") from None
+        raise InputError(f"{file} is not usable JSON ({error}): give ground truth in ActivityNet's layout.") from None
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
         raise InputError(
@@ -154,6 +154,15 @@ def _read_activitynet(file: Path) -> list[AnnotatedVideo]:
             problems.append(f"{file}: video {video!r} {error}")
     refuse(problems, f"{file}: {len(problems):,} videos of the ground truth cannot be used:")
     return videos
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key given twice, of which Python would silently keep the last, is an error."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return fields
 
 
 def _parse_video(video: str, fields: Any) -> AnnotatedVideo:
@@ -199,6 +208,6 @@ def _parse_number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

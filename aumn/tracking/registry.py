@@ -41,7 +41,8 @@ class RegisteredModel:
 class ModelVersion:
     """A version of a registered model. `tags` holds what the registration said of it; others may have added to them.
 
-    Ours are dataset, dataset_identity, commit, aumn_version and each metric, such as mAP/average, at full precision.
+    Ours are dataset, dataset_identity, commit, aumn_version and each metric at full precision, such as
+    held_out/mAP/average.
     """
 
     name: str

@@ -165,8 +165,9 @@ def test_many_broken_videos_are_reported_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"video,label\n", "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
+        (b"video,label\n", "is not usable JSON"),
+        (b'{"database": {"v": {}, "v": {}}}', r"is not usable JSON \('v' is given twice\)"),
+        (b"\xff\xfe\x00", "is not usable JSON"),
         (b"[1]", "has no object 'database'"),
         (b'{"database": []}', "has no object 'database'"),
     ],

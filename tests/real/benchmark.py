@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def make_shards(name: str, tools: Path, folder: Path, *options: str, shuffle_lab
 
 def run(name: str, shards: Path, folder: Path, *overrides: str, ranks: int = 2, timeout_s: float = 3600) -> dict:
     """Train, register, localize the test videos with the model looked up by alias, evaluate: the metrics."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     store = f"sqlite:///{folder}/mlflow.db"
     settings = (f"data.shards={shards}", f"run.folder={folder}/run", f"tracking.uri={store}", *overrides)
     config = REPOSITORY / "configs" / f"{name}.yaml"
