@@ -140,6 +140,8 @@ class EngineConfig(Section):
             raise PydanticCustomError(
                 "settings", f"engine.offload={self.offload} needs engine.zero_stage={least_stage} or more"
             )
+        if self.compile_ops and self.zero_stage == 0:
+            raise PydanticCustomError("settings", "engine.compile_ops=true needs engine.zero_stage=1 or more")
         return self
 
 

@@ -150,6 +150,10 @@ def test_a_loss_scale_doubles_after_two_thousand_good_steps_and_is_saved():
         (["engine.zero_stage=3"], "engine.zero_stage is deepspeed's: set run.engine=deepspeed, or leave it out"),
         (["run.engine=deepspeed", "engine.zero_stage=4"], "engine.zero_stage=4: input should be 0, 1, 2 or 3"),
         (["run.engine=deepspeed", "engine.offload=all"], "engine.offload=all needs engine.zero_stage=3 or more."),
+        (
+            ["run.engine=deepspeed", "engine.zero_stage=0", "engine.compile_ops=true"],
+            "needs engine.zero_stage=1 or more.",
+        ),
         (["engine.precision=int8"], "engine.precision='int8': input should be 'fp32', 'bf16' or 'fp16'"),
     ],
 )
