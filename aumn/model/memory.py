@@ -13,13 +13,14 @@ C classes, J basis size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 PAPER_UNITS = 7
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}  # similarities held at once: a core's cache; a fraction of a GPU
+CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
 
 
 class Reading(NamedTuple):
@@ -70,51 +71,58 @@ class _ReadInChunks(torch.autograd.Function):
     """sigmoid(Q keysᵀ) h, its maximum over units and its sum over snippets, holding one chunk of units at a time.
 
     The sigmoid couples no two units, so a chunk is complete in itself; the backward pass computes it again. Of equal
-    maxima the first unit takes the gradient, as torch.max has it.
+    maxima the first unit takes the gradient, as torch.max has it. Chunks share their buffers, and products add to where
+    they belong: on a CPU, fresh memory for each costs as much as the products. N = B x T rows, k units of a chunk.
     """
 
     @staticmethod
     def forward(ctx: Any, queries_BTA: Tensor, keys_KA: Tensor, hidden_KR: Tensor, mask_BT: Tensor) -> Any:
-        shape_BT, num_units = queries_BTA.shape[:2], len(keys_KA)
-        coefficients_BTR = queries_BTA.new_zeros(*shape_BT, hidden_KR.shape[1])
-        best_BT = queries_BTA.new_full(shape_BT, -torch.inf)
-        best_unit_BT = torch.zeros(shape_BT, dtype=torch.long, device=queries_BTA.device)
-        sums_BK = queries_BTA.new_empty(shape_BT[0], num_units)
+        shape_BT, queries_NA = queries_BTA.shape[:2], queries_BTA.flatten(0, 1)
         weights_BT = mask_BT.to(queries_BTA.dtype)
-        for units in _chunks(queries_BTA, num_units):
-            similarity_BTk = queries_BTA @ keys_KA[units].T
-            logit_BT, unit_BT = similarity_BTk.max(-1)
-            better_BT = logit_BT > best_BT
-            best_BT = torch.where(better_BT, logit_BT, best_BT)
-            best_unit_BT = torch.where(better_BT, unit_BT + units.start, best_unit_BT)
-            similarity_BTk.sigmoid_()
-            coefficients_BTR += similarity_BTk @ hidden_KR[units]
-            sums_BK[:, units] = torch.bmm(weights_BT[:, None], similarity_BTk)[:, 0]
-        ctx.save_for_backward(queries_BTA, keys_KA, hidden_KR, weights_BT, best_unit_BT)
-        return coefficients_BTR, best_BT.sigmoid_(), sums_BK
+        coefficients_NR = queries_NA.new_zeros(len(queries_NA), hidden_KR.shape[1])
+        best_N = queries_NA.new_full((len(queries_NA),), -torch.inf)
+        best_unit_N = torch.zeros_like(best_N, dtype=torch.long)
+        sums_BK = queries_NA.new_empty(shape_BT[0], len(keys_KA))
+        for units, (similarity_Nk,) in _chunks(queries_NA, len(keys_KA), buffers=1):
+            torch.mm(queries_NA, keys_KA[units].T, out=similarity_Nk)
+            logit_N, unit_N = similarity_Nk.max(-1)
+            better_N = logit_N > best_N
+            best_N = torch.where(better_N, logit_N, best_N)
+            best_unit_N = torch.where(better_N, unit_N + units.start, best_unit_N)
+            similarity_Nk.sigmoid_()
+            coefficients_NR.addmm_(similarity_Nk, hidden_KR[units])
+            sums_BK[:, units] = torch.bmm(weights_BT[:, None], similarity_Nk.unflatten(0, shape_BT))[:, 0]
+        ctx.save_for_backward(queries_NA, keys_KA, hidden_KR, weights_BT, best_unit_N)
+        return coefficients_NR.unflatten(0, shape_BT), best_N.sigmoid_().unflatten(0, shape_BT), sums_BK
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        queries_BTA, keys_KA, hidden_KR, weights_BT, best_unit_BT = ctx.saved_tensors
+        queries_NA, keys_KA, hidden_KR, weights_BT, best_unit_N = ctx.saved_tensors
         grad_coefficients_BTR, grad_attention_BT, grad_sums_BK = grads
-        grad_queries_BTA = torch.zeros_like(queries_BTA)
+        grad_coefficients_NR, grad_attention_N = grad_coefficients_BTR.flatten(0, 1), grad_attention_BT.flatten()
+        grad_queries_NA = torch.zeros_like(queries_NA)
         grad_keys_KA, grad_hidden_KR = torch.empty_like(keys_KA), torch.empty_like(hidden_KR)
-        for units in _chunks(queries_BTA, len(keys_KA)):
-            similarity_BTk = (queries_BTA @ keys_KA[units].T).sigmoid_()
-            grad_hidden_KR[units] = similarity_BTk.flatten(0, 1).T @ grad_coefficients_BTR.flatten(0, 1)
-            grad_BTk = grad_coefficients_BTR @ hidden_KR[units].T
-            grad_BTk.baddbmm_(weights_BT[:, :, None], grad_sums_BK[:, None, units])
-            unit_BT = best_unit_BT - units.start
-            here_BT = (unit_BT >= 0) & (unit_BT < similarity_BTk.shape[-1])
-            unit_BT = unit_BT.clamp(0, similarity_BTk.shape[-1] - 1)
-            grad_BTk.scatter_add_(-1, unit_BT[..., None], (grad_attention_BT * here_BT)[..., None])
-            grad_BTk = torch.ops.aten.sigmoid_backward(grad_BTk, similarity_BTk)
-            grad_queries_BTA += grad_BTk @ keys_KA[units]
-            grad_keys_KA[units] = grad_BTk.flatten(0, 1).T @ queries_BTA.flatten(0, 1)
-        return grad_queries_BTA, grad_keys_KA, grad_hidden_KR, None
+        for units, (similarity_Nk, grad_Nk) in _chunks(queries_NA, len(keys_KA), buffers=2):
+            torch.mm(queries_NA, keys_KA[units].T, out=similarity_Nk).sigmoid_()
+            torch.mm(similarity_Nk.T, grad_coefficients_NR, out=grad_hidden_KR[units])
+            torch.mm(grad_coefficients_NR, hidden_KR[units].T, out=grad_Nk)
+            grad_Nk.unflatten(0, weights_BT.shape).addcmul_(weights_BT[:, :, None], grad_sums_BK[:, None, units])
+            unit_N = best_unit_N - units.start
+            here_N = (unit_N >= 0) & (unit_N < grad_Nk.shape[1])
+            unit_N = unit_N.clamp(0, grad_Nk.shape[1] - 1)
+            grad_Nk.scatter_add_(1, unit_N[:, None], (grad_attention_N * here_N)[:, None])
+            torch.ops.aten.sigmoid_backward.grad_input(grad_Nk, similarity_Nk, grad_input=grad_Nk)
+            grad_queries_NA.addmm_(grad_Nk, keys_KA[units])
+            torch.mm(grad_Nk.T, queries_NA, out=grad_keys_KA[units])
+        return grad_queries_NA.unflatten(0, weights_BT.shape), grad_keys_KA, grad_hidden_KR, None
 
 
-def _chunks(queries_BTA: Tensor, num_units: int) -> list[slice]:
-    rows = max(1, queries_BTA.shape[0] * queries_BTA.shape[1])
-    size = max(1, CHUNK_ELEMENTS.get(queries_BTA.device.type, 1 << 18) // rows)
-    return [slice(start, min(start + size, num_units)) for start in range(0, num_units, size)]
+def _chunks(queries_NA: Tensor, num_units: int, *, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """The units chunk by chunk, multiples of 64 where they can be, each with N x k views of the same buffers."""
+    rows = len(queries_NA)
+    size = max(1, CHUNK_ELEMENTS.get(queries_NA.device.type, CHUNK_ELEMENTS["cpu"]) // max(1, rows))
+    size = min(size - size % 64 if size > 64 else size, num_units)
+    whole = [queries_NA.new_empty(rows, size) for _ in range(buffers)]
+    for start in range(0, num_units, size):
+        units = slice(start, min(start + size, num_units))
+        yield units, [buffer[:, : units.stop - start] for buffer in whole]
