@@ -40,7 +40,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Every row of docs/performance.md, on an idle machine: about eight minutes on two cores, 2.5 GB in build/bench.
+# Every row of docs/performance.md, on an idle machine: about six minutes on two cores, 2.5 GB in build/bench.
 bench: .venv/ready
 	$(BIN)/python tests/bench/run.py
 
