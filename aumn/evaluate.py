@@ -22,12 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aumn.cluster.ranks import Ranks
-from aumn.localization.average_precision import average_precisions, match
+from aumn.localization.average_precision import MOST_TIOUS, average_precisions, match
 from aumn.records import Detections, GroundTruth, InputError
 
 PROTOCOLS = {"thumos14": "0.1:0.7:0.1", "activitynet": "0.5:0.95:0.05"}
 USUAL_MEANS = ("0.1:0.5:0.1", "0.3:0.7:0.1", "0.1:0.7:0.1")
-MOST_TIOUS = 100
 
 Table = TypeVar("Table", Detections, GroundTruth)
 
@@ -173,7 +172,7 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     truth = _renumber(ground_truth, videos, labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
     rows = match(_renumber(detections, videos, labels), truth, tious)
-    ap_CT = average_precisions(_send_to_owners(rows, ranks), instances_C)
+    ap_CT = average_precisions(_send_to_owners(rows, ranks), instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
         labels=tuple(labels),

@@ -27,33 +27,36 @@ import numpy as np
 
 from aumn.records import Detections, GroundTruth
 
+MOST_TIOUS = 63  # a bit each, and one to spare for the shift that makes them
+
 
 def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> np.ndarray:
     """The detections as rows that carry what they matched: all that `average_precisions` needs, ready to travel.
 
     Both tables must number videos and labels alike. Any share of the videos may be matched on its own, but all
-    detections of a video together.
+    detections of a video together. `tious` ascend, at most MOST_TIOUS; bit t of a row's `matched` is threshold t.
     """
+    assert len(tious) <= MOST_TIOUS
+    assert (np.diff(tious) > 0).all()
     assert np.isfinite([detections.score_N, detections.start_s_N, detections.end_s_N]).all()
     fields = [("label", np.int32), ("video", np.int32), ("score", float), ("start_s", float), ("end_s", float)]
-    rows = np.empty(len(detections), np.dtype([*fields, ("matched_T", bool, (len(tious),))], align=True))
+    rows = np.empty(len(detections), np.dtype([*fields, ("matched", np.uint64)], align=True))
     for name in ("label", "video", "score", "start_s", "end_s"):
         rows[name] = getattr(detections, f"{name}_N")
     pairs = _pairs(detections, ground_truth, min(tious))
-    rows["matched_T"] = _take_turns(pairs, len(detections), len(ground_truth), np.asarray(tious, dtype=np.float64))
+    rows["matched"] = _take_turns(pairs, len(detections), len(ground_truth), np.asarray(tious, dtype=np.float64))
     return rows
 
 
-def average_precisions(rows: np.ndarray, instances_C: np.ndarray) -> np.ndarray:
+def average_precisions(rows: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
     """The average precision of each class at each threshold (C x T), from the matched rows of all its detections.
 
     `instances_C` counts each class's instances. A class without rows gets 0.
     """
-    matches_N = rows["matched_T"].sum(axis=1)
-    order = _ranking(rows, matches_N)
-    label_N = rows["label"][order]
-    found_M = np.flatnonzero(matches_N[order])
-    label_M, matched_MT = label_N[found_M], rows["matched_T"][order[found_M]]
+    order = _ranking(rows)
+    label_N, matched_N = rows["label"][order], rows["matched"][order]
+    found_M = np.flatnonzero(matched_N)
+    label_M, matched_MT = label_N[found_M], (matched_N[found_M, None] >> np.arange(num_tious, dtype=np.uint64)) & 1 > 0
     place_M = found_M - np.searchsorted(label_N, label_M) + 1
     bounds = np.searchsorted(label_M, np.arange(len(instances_C) + 1))
     ap_CT = np.zeros((len(instances_C), matched_MT.shape[1]))
@@ -75,12 +78,13 @@ def _average_precision(place_M: np.ndarray, instances: int) -> float:
     return math.fsum(interpolated_M.tolist()) / instances
 
 
-def _ranking(rows: np.ndarray, matches_N: np.ndarray) -> np.ndarray:
+def _ranking(rows: np.ndarray) -> np.ndarray:
     """The order that ranks each class's detections: (label, -score, video, start, end).
 
     Rows alike in all of these differ at most in what they matched: the one whose turn came first has the more.
     """
-    return _by_score(rows["label"], rows["score"], rows["video"], rows["start_s"], rows["end_s"], -matches_N)
+    fewer_matches_N = -np.bitwise_count(rows["matched"]).astype(np.int8)
+    return _by_score(rows["label"], rows["score"], rows["video"], rows["start_s"], rows["end_s"], fewer_matches_N)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +101,21 @@ class _Pairs:
 
 
 def _take_turns(pairs: _Pairs, num_detections: int, num_instances: int, tiou_T: np.ndarray) -> np.ndarray:
-    """Let detections take instances, step by step in all videos and classes at once; which took one (N x T)."""
-    matched_NT = np.zeros((num_detections, len(tiou_T)), dtype=bool)
-    taken_GT = np.zeros((num_instances, len(tiou_T)), dtype=bool)
+    """Let detections take instances, step by step in all videos and classes at once; which took one, a bit a threshold.
+
+    There are hundreds of steps, most of a few pairs, so a step is a handful of operations on whole numbers.
+    """
+    matched_N = np.zeros(num_detections, dtype=np.uint64)
+    taken_G = np.zeros(num_instances, dtype=np.uint64)
+    reached_P = np.searchsorted(tiou_T, pairs.tiou_P, side="right").astype(np.uint64)  # thresholds that are not above
+    reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)
     bounds = np.flatnonzero(np.diff(pairs.step_P, prepend=-1, append=-1))
     for start, end in pairwise(bounds):
         detection, instance = pairs.detection_P[start:end], pairs.instance_P[start:end]
-        reaches_PT = pairs.tiou_P[start:end, None] >= tiou_T
-        takes_PT = reaches_PT & ~matched_NT[detection] & ~taken_GT[instance]
-        matched_NT[detection] |= takes_PT
-        taken_GT[instance] |= takes_PT
-    return matched_NT
+        takes_P = reaches_P[start:end] & ~(matched_N[detection] | taken_G[instance])
+        matched_N[detection] |= takes_P
+        taken_G[instance] |= takes_P
+    return matched_N
 
 
 def _pairs(detections: Detections, ground_truth: GroundTruth, lowest_tiou: float) -> _Pairs:
