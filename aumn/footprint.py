@@ -207,15 +207,15 @@ def _mixing(s: _Sizes) -> _Phase:
 
 
 def _reading(s: _Sizes) -> _Phase:
-    """Eq. 2, 3, 5, 11: keys K x A, hidden K x R and shares B x K; three chunks of similarities in the backward pass."""
+    """Eq. 2, 3, 5, 11: keys K x A, hidden K x R and shares B x K; two chunks, which the backward pass reuses."""
     bank, values = s.K * (s.A + s.R + s.R + 1), (s.R + 1) * s.F * s.C
     if s.J == s.K:
         basis = s.J * s.F * s.C
         return _Phase(saved=bank, working=values, taken=s.K * s.F + basis, gradient=values + s.K * s.F)
-    chunks = 3 * min(s.B * s.T * s.K, max(s.chunk, s.B * s.T)) + s.K * (s.A + s.R + 1)
+    chunks = 2 * min(s.B * s.T * s.K, max(s.chunk, s.B * s.T)) + s.K * (s.A + s.R + 1)
     return _Phase(
         saved=bank + 2 * s.B * s.K,
-        working=max(chunks + 2 * s.B * s.T * s.A, s.K * s.F - s.K * s.R),
+        working=max(chunks + s.B * s.T * s.A, s.K * s.F - s.K * s.R),
         taken=s.K * s.F,
         gradient=s.K * s.F,
     )
