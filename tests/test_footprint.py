@@ -185,4 +185,4 @@ def test_the_dry_run_prints_a_table_and_starts_nothing(tmp_path):
     assert refused.returncode == 2
     assert "data.shards=absent does not exist: pack it, or give --classes 200 --widths" in refused.stderr
     refused = aumn("train", config, "--ranks", 4, cwd=tmp_path)
-    assert "--ranks, --zero, --classes and --widths belong to --dry-run" in refused.stderr
+    assert "--ranks, --classes and --widths belong to --dry-run" in refused.stderr

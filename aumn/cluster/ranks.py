@@ -8,6 +8,7 @@ Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untest
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,6 +165,9 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
             raise silent from None
         raise
     finally:
+        # DDP's reference cycles would keep the group, and its threads, into the end of the interpreter, where gloo's
+        # threads let go of tensors and now and then abort the process ("terminate called without an active exception").
+        gc.collect()
         dist.destroy_process_group()
 
 
