@@ -12,7 +12,7 @@ export DO_NOT_TRACK := true
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Everything a run does, on synthetic features: about three minutes on two cores.
+# Everything a run does, on synthetic features: under a minute on two cores.
 demo: .venv/ready
 	rm -rf $(DEMO)
 	mkdir -p $(DEMO)
