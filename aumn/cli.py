@@ -36,16 +36,27 @@ TrackingUri = Annotated[
 
 def main() -> None:
     """Run a command; what the user can mend is one sentence on stderr and exit code 2."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    code = _run([argument for argument in sys.argv[1:] if argument != "--debug"])
+    if os.environ.keys() & {"RANK", "SLURM_PROCID"}:
+        from aumn.cluster.ranks import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         app(args=arguments, prog_name="aumn")
+    except SystemExit as done:  # how typer ends, well or not
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except (InputError, OSError) as error:
         if "--debug" in sys.argv:
             raise
         if _is_mine_to_tell(error):
             print(f"aumn: {_sentence(error)}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 def _is_mine_to_tell(error: Exception) -> bool:

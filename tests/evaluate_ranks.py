@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aumn.cluster.ranks import connect
+from aumn.cluster.ranks import connect, leave
 from aumn.evaluate import evaluate
 from aumn.localization.detections import read_detections
 from aumn.records import GroundTruth
@@ -41,3 +41,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from aumn.cluster.engines import TorchEngine, build_engine
-from aumn.cluster.ranks import Ranks, connect
+from aumn.cluster.ranks import Ranks, connect, leave
 from aumn.config import RunConfig
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
@@ -97,3 +97,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from aumn.cluster.engines import build_engine
-from aumn.cluster.ranks import Ranks, connect
+from aumn.cluster.ranks import Ranks, connect, leave
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step
@@ -67,3 +67,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from aumn.cluster.engines import Engine, build_engine
-from aumn.cluster.ranks import Ranks, connect
+from aumn.cluster.ranks import Ranks, connect, leave
 from aumn.config import OptimizerConfig, RunSection
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
@@ -154,3 +154,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
