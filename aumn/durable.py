@@ -37,7 +37,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         remove_folder(path)
     partial.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -79,10 +79,10 @@ def _seal(folder: Path) -> None:
     files = sorted(folder.iterdir())
     (folder / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
     for path in (*files, folder / CHECKSUMS, folder):
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Put a file's bytes, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aumn.durable import sync
 from aumn.records import InputError
 
 
@@ -39,9 +39,9 @@ class Workplace:
             if stray.name not in files:
                 stray.unlink()
         refuse_existing(out)
-        _sync_folder(self.shards)
+        sync(self.shards)
         self.shards.rename(out)
-        _sync_folder(out.parent)
+        sync(out.parent)
         shutil.rmtree(self.partial)
 
 
@@ -69,11 +69,3 @@ def refuse_existing(out: Path) -> None:
     """A shard set is never overwritten."""
     if out.exists():
         raise InputError(f"{out} already exists: remove it, or pack into another folder.")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
