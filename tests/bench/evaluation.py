@@ -125,7 +125,7 @@ def check_against_reference(seed: int) -> None:
 
 def alone(annotations: str, folder: str) -> dict[str, float]:
     """Seconds of each part, from files to the printed table."""
-    from aumn.cli import _print_evaluation
+    from aumn.cli.printing import print_evaluation
 
     marks = [time.perf_counter()]
     detections, metadata = read_detections(Path(folder))
@@ -135,7 +135,7 @@ def alone(annotations: str, folder: str) -> dict[str, float]:
     result = evaluate(detections, truth, TIOUS, Ranks())
     marks.append(time.perf_counter())
     with contextlib.redirect_stdout(io.StringIO()):
-        _print_evaluation(result, "the benchmark", per_class=False)
+        print_evaluation(result, "the benchmark", per_class=False)
     marks.append(time.perf_counter())
     names = ("read_detections_s", "read_ground_truth_s", "evaluate_s", "print_s")
     return {name: round(b - a, 4) for name, (a, b) in zip(names, pairwise(marks), strict=True)} | {

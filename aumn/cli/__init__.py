@@ -1,0 +1,65 @@
+"""The command line: parse, then one call. Everything heavy is imported by the command that needs it.
+
+A file a family of commands; this one assembles them, and turns errors into a sentence and an exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from aumn.cli import data, evaluation, models, training
+from aumn.records import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="AUMN at scale: weakly-supervised temporal action localization, from features to a registered model and an "
+    "exact mAP. Add --debug to any command for a traceback.",
+)
+for command in (data.synth, data.pack, training.train, training.localize, evaluation.evaluate):
+    app.command()(command)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one sentence on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    code = _run([argument for argument in sys.argv[1:] if argument != "--debug"])
+    if os.environ.keys() & {"RANK", "SLURM_PROCID"}:
+        from aumn.cluster.ranks import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        app(args=arguments, prog_name="aumn")
+    except SystemExit as done:  # how typer ends, well or not
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except (InputError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        if _is_mine_to_tell(error):
+            print(f"aumn: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _is_mine_to_tell(error: Exception) -> bool:
+    """Whether no other rank tells it. Before the ranks are connected, all find the same, and the first one speaks."""
+    if not isinstance(error, InputError) or error.told_by_another_rank is not None:
+        return not getattr(error, "told_by_another_rank", False)
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}. Check the path, its permissions and the free space."
+    return str(error)

@@ -1,0 +1,46 @@
+"""`aumn evaluate`: mean average precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aumn.cli.printing import print_evaluation
+
+
+def evaluate(
+    detections: Annotated[Path, typer.Argument(help="Folder of Parquet parts, or ActivityNet results JSON.")],
+    annotations: Annotated[Path, typer.Option(help="Ground truth: ActivityNet-layout JSON, or a shard set.")],
+    subset: Annotated[
+        str | None, typer.Option(help="Subset to measure on; default: the one that was localized.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="thumos14 (0.1:0.7:0.1) or activitynet (0.5:0.95:0.05).")] = None,
+    tiou: Annotated[str | None, typer.Option(help="Thresholds instead, as 0.1:0.7:0.1 or 0.3,0.5,0.7.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Print the AP of every class.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers at full precision.")] = None,
+) -> None:
+    """Mean average precision, exact at any number of ranks.
+
+    Example: aumn evaluate build/detections --annotations build/features/gt.json --protocol thumos14
+    """
+    from aumn.cluster.ranks import connect
+    from aumn.data.annotations import read_ground_truth
+    from aumn.evaluate import choose_tious, evaluate
+    from aumn.localization.detections import read_detections
+
+    tious = choose_tious(protocol, tiou)
+    with connect() as ranks:
+        found, metadata = read_detections(detections, ranks.rank, ranks.size)
+        chosen = subset or metadata.get("subset")
+        truth = read_ground_truth(annotations, chosen)
+        result = evaluate(found, truth, tious, ranks)
+    if ranks.is_first:
+        if json_file:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            partial = json_file.with_name(f".{json_file.name}.partial")
+            partial.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+            partial.replace(json_file)
+        print_evaluation(result, f"{detections}, {f'subset {chosen}' if chosen else 'all'} of {annotations}", per_class)

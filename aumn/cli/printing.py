@@ -1,0 +1,74 @@
+"""What the commands print when they are done: sentences and tables, as wide as a terminal or a log takes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aumn.data.packing import PackingReport
+    from aumn.evaluate import Evaluation
+    from aumn.footprint import Footprint
+
+
+def print_packing(report: PackingReport) -> None:
+    """What was packed, and what was left out and why."""
+    videos = ", ".join(f"{count:,} {subset}" for subset, count in report.packed.items())
+    widths = ", ".join(f"{stream} {width}" for stream, width in report.streams.items())
+    print(f"{report.path}: {videos} videos; {len(report.classes)} classes; {widths} wide; "
+          f"{report.shards} shards, {report.bytes / 1e6:,.0f} MB")  # fmt: skip
+    if report.kept_shards:
+        print(f"{report.kept_shards} of the shards were finished by an earlier run.")
+    for names, text in (
+        (report.without_features, "annotated videos have no features"),
+        (report.without_annotations, "videos with features are not annotated"),
+    ):
+        if names:
+            shown = names if not sys.stdout.isatty() else names[:10]  # a log has them all
+            print(f"Left out: {len(names):,} {text}: {', '.join(shown)}{', ...' * (len(names) > len(shown))}")
+
+
+def print_footprint(found: Footprint, what: str) -> None:
+    """Parameters, and what a rank holds and sends."""
+    print(f"{what}: {found.micro_batches} micro-batch{'es' * (found.micro_batches > 1)} a step on each rank")
+    parts = {part: None for counts in found.parameters.values() for part in counts}
+    rows = [(part, *(f"{counts[part]:,}" for counts in found.parameters.values())) for part in parts]
+    rows.append(("together", *(f"{sum(counts.values()):,}" for counts in found.parameters.values())))
+    print_table(("parameters", *found.parameters), rows)
+    print_table(("a rank holds at its peak", "MB"), [(name, f"{size / 1e6:,.1f}") for name, size in found.rows()])
+    print(f"Python and torch themselves take about 300 MB more. A rank sends {found.moved_bytes / 1e6:,.1f} MB a step.")
+
+
+def print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
+    """The mAP table with its population; every class's AP if asked."""
+    population = result.population
+    print(f"mAP (%) of {what}")
+    print(f"{population.videos:,} videos, {population.instances:,} instances, {population.classes:,} classes")
+    header = ("tIoU", *(f"{tiou:g}" for tiou in result.tious), "average")
+    rows = [("mAP", *(f"{100 * value:.1f}" for value in (*result.map_T, result.average)))]
+    if per_class:
+        rows += [
+            (f"{label} ({instances})", *(f"{100 * ap:.1f}" for ap in ap_T), f"{100 * ap_T.mean():.1f}")
+            for label, instances, ap_T in zip(result.labels, result.instances_C, result.ap_CT, strict=True)
+        ]
+    print_table(header, rows)
+    if means := result.usual_means():
+        print("  ".join(f"average {name}: {100 * value:.1f}" for name, value in means.items()))
+    for note in result.notes():
+        print(note)
+
+
+def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table that fits 80 columns with ten thresholds; a log takes it as wide as it is."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, no_wrap=True, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table, width=console.width if console.is_terminal else 10_000)

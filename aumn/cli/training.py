@@ -1,0 +1,94 @@
+"""`aumn train`, `aumn localize`: what runs on ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aumn.cli.options import TrackingUri
+from aumn.cli.printing import print_footprint
+from aumn.records import InputError
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Run configuration, one of configs/*.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what a rank would hold and move.")] = False,
+    num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="With --dry-run: how many ranks.")] = 1,
+    classes: Annotated[int | None, typer.Option(min=1, help="With --dry-run, in place of the shard set's.")] = None,
+    widths: Annotated[str | None, typer.Option(help="The same; e.g. rgb=1024,flow=1024.")] = None,
+) -> None:
+    """Train both streams: alone, or on every rank that torchrun or srun starts.
+
+    Example: torchrun --standalone --nproc-per-node 2 -m aumn train configs/synthetic_demo.yaml run.steps=100
+    """
+    from aumn.config import load_config
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from aumn.footprint import parse_widths, predict
+
+        zero = settings.engine.zero_stage if settings.run.engine == "deepspeed" else 0
+        print_footprint(
+            predict(settings, ranks=num_ranks, zero=zero, num_classes=classes, widths=parse_widths(widths)),
+            f"{config}: K={settings.model.units}, {num_ranks} rank{'s' * (num_ranks > 1)}, ZeRO {zero}",
+        )
+        return
+    if (num_ranks, classes, widths) != (1, None, None):
+        raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
+    from aumn.cluster.ranks import connect, read_environment
+    from aumn.console import progress
+    from aumn.run import run_training
+
+    bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
+    with connect(cuda=settings.run.device == "cuda") as ranks, progress("training", "steps", silent=not bar) as advance:
+        run_training(settings, ranks, resume=resume, say=_say if ranks.is_first else _say_nothing, advance=advance)
+
+
+def localize(
+    model: Annotated[str, typer.Argument(help="Checkpoint or model folder, or models:/name@alias, or models:/name/3.")],
+    shards: Annotated[Path, typer.Argument(help="Shard set to localize in.")],
+    subset: Annotated[str, typer.Option(help="Its subset, e.g. testing.")],
+    out: Annotated[Path, typer.Option(help="Folder for the detections; must be new.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write ActivityNet's results JSON.")] = None,
+    tracking_uri: TrackingUri = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda (untested for want of a GPU).")] = "cpu",
+) -> None:
+    """Detect actions in every video of a subset; sharded over the ranks of torchrun or srun.
+
+    Example: aumn localize runs/demo/model build/shards --subset testing --out build/detections
+    """
+    from aumn.cluster.ranks import connect, read_environment
+    from aumn.console import progress
+    from aumn.localization.detections import export_json, read_detections
+    from aumn.localize import localize_subset
+
+    first = read_environment(os.environ).is_first
+    with connect(cuda=device == "cuda") as ranks, progress("localizing", "videos", silent=not first) as advance:
+        folder = _model_folder(model, tracking_uri)
+        count = localize_subset(folder, shards, out, ranks, model=model, subset=subset, device=device, advance=advance)
+    if first:
+        if json_file:
+            export_json(read_detections(out)[0], json_file)
+        print(f"{out}: {count:,} detections by {model} in subset {subset} of {shards}")
+
+
+def _model_folder(model: str, tracking_uri: str | None) -> Path:
+    if not model.startswith("models:"):
+        return Path(model)
+    from aumn.tracking.registry import resolve
+
+    return resolve(model, tracking_uri)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_nothing(_line: str) -> None:
+    pass
