@@ -7,15 +7,16 @@ silently and nothing changes after the run has started.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from aumn.records import InputError
+from aumn.yaml_files import parse_value, read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -207,7 +208,7 @@ class RunConfig(Section):
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `section.field=value` overrides (values are YAML); InputError lists every problem."""
-    settings = _read_yaml(path)
+    settings = _read_sections(path)
     for override in overrides:
         _apply(settings, override)
     try:
@@ -217,26 +218,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.load(path.read_text(), _Loader)  # noqa: S506  (a SafeLoader)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: give a run configuration, such as one of configs/*.yaml.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a YAML file.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+def _read_sections(path: Path) -> dict[str, Any]:
+    settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise InputError(
             f"{path} must hold sections ({', '.join(RunConfig.model_fields)}), each with `field: value` lines."
@@ -245,14 +228,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    section, dot, field = name.partition(".")
-    if not (equals and dot and section and field):
+    if not re.match(r"[^.=]+\.[^=]+=", override):
         raise InputError(f"override {override!r} must read section.field=value, e.g. optimizer.learning_rate=0.001.")
-    try:
-        settings.setdefault(section, {})[field] = yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: its value is not YAML; quote it for the shell.") from None
+    (section, *field), value = parse_value(override)
+    settings.setdefault(section, {})[".".join(field)] = value
 
 
 def _describe(problem: Any) -> str:
