@@ -30,6 +30,7 @@ from aumn.cluster.ranks import Ranks
 from aumn.config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards import ShardSet
+from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import InputError
@@ -92,7 +93,8 @@ def run_training(
         f"{config.run.folder}: {len(training)} training videos, {len(held_out)} held out; steps {progress.step} to "
         f"{config.run.steps} of {config.batch.global_videos} videos on {ranks.size} rank{'s' * (ranks.size > 1)}."
     )
-    recorder = _Recorder(config, engine, network, validation, tracker, progress, say, advance)
+    watch = FiniteWatch(engine)
+    recorder = _Recorder(config, engine, network, watch, validation, tracker, progress, say, advance)
     with _outcome(tracker):
         train(
             engine,
@@ -101,6 +103,7 @@ def run_training(
             config.optimizer,
             _loss_weights(config),
             first_step=progress.step,
+            watch=watch,
             after_step=recorder.after_step,
         )
         recorder.publish()
@@ -114,6 +117,7 @@ class _Recorder:
     config: RunConfig
     engine: Engine
     network: TwoStream
+    watch: FiniteWatch
     validation: Validation | None
     tracker: Tracker
     progress: Progress
@@ -151,6 +155,7 @@ class _Recorder:
 
     def _evaluate(self, validation: Validation) -> bool:
         """Measure and log; whether a checkpoint should be kept as the best, which only held-out videos may decide."""
+        self.watch.settle()
         with self.engine.whole_network():
             metrics = validation.measure(self.network, self.engine.ranks, self.engine.device)
         named = {f"{validation.name}/{name}": value for name, value in metrics.items()}
@@ -163,6 +168,7 @@ class _Recorder:
         return True
 
     def _save(self, *, best: bool) -> None:
+        self.watch.settle()
         tensors, optimizer = self.engine.trainer_state()
         progress, run = self.progress, self.config.run
         facts = {"tracking_run": progress.tracking_run, "best": progress.best, "config": progress.config}

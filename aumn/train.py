@@ -17,9 +17,10 @@ from torch import Tensor
 
 from aumn.cluster.engines import Engine
 from aumn.config import OptimizerConfig, RunSection
+from aumn.finite import FiniteWatch, HostCopy
 from aumn.model import losses
 from aumn.model.losses import LossWeights
-from aumn.records import Batch, InputError, Scores, Step
+from aumn.records import Batch, Scores, Step
 
 
 class StepSource(Protocol):
@@ -70,12 +71,13 @@ def train(
     weights: Mapping[str, LossWeights],
     *,
     first_step: int,
+    watch: FiniteWatch,
     after_step: Callable[[int, dict[str, float] | None], None],
 ) -> None:
     """Run steps `first_step`, ..., `run.steps` - 1.
 
     `after_step(done, metrics)` is called on every rank after each step, with the number of steps done, and on the steps
-    that `run.log_every` names with the metrics, summed over ranks.
+    that `run.log_every` names with the metrics, summed over ranks. Who keeps what a step leaves settles `watch` first.
     """
     clock = _Clock(loader)
     with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
@@ -83,15 +85,12 @@ def train(
             report = train_step(engine, step, weights)
             rate = learning_rate(optimizer, step.index, run.steps)
             norms = engine.update(rate)
-            if not all(map(math.isfinite, norms.values())):
-                _stop_or_go_on(engine, step, report)
+            watch.add(step, report, norms)
             clock.videos += step.global_videos
             done = step.index + 1
             metrics = None
             if done % run.log_every == 0 or done == run.steps:
-                metrics = _summed(engine, report) | {
-                    f"{name}/gradient_norm": norm for name, norm in norms.items() if math.isfinite(norm)
-                }
+                metrics = _summed(engine, report) | _engine_metrics(engine, norms)
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
             after_step(done, metrics)
 
@@ -104,6 +103,13 @@ def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
         return optimizer.learning_rate
     progress = (step - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)
     return optimizer.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """A norm that is not finite is no number to plot; it shows as a loss scale that fell."""
+    found = {f"{name}/gradient_norm": norm for name, norm in HostCopy(norms).read().items() if math.isfinite(norm)}
+    scales = {name: scale.value.item() for name, scale in engine.scales.items() if scale.is_dynamic}
+    return found | {f"{name}/loss_scale": value for name, value in scales.items()}
 
 
 def _share_sums(engine: Engine, unit_sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -145,38 +151,6 @@ def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
     values = engine.ranks.sum_(torch.stack(list(report.values())).double()).tolist()
     metrics = dict(zip(report, values, strict=True))
     return metrics | {"loss": sum(value for name, value in metrics.items() if name.endswith("/total"))}
-
-
-def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor]) -> None:
-    """After a gradient that was not finite: go on if it only overflowed float16, else stop every rank.
-
-    A loss that is not finite makes every rank's gradients so (see `precision.poisoned`), so all ranks come here
-    together. A step is a function of its videos, so it is run forward once more to find those that it failed on.
-    """
-    bad_terms = [name for name, term in report.items() if not (name.endswith("/total") or bool(term.isfinite()))]
-    terms = sorted({name for names in engine.ranks.gather(bad_terms) for name in names})
-    if engine.rescales and not terms:
-        return
-    videos = sorted({video for names in engine.ranks.gather(_videos_not_finite(engine, step)) for video in names})
-    what = f"{' and '.join(terms)} {'is' if len(terms) == 1 else 'are'}" if terms else "a gradient is"
-    whose = f" for {len(videos)} of its {step.global_videos} videos ({', '.join(videos[:10])})" if videos else ""
-    raise InputError(
-        f"Step {step.index + 1}: {what} not finite{whose}, so every rank stopped before the update. Look at those "
-        "videos' features, or lower optimizer.learning_rate, or set engine.precision=fp32 where it is not."
-    )
-
-
-@torch.no_grad()
-def _videos_not_finite(engine: Engine, step: Step) -> list[str]:
-    """This rank's videos whose scores are not finite."""
-    found = []
-    for batch in step.micro_batches:
-        for score in engine.forward(batch.to(engine.device)).values():
-            sums_B = score.logits_BC.sum(1) + score.attention_BT.sum(1) + score.unit_sums_BK.sum(1)
-            found += [
-                video for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
-            ]
-    return found
 
 
 class _Clock:

@@ -20,6 +20,7 @@ FORBIDDEN = {
     "cluster": {*STAGES, "model", "data", "tracking", "localization"},
     "tracking": {*STAGES, "model", "data", "cluster", "localization"},
     "evaluate": {*STAGES - {"evaluate"}, "model", "data", "tracking"},
+    "finite": {*STAGES, "data", "tracking", "checkpoint", "localization"},
     "train": {*STAGES - {"train"}, "data", "tracking", "checkpoint", "localization"},
     "localize": {*STAGES - {"localize"}, "tracking"},
 }

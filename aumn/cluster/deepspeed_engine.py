@@ -11,7 +11,6 @@ Written for DeepSpeed 0.19; `_flat_partitions` and `_give_adam_its_state` touch 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ SLOTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine:
-    """See Engine. Untested on CUDA for want of a GPU."""
+    """See Engine. DeepSpeed itself waits for the device in every step. Untested on CUDA for want of a GPU."""
 
     def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
         self.ranks, self.device, self.settings = ranks, device, settings
@@ -40,12 +39,7 @@ class DeepSpeedEngine:
         self.network = network.to(device)
         self._names = {id(parameter): name for name, parameter in network.networks.named_parameters()}
         self._engines = {name: self._build(part) for name, part in network.networks.items()}
-        self.scales = {name: LossScale(settings.precision) for name in self._engines}
-
-    @property
-    def rescales(self) -> bool:
-        """See Engine."""
-        return any(scale.is_dynamic and scale.value >= 1 for scale in self.scales.values())
+        self.scales = {name: LossScale(settings.precision, device) for name in self._engines}
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -69,19 +63,19 @@ class DeepSpeedEngine:
             engine, scale = self._engines[name], self.scales[name]
             share = loss * self.ranks.size
             if self.settings.zero_stage > 0 and scale.is_dynamic:
-                engine.optimizer.override_loss_scale(scale.value)  # it multiplies the loss and divides the gradients
-            elif scale.is_dynamic:
-                share = share * scale.value
+                engine.optimizer.override_loss_scale(scale.value.item())  # it scales the loss, unscales the gradients
+            else:
+                share = scale.scaled(share)
             engine.backward(share, scale_wrt_gas=False)
 
-    def update(self, learning_rate: float) -> dict[str, float]:
+    def update(self, learning_rate: float) -> dict[str, Tensor]:
         """See Engine."""
         norms = {}
         for name, engine in self._engines.items():
             for group in engine.optimizer.param_groups:
                 group["lr"] = learning_rate
             norms[name] = self._step(engine, self.scales[name])
-            self.scales[name].adjust(finite=math.isfinite(norms[name]))
+            self.scales[name].adjust(norms[name].isfinite())
         return norms
 
     @contextmanager
@@ -150,20 +144,21 @@ class DeepSpeedEngine:
             return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
         return FusedAdam(parameters, adam_w_mode=True, **arguments)
 
-    def _step(self, engine: Any, scale: LossScale) -> float:
+    def _step(self, engine: Any, scale: LossScale) -> Tensor:
         """One stream's update; its gradient norm before clipping, untold and unchecked by DeepSpeed in stage 0."""
         if self.settings.zero_stage > 0:
             engine.step()
-            return float(engine.get_global_grad_norm())
+            return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
         parameters = list(engine.module.parameters())
-        torch._foreach_mul_([parameter.grad for parameter in parameters], 1 / scale.value)
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if not math.isfinite(float(norm)):
+        gradients = [parameter.grad for parameter in parameters]
+        scale.unscale_(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        if not norm.isfinite():
             engine.zero_grad()  # Adam passes over parameters without gradient
         elif self.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
         engine.step()
-        return float(norm)
+        return norm
 
     def _gathered(self, parameters: list[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[None]:
         """Context in which these parameters are whole on every rank; in stages 0 to 2 they always are."""

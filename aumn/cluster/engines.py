@@ -7,7 +7,6 @@ rank, so any engine goes on from any other's checkpoint, at any number of ranks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -53,10 +52,8 @@ class Engine(Protocol):
 
     ranks: Ranks
     device: torch.device
-
-    @property
-    def rescales(self) -> bool:
-        """Whether gradients that overflowed are the loss scale's affair, which has been lowered, and nobody's fault."""
+    scales: dict[str, LossScale]
+    """Each stream's."""
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
         """Context of one micro-batch's forward and backward; gradients cross ranks in the step's last one at latest."""
@@ -70,10 +67,11 @@ class Engine(Protocol):
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Add the gradient of this rank's share of each stream's loss."""
 
-    def update(self, learning_rate: float) -> dict[str, float]:
-        """Clip, step, clear; each stream's gradient norm before clipping, the same on every rank.
+    def update(self, learning_rate: float) -> dict[str, Tensor]:
+        """Clip, step, clear; each stream's gradient norm before clipping, the same on every rank, on the device.
 
         A stream whose norm is not finite stays as it is: a loss was not finite on some rank, or a gradient overflowed.
+        What is done about it later is `finite.FiniteWatch`'s affair.
         """
 
     def whole_network(self) -> AbstractContextManager[None]:
@@ -94,23 +92,17 @@ class Engine(Protocol):
 class TorchEngine:
     """PyTorch alone, or with DDP where there are several ranks; Adam with decoupled weight decay.
 
-    On CUDA, a step waits for the device once, to look at its gradient norms; untested for want of a GPU.
+    A step asks nothing of the device: clipping, loss scales and whether a stream is updated at all are decided there,
+    by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
     """
 
     def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
         self.ranks, self.device, self.settings = ranks, device, settings
         self.network = network.to(device)
         self._parallel = DistributedDataParallel(self.network, gradient_as_bucket_view=True) if ranks.size > 1 else None
-        parameters = [{"params": list(part.parameters())} for part in self.network.networks.values()]
-        self.optimizer = torch.optim.AdamW(
-            parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
-        self.scales = {name: LossScale(settings.precision) for name in self.network.networks}
-
-    @property
-    def rescales(self) -> bool:
-        """See Engine."""
-        return any(scale.is_dynamic and scale.value >= 1 for scale in self.scales.values())
+        streams = self.network.networks
+        self.scales = {name: LossScale(settings.precision, device) for name in streams}
+        self._optimizers = {name: self._build_adam(list(part.parameters())) for name, part in streams.items()}
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -135,25 +127,12 @@ class TorchEngine:
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """See Engine. DDP averages over ranks, so each rank's share goes in times their number."""
-        parts = [loss * (self.ranks.size * self.scales[name].value) for name, loss in poisoned(losses).items()]
+        parts = [self.scales[name].scaled(loss * self.ranks.size) for name, loss in poisoned(losses).items()]
         torch.stack(parts).sum().backward()
 
-    def update(self, learning_rate: float) -> dict[str, float]:
+    def update(self, learning_rate: float) -> dict[str, Tensor]:
         """See Engine."""
-        groups = dict(zip(self.network.networks, self.optimizer.param_groups, strict=True))
-        norms = {name: self._unscaled_norm(name, group["params"]) for name, group in groups.items()}
-        norms_on_host = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
-        for name, group in groups.items():
-            group["lr"] = learning_rate
-            finite = math.isfinite(norms_on_host[name])
-            self.scales[name].adjust(finite=finite)
-            if not finite:
-                self._drop_gradients(group["params"])
-            elif self.settings.clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(group["params"], self.settings.clip_norm, norms[name])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norms_on_host
+        return {name: self._update(name, learning_rate) for name in self._optimizers}
 
     def whole_network(self) -> AbstractContextManager[None]:
         """See Engine."""
@@ -165,7 +144,13 @@ class TorchEngine:
 
     def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See Engine; here every rank is answered."""
-        tensors, facts = flatten_optimizer(self.optimizer.state_dict(), self._parameter_names())
+        tensors: dict[str, Tensor] = {}
+        facts: dict[str, Any] = {"groups": [], "numbers": {}}
+        for name, optimizer in self._optimizers.items():
+            own_tensors, own_facts = flatten_optimizer(optimizer.state_dict(), self._parameter_names(name))
+            tensors |= own_tensors
+            facts["groups"] += own_facts["groups"]
+            facts["numbers"] |= own_facts["numbers"]
         return tensors, facts | {"loss_scales": {name: scale.facts() for name, scale in self.scales.items()}}
 
     def load_state(
@@ -173,26 +158,38 @@ class TorchEngine:
     ) -> None:
         """See Engine. The groups' settings are the config's, not the checkpoint's, which another engine may have."""
         self.network.load_state_dict(weights)
-        restored = restore_optimizer(tensors, facts, self._parameter_names())
-        own_groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**restored, "param_groups": own_groups})
-        for name, scale in self.scales.items():
-            scale.restore(facts.get("loss_scales", {}).get(name))
+        names = [name for stream in self._optimizers for name in self._parameter_names(stream)]
+        state = restore_optimizer(tensors, facts, names)["state"]
+        by_name = {name: state[index] for index, name in enumerate(names) if index in state}
+        for stream, optimizer in self._optimizers.items():
+            own = enumerate(self._parameter_names(stream))
+            own_state = {index: by_name[name] for index, name in own if name in by_name}
+            optimizer.load_state_dict({"state": own_state, "param_groups": optimizer.state_dict()["param_groups"]})
+            self.scales[stream].restore(facts.get("loss_scales", {}).get(stream))
 
-    def _unscaled_norm(self, stream: str, parameters: list[Tensor]) -> Tensor:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.scales[stream].value != 1:
-            torch._foreach_mul_(gradients, 1 / self.scales[stream].value)
-        return nn.utils.get_total_norm(gradients)
+    def _build_adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+        settings = self.settings
+        return torch.optim.AdamW(parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
 
-    def _drop_gradients(self, parameters: list[Tensor]) -> None:
-        """So that the optimizer leaves these parameters, their momenta and their count of steps alone."""
-        for parameter in parameters:
-            parameter.grad = None
+    def _update(self, stream: str, learning_rate: float) -> Tensor:
+        """One stream's update, and its gradient norm before clipping."""
+        optimizer, scale = self._optimizers[stream], self.scales[stream]
+        (group,) = optimizer.param_groups
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        scale.unscale_(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(group["params"], self.settings.clip_norm, norm)
+        scale.adjust(norm.isfinite())
+        group["lr"] = learning_rate
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # 1: Adam does nothing at all
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
 
-    def _parameter_names(self) -> list[str]:
-        """In the optimizer's order: stream after stream."""
-        return [name for name, _ in self.network.networks.named_parameters()]
+    def _parameter_names(self, stream: str) -> list[str]:
+        """In the optimizer's order."""
+        return [f"{stream}.{name}" for name, _ in self.network.networks[stream].named_parameters()]
 
 
 def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, settings: Mapping[str, Any]) -> Engine:

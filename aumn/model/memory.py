@@ -51,13 +51,13 @@ class Memory(nn.Module):
     def read(self, queries_BTA: Tensor, mask_BT: Tensor) -> Reading:
         """Compare every snippet with every action unit (Eq. 5).
 
-        With K <= R + 1 the similarities themselves are the coefficients and the values are built (form 1). Above, K is
-        walked in chunks that the backward pass recomputes: no B x T x K and no K x F x C tensor ever exists.
+        In form 1 the similarities themselves are the coefficients. In form 2, K is walked in chunks that the backward
+        pass recomputes: no B x T x K and no K x F x C tensor ever exists. `builds_values` chooses.
         """
         keys_KA = self.encode_key(self.units_KF) / math.sqrt(queries_BTA.shape[-1])
         hidden_KR = torch.relu(self.encode_hidden(self.units_KF))
         hidden_KR = nn.functional.pad(hidden_KR, (0, 1), value=1.0)  # the last column reads b2
-        if len(keys_KA) <= len(self.values_RFC):
+        if builds_values(len(keys_KA), len(self.values_RFC) - 1):
             similarity_BTK = torch.sigmoid(queries_BTA @ keys_KA.T)
             sums_BK = torch.einsum("btk,bt->bk", similarity_BTK, mask_BT.to(similarity_BTK.dtype))
             basis_KFC = (hidden_KR @ self.values_RFC.flatten(1)).unflatten(1, self.values_RFC.shape[1:])
@@ -65,6 +65,27 @@ class Memory(nn.Module):
         read = _ReadInChunks.apply(queries_BTA, keys_KA, hidden_KR, mask_BT)  # type: ignore[no-untyped-call]
         coefficients_BTR, attention_BT, sums_BK = read
         return Reading(coefficients_BTR, self.values_RFC, attention_BT, sums_BK)
+
+
+def builds_values(num_units: int, bottleneck: int) -> bool:
+    """Whether the basis is the K values (form 1, J = K) or the encoder's matrices (form 2, J = R + 1): the smaller one.
+
+    Multiply-adds of a forward pass over B videos of T snippets, the embedding's 3 B T D F aside; a matrix has F C:
+
+                              form 1           form 2
+        similarities          B T K A          B T K A
+        values                K (R + 1) F C    -
+        coefficients          -                B T K (R + 1)
+        pooling, with Eq. 4   B T (T + F) J    B T (T + F) J      X is never built
+        Eq. 8 in training     B J F C          B J F C
+        Eq. 15, localizing    T J F C          T J F C            a video at a time
+
+    All that follows the reading grows with J, and localization with nothing else that matters. Against it stands that
+    form 1 builds its values, once a pass: 4 % of a step at K = 64, B = 32, T = C = 200, F = 512, D = 1024, less with a
+    smaller K. The choice looks at the model alone, never at the batch, so a result's last bits do not depend on how the
+    work was cut. Beyond these two forms: `losses.diversity` takes the smaller of its two Gram matrices.
+    """
+    return num_units <= bottleneck + 1
 
 
 class _ReadInChunks(torch.autograd.Function):

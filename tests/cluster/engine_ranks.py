@@ -13,6 +13,7 @@ import torch
 from aumn.cluster.engines import Engine, build_engine
 from aumn.cluster.ranks import Ranks, connect, leave
 from aumn.config import OptimizerConfig, RunSection
+from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
 from aumn.train import train as run_steps
@@ -38,7 +39,7 @@ def build(case: str, ranks: Ranks, units: int = 7) -> Engine:
     settings["offload"] = (offload or ["none"])[0]
     engine = build_engine(name, network, ranks, torch.device("cpu"), settings)
     for scale in engine.scales.values():
-        scale.value = min(scale.value, 2.0**10)  # so that no step overflows and is skipped
+        scale.value.clamp_(max=2.0**10)  # so that no step overflows and is skipped
     return engine
 
 
@@ -60,7 +61,7 @@ def train(engine: Engine, first: int = 0, last: int = STEPS) -> list[list[float]
     for index in range(first, last):
         report = train_step(engine, make_step(index, engine.ranks), WEIGHTS)
         losses = engine.ranks.sum_(torch.stack([report["rgb/total"], report["flow/total"]]))
-        curve.append([*losses.tolist(), *engine.update(1e-2).values()])
+        curve.append([*losses.tolist(), *map(float, engine.update(1e-2).values())])
     return curve
 
 
@@ -125,7 +126,8 @@ def damage(ranks: Ranks, case: str) -> list[tuple[str, int, bool]]:
 
     run = RunSection(folder=Path(), steps=9)
     try:
-        run_steps(engine, DamagedSteps(ranks), run, OptimizerConfig(), WEIGHTS, first_step=3, after_step=after_step)
+        steps, rates, watch = DamagedSteps(ranks), OptimizerConfig(), FiniteWatch(engine)
+        run_steps(engine, steps, run, rates, WEIGHTS, first_step=3, watch=watch, after_step=after_step)
         said = "nothing"
     except InputError as error:
         said = str(error)

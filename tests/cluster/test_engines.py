@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from aumn.cluster.precision import LossScale
+from aumn.cluster.precision import LossScale, overflow_is_expected
 from aumn.cluster.ranks import Ranks
 from aumn.config import load_config
+from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.train import train_step
@@ -16,6 +18,7 @@ from tests.cluster import engine_ranks
 from tests.launching import aumn, python, succeed, torchrun
 from tests.train_ranks import WEIGHTS
 
+CPU = torch.device("cpu")
 HALF = engine_ranks.STEPS // 2
 RESUMED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
 DAMAGED = ["ddp-0-fp32", "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
@@ -109,38 +112,64 @@ def test_16_bits_stay_near_float32(precision, loss_error, gradient_error, units)
 def first_step(case, units):
     engine = engine_ranks.build(case, Ranks(), units)
     report = train_step(engine, engine_ranks.make_step(0, Ranks()), WEIGHTS)
-    scales = {name: scale.value for name, scale in engine.scales.items()}
+    scales = {name: scale.value.item() for name, scale in engine.scales.items()}
     parameters = engine.network.networks.named_parameters()
     return report, {name: parameter.grad / scales[name.split(".")[0]] for name, parameter in parameters}
 
 
 def test_a_float16_gradient_that_overflows_skips_its_own_stream_alone_and_lowers_the_scale():
     engine = engine_ranks.build("ddp-0-fp16", Ranks())
-    engine.scales["rgb"].value = 2.0**40
+    engine.scales["rgb"].value.fill_(2.0**40)
     before = {name: weight.clone() for name, weight in engine.weights().items()}
     train_step(engine, engine_ranks.make_step(0, Ranks()), WEIGHTS)
     norms = engine.update(1e-2)
-    assert not torch.tensor(norms["rgb"]).isfinite()
+    assert not norms["rgb"].isfinite()
     assert 0 < norms["flow"] < 100
-    assert {name: scale.value for name, scale in engine.scales.items()} == {"rgb": 2.0**39, "flow": 2.0**10}
+    assert {name: scale.value.item() for name, scale in engine.scales.items()} == {"rgb": 2.0**39, "flow": 2.0**10}
     for name, weight in engine.weights().items():
         assert torch.equal(weight, before[name]) == ("rgb" in name), name
-    assert engine.rescales
+    assert overflow_is_expected(engine.scales)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_asks_nothing_of_the_device(precision):
+    """Fake tensors have shapes and no values, so whatever the host would have to wait for raises."""
+    engine = engine_ranks.build(f"ddp-0-{precision}", Ranks())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        report = train_step(engine, engine_ranks.make_step(0, Ranks()), WEIGHTS)
+        norms = engine.update(1e-2)
+        with pytest.raises(DataDependentOutputException):
+            norms["rgb"].item()
+    assert report["flow/total"].shape == ()
+
+
+def test_a_watch_that_lags_stops_a_step_later_and_never_after_settling():
+    engine = engine_ranks.build("ddp-0-fp32", Ranks())
+    good, bad, next_ = list(engine_ranks.DamagedSteps(Ranks()).steps(3, 6))
+    for settles in (False, True):
+        watch = FiniteWatch(engine, lag=True)
+        before = {}
+        for step in (good, bad):
+            before = {name: weight.clone() for name, weight in engine.weights().items()}
+            watch.add(step, train_step(engine, step, WEIGHTS), engine.update(1e-2))
+        assert all(torch.equal(weight, before[name]) for name, weight in engine.weights().items())
+        with pytest.raises(InputError, match=r"Step 5: .* not finite for 1 of its 7 videos \(31\)"):
+            watch.settle() if settles else watch.add(next_, train_step(engine, next_, WEIGHTS), engine.update(1e-2))
 
 
 def test_a_loss_scale_doubles_after_two_thousand_good_steps_and_is_saved():
-    scale = LossScale("fp16")
-    scale.adjust(finite=False)
+    scale = LossScale("fp16", CPU)
+    scale.adjust(torch.tensor(False))
     assert scale.value == 2.0**15
     for _ in range(1999):
-        scale.adjust(finite=True)
-    resumed = LossScale("fp16")
+        scale.adjust(torch.tensor(True))
+    resumed = LossScale("fp16", CPU)
     resumed.restore(scale.facts())
-    resumed.adjust(finite=True)
+    resumed.adjust(torch.tensor(True))
     assert resumed.value == 2.0**16
-    fixed = LossScale("fp32")
+    fixed = LossScale("fp32", CPU)
     fixed.restore(scale.facts())
-    fixed.adjust(finite=False)
+    fixed.adjust(torch.tensor(False))
     assert fixed.value == 1
 
 
