@@ -5,7 +5,7 @@ DEMO := build/demo
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench torture clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +43,12 @@ format: .venv/ready
 # Every row of docs/performance.md, on an idle machine: about six minutes on two cores, 2.5 GB in build/bench.
 bench: .venv/ready
 	$(BIN)/python tests/bench/run.py
+
+# Rounds of kills and other faults, each held against an undisturbed run (docs/faults.md); SEED=... has them again.
+ROUNDS ?= 200
+JOBS ?= 2
+torture: .venv/ready
+	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

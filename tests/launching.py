@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -13,8 +13,7 @@ def torchrun(
     ranks: int, *arguments: object, cwd: Path | None = None, timeout_s: float = 120, environment: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on so many ranks of this machine."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return python(*launcher, *arguments, cwd=cwd, timeout_s=timeout_s, environment=environment)
+    return python(*launcher(ranks), *arguments, cwd=cwd, timeout_s=timeout_s, environment=environment)
 
 
 def aumn(*arguments: object, cwd: Path | None = None, timeout_s: float = 120, ranks: int = 1, **environment: str):
@@ -24,11 +23,16 @@ def aumn(*arguments: object, cwd: Path | None = None, timeout_s: float = 120, ra
     return python("-m", "aumn", *arguments, cwd=cwd, timeout_s=timeout_s, environment=environment)
 
 
+def launcher(ranks: int, *options: str) -> list[str]:
+    """Python's arguments that start what follows on so many ranks of this machine."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *options]
+
+
 def python(
     *arguments: object, cwd: Path | None = None, timeout_s: float = 120, environment: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter; the caller looks at the exit code."""
-    command: Sequence[str] = [sys.executable, *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     variables = {**os.environ, **QUIET, **environment}
     return subprocess.run(
         command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout_s, check=False

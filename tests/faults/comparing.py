@@ -1,0 +1,126 @@
+"""What a disturbed command left against what the undisturbed one left: files byte for byte, metrics row by row."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aumn.durable import CHECKSUMS, check_folder
+from aumn.records import InputError
+
+from .places import Place
+from .stages import STEPS, Stage
+
+OF_THE_CLOCK = (
+    "_per_s",
+    "_s",
+    "_share",
+)  # endings of metrics that no two runs have alike: only their steps are compared
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How many bytes of a file, or rows of a history, are not as in the undisturbed run."""
+
+    what: str
+    bytes: int = 0
+    rows: int = 0
+
+
+def differences(stage: Stage, undisturbed: Place, disturbed: Place) -> list[Difference]:
+    found = [
+        difference
+        for output in stage.outputs
+        for difference in _of_files(undisturbed.work / output, disturbed.work / output, output)
+    ]
+    found += [
+        Difference(f"{path.name} was left behind", bytes=1) for path in disturbed.work.glob(".*") if path.is_file()
+    ]
+    if stage.name.startswith("train"):
+        found += _of_history(history(undisturbed), history(disturbed))
+        found += _of_registry(_registered(undisturbed), _registered(disturbed))
+    return found
+
+
+def _of_files(expected: Path, found: Path, name: str) -> Iterator[Difference]:
+    if expected.is_file():
+        content = found.read_bytes() if found.is_file() else b""
+        if (count := _differing(_neutral(expected, expected.read_bytes()), _neutral(found, content))) > 0:
+            yield Difference(name, bytes=count)
+        return
+    for entry in sorted({path.name for folder in (expected, found) if folder.is_dir() for path in folder.iterdir()}):
+        if entry != CHECKSUMS:
+            yield from _either(expected / entry, found / entry, f"{name}/{entry}")
+    if (expected / CHECKSUMS).exists():
+        yield from _damage(found, name)
+
+
+def _either(expected: Path, found: Path, name: str) -> Iterator[Difference]:
+    if expected.exists():
+        yield from _of_files(expected, found, name)
+    else:
+        yield Difference(f"{name}, which should not be there", bytes=max(1, found.stat().st_size))
+
+
+def _damage(folder: Path, name: str) -> Iterator[Difference]:
+    try:
+        check_folder(folder, remedy="")
+    except InputError as error:
+        yield Difference(f"{name}: {error}", bytes=1)
+
+
+def _neutral(path: Path, content: bytes) -> bytes:
+    """The same without the tracked run's id, which is drawn anew for each run."""
+    if path.name != "trainer.json" or not content:
+        return content
+    return content.replace(str(json.loads(content)["tracking_run"]).encode(), b"RUN")
+
+
+def _differing(expected: bytes, found: bytes) -> int:
+    shorter = min(len(expected), len(found))
+    first, second = (np.frombuffer(content[:shorter], np.uint8) for content in (expected, found))
+    return int((first != second).sum()) + max(len(expected), len(found)) - shorter
+
+
+History = Counter[tuple[str, int, float | None]]
+
+
+def history(place: Place) -> History:
+    """Each metric's steps and values in the run that the last checkpoint names; values of the clock are None."""
+    trainer = place.work / "run" / "checkpoints" / f"step_{STEPS:08d}" / "trainer.json"
+    if not trainer.exists():
+        return Counter()
+    query = "select key, step, value from metrics where run_uuid = ?"
+    rows = _ask(place.database, query, json.loads(trainer.read_text())["tracking_run"])
+    return Counter((key, step, None if key.endswith(OF_THE_CLOCK) else value) for key, step, value in rows)
+
+
+def _of_history(expected: History, found: History) -> Iterator[Difference]:
+    for problem, rows in (("missing", expected - found), ("too many", found - expected)):
+        if rows:
+            key, step, _ = min(rows, key=lambda row: (row[1], row[0]))
+            yield Difference(f"metrics {problem}, first {key} of step {step}", rows=rows.total())
+
+
+def _registered(place: Place) -> list[tuple[object, ...]]:
+    """The model's versions and where the alias is, and how the tracked runs ended."""
+    versions = _ask(place.database, "select name, version from model_versions")
+    aliases = _ask(place.database, "select name, version, alias from registered_model_aliases")
+    return [*versions, *aliases, *_ask(place.database, "select distinct status from runs")]
+
+
+def _of_registry(expected: list[tuple[object, ...]], found: list[tuple[object, ...]]) -> Iterator[Difference]:
+    if sorted(map(str, expected)) != sorted(map(str, found)):
+        yield Difference(f"the registry and the runs' ends are {found}, not {expected}", rows=1)
+
+
+def _ask(database: Path, query: str, *values: object) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)
+    try:
+        return connection.execute(query, values).fetchall()
+    finally:
+        connection.close()

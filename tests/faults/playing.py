@@ -1,0 +1,130 @@
+"""One round: run the real command, strike, do what a user would do next, compare what is left in the end."""
+
+import shutil
+import time
+import traceback
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .comparing import Difference, differences
+from .faults import FAULTS, Mend, Scene
+from .moments import watch
+from .places import Place, a_place
+from .processes import Command, HungError, wait_until
+from .rounds import Round, Strike
+from .stages import STAGES, Inputs, Stage
+
+MOST_LAUNCHES = 8
+PATIENCE_S = 240.0  # no command takes a tenth of it undisturbed
+
+
+@dataclass
+class Struck:
+    """A fault that hit, and when, in seconds after its command was started."""
+
+    kind: str
+    moment: str
+    after_s: float
+
+
+@dataclass
+class Outcome:
+    """What became of a round. `lost_s` is what it took longer than the undisturbed command."""
+
+    round: Round
+    struck: list[Struck] = field(default_factory=list)
+    missed: int = 0  # strikes whose moment did not come before the work was done
+    launches: int = 0
+    lost_s: float = 0.0
+    differences: list[Difference] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def survived(self) -> bool:
+        return self.failure is None and not self.differences
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "survived": self.survived}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What each stage leaves when nothing happens, and how long it takes."""
+
+    inputs: Inputs
+    blank_database: Path
+    places: dict[str, Place]
+    elapsed_s: dict[str, float]
+
+
+def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
+    """`folder` keeps what was left, with the commands and all they said in log.txt."""
+    stage, outcome = STAGES[round_.stage], Outcome(round_)
+    own_disk = any(strike.kind == "disk full" for strike in round_.strikes)
+    with a_place(folder, undisturbed.blank_database, own_disk=own_disk) as place:
+        try:
+            start_s = time.monotonic()
+            _run_until_done(stage, round_, undisturbed, place, outcome)
+            outcome.lost_s = time.monotonic() - start_s - undisturbed.elapsed_s[stage.name]
+            outcome.differences = differences(stage, undisturbed.places[stage.name], place)
+        except HungError as error:
+            outcome.failure = str(error)
+        except Exception:
+            outcome.failure = traceback.format_exc()
+    return outcome
+
+
+def _run_until_done(stage: Stage, round_: Round, undisturbed: Undisturbed, place: Place, outcome: Outcome) -> None:
+    strikes, dice = deque(round_.strikes), round_.dice()
+    more: tuple[str, ...] | None = ()
+    while more is not None:
+        if outcome.launches == MOST_LAUNCHES:
+            raise HungError(f"the work was not done after {MOST_LAUNCHES} launches")
+        outcome.launches += 1
+        said_before = place.log.stat().st_size if place.log.exists() else 0
+        command = Command(stage.command(undisturbed.inputs, more), place.work, place.log, place.environment())
+        _strike(Scene(command, place, dice), strikes, undisturbed.elapsed_s[stage.name], outcome)
+        code = command.wait(PATIENCE_S)
+        said = place.log.read_bytes()[said_before:].decode(errors="replace")
+        more = what_next(stage, code, said, place)
+    outcome.missed = len(strikes)
+
+
+def _strike(scene: Scene, strikes: deque[Strike], undisturbed_s: float, outcome: Outcome) -> None:
+    """One strike after another, while the command lives; those that are left are for the next launch."""
+    while strikes:
+        question = watch(strikes[0].moment, scene.command, undisturbed_s)
+        wait_until(lambda question=question: scene.command.has_ended() or question(), PATIENCE_S, "no moment came")
+        if scene.command.has_ended():
+            return
+        strike = strikes.popleft()
+        after_s = time.monotonic() - scene.command.start_s
+        mend = FAULTS[strike.kind](scene)
+        outcome.struck.append(Struck(strike.kind, str(strike.moment), round(after_s, 3)))
+        if mend is not None:
+            _wait_and_mend(scene, mend)
+
+
+def _wait_and_mend(scene: Scene, mend: Mend) -> None:
+    end_s = time.monotonic() + mend.after_s
+    try:
+        wait_until(lambda: scene.command.has_ended() or time.monotonic() > end_s, PATIENCE_S, "no end of the command")
+    finally:
+        mend.act()
+
+
+def what_next(stage: Stage, code: int, said: str, place: Place) -> tuple[str, ...] | None:
+    """What a user adds to the command to run it again; None: the work is done."""
+    if code == 0 or (_says_done(said) and all((place.work / output).exists() for output in stage.outputs)):
+        return None
+    if "remove it first" in said:  # the detections were there, but what comes after them was not
+        shutil.rmtree(place.work / stage.outputs[0])
+    if not stage.name.startswith("train"):
+        return ()
+    return () if "start the run without --resume" in said else ("--resume",)
+
+
+def _says_done(said: str) -> bool:
+    return "already exists" in said or "there is nothing left to train" in said

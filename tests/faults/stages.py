@@ -1,0 +1,97 @@
+"""The stages that are interrupted: the commands a user types first and again, and what must be there in the end."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from tests.launching import launcher
+
+STEPS, CHECKPOINT_EVERY = 24, 4
+SETTINGS = {
+    "data": {"snippets": 48, "holdout_share": 0.2},
+    "model": {"embedding_width": 128, "units": 5, "bottleneck": 8, "dropout": 0.3},
+    "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "warmup_steps": 5, "schedule": "cosine"},
+    "batch": {"global_videos": 12},
+    "run": {"folder": "run", "steps": STEPS, "log_every": 1, "checkpoint_every": CHECKPOINT_EVERY},
+    "evaluation": {"videos": "held_out", "every": 10},
+    "tracking": {"model_name": "torture", "alias": "challenger"},
+}
+SYNTHETIC = ("--videos", 120, "--classes", 4, "--width", 192, "--snippets", 80)
+MOST_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the undisturbed runs left what later stages read."""
+
+    folder: Path
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features"
+
+    def of(self, stage: str) -> Path:
+        """The working directory in which a stage ran undisturbed."""
+        return self.folder / stage.replace(" ", "_") / "work"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. `writing` are patterns of what appears while it writes; `lines` begins what it says as it goes."""
+
+    name: str
+    ranks: int
+    arguments: Callable[[Inputs], list[object]]
+    outputs: tuple[str, ...]  # files or folders, compared byte for byte
+    writing: tuple[str, ...]
+    remedies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lines: str | None = None
+
+    def command(self, inputs: Inputs, more: tuple[str, ...] = ()) -> list[object]:
+        """Python's arguments. torchrun restarts training by itself; the other stages are simply run again."""
+        restarts = ("--max-restarts", str(MOST_RESTARTS)) if self.name.startswith("train") else ()
+        launch = launcher(self.ranks, *restarts) if self.ranks > 1 else []
+        return [*launch, "-m", "aumn", *self.arguments(inputs), *more]
+
+
+def _pack(inputs: Inputs) -> list[object]:
+    gt = inputs.features / "gt.json"
+    return ["pack", inputs.features, "shards", "--annotations", gt, "--shard-mb", 1, "--workers", 2]
+
+
+def _train(inputs: Inputs) -> list[object]:
+    config = inputs.folder / "train.yaml"
+    if not config.exists():
+        settings = SETTINGS | {"data": SETTINGS["data"] | {"shards": str(inputs.of("pack") / "shards")}}
+        config.write_text(yaml.safe_dump(settings))
+    return ["train", config]
+
+
+def _localize(inputs: Inputs) -> list[object]:
+    model, shards = inputs.of("train") / "run" / "model", inputs.of("pack") / "shards"
+    return ["localize", model, shards, "--subset", "testing", "--out", "detections", "--json", "results.json"]
+
+
+def _evaluate(inputs: Inputs) -> list[object]:
+    gt = inputs.features / "gt.json"
+    detections = inputs.of("localize") / "detections"
+    return ["evaluate", detections, "--annotations", gt, "--protocol", "thumos14", "--json", "metrics.json"]
+
+
+_RUN = ("run/model", "run/best", f"run/checkpoints/step_{STEPS:08d}")
+_RUN_WRITING = ("run/checkpoints/.step_*.partial", "run/.model.partial", "run/model", "run/checkpoints/step_*")
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("pack", 1, _pack, ("shards",), ("shards.partial/progress/*.writing", "shards.partial/shards/*.json")),
+        Stage("train", 2, _train, _RUN, _RUN_WRITING, lines="step "),
+        Stage("train alone", 1, _train, _RUN, _RUN_WRITING, lines="step "),
+        Stage(
+            "localize", 2, _localize, ("detections", "results.json"), (".detections.partial", ".detections.partial/*")
+        ),
+        Stage("evaluate", 2, _evaluate, ("metrics.json",), ()),
+    )
+}

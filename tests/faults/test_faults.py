@@ -1,0 +1,109 @@
+"""The torture of `make torture` in small: a few rounds with real kills, and that the comparison sees what is lost."""
+
+import re
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from .comparing import differences
+from .moments import AfterLines, AtShare, WhileWriting
+from .places import Place
+from .playing import Undisturbed, play
+from .report import summary
+from .rounds import Round, Strike, draw
+from .stages import STAGES
+from .undisturbed import run_undisturbed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROUNDS = {
+    "pack": (
+        Strike("kill -9 of one", WhileWriting("shards.partial/progress/*.writing", 0)),
+        Strike("kill -9 of all", WhileWriting("shards.partial/progress/*.writing", 0.01)),
+    ),
+    "train": (
+        Strike("kill -9 of all", WhileWriting("run/checkpoints/.step_00000008.partial", 0.001)),
+        Strike("kill -9 of one", AfterLines("step ", 6, 0.01)),
+    ),
+    "localize": (Strike("kill -9 of one", WhileWriting(".detections.partial", 0)),),
+    "evaluate": (Strike("kill -9 of one", AtShare(0.5)),),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", tuple(ROUNDS))
+
+
+@pytest.mark.parametrize("stage", ROUNDS)
+def test_what_is_killed_and_run_again_leaves_what_it_would_have_left(stage, undisturbed, tmp_path):
+    outcome = play(Round(stage, ROUNDS[stage]), undisturbed, tmp_path / "round")
+    log = (tmp_path / "round" / "log.txt").read_text()
+    assert outcome.survived, f"{outcome.failure}\n{outcome.differences}\n{log}"
+    assert [struck.kind for struck in outcome.struck] == [strike.kind for strike in ROUNDS[stage]]
+    assert summary([outcome])["bytes_that_differ"] == 0
+
+
+def test_a_round_is_a_function_of_seed_and_number():
+    rounds = [draw(7, number) for number in range(100)]
+    assert rounds == [draw(7, number) for number in range(100)]
+    assert rounds != [draw(8, number) for number in range(100)]
+    assert {round_.stage for round_ in rounds} == set(STAGES)
+
+
+def flip_a_bit(place: Place) -> None:
+    weights = place.work / "run" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 1
+    weights.write_bytes(content)
+
+
+def drop_a_file(place: Place) -> None:
+    (place.work / "run" / "model" / "model.json").unlink()
+
+
+def leave_a_file(place: Place) -> None:
+    (place.work / "run" / "model" / "model.safetensors.1").write_bytes(b"half")
+
+
+def edit_metrics(statement: str):
+    def edit(place: Place) -> None:
+        with sqlite3.connect(place.database) as connection:
+            connection.execute(statement)
+
+    return edit
+
+
+LOSSES = {
+    "a flipped bit": (flip_a_bit, r"run/model/model\.safetensors.*bytes=1,"),
+    "a missing file": (drop_a_file, r"run/model/model\.json"),
+    "a file too many": (leave_a_file, r"model\.safetensors\.1, which should not be there.*bytes=4"),
+    "a missing row": (edit_metrics("delete from metrics where key='loss' and step=5"), "missing, first loss of step 5"),
+    "a row twice": (
+        edit_metrics("insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics "
+                     "where key = 'videos_per_s' and step = 5"), "too many, first videos_per_s of step 5",
+    ),
+    "a model registered twice": (
+        edit_metrics("insert into model_versions (name, version) values ('torture', 2)"), r"\('torture', 2\)",
+    ),
+    "a run that never ended": (edit_metrics("update runs set status='RUNNING'"), "RUNNING"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_comparison_sees(loss, undisturbed, tmp_path):
+    lose, message = LOSSES[loss]
+    expected = undisturbed.places["train"]
+    copied = copy_of(expected, tmp_path / "copy")
+    assert differences(STAGES["train"], expected, copied) == []
+    lose(copied)
+    found = differences(STAGES["train"], expected, copied)
+    assert any(re.search(message, str(difference)) for difference in found), found
+
+
+def copy_of(place: Place, folder: Path) -> Place:
+    shutil.copytree(place.folder, folder, symlinks=True)
+    return replace(place, folder=folder, work=folder / "work", database=folder / "store" / "mlflow.db")
