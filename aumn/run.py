@@ -88,7 +88,7 @@ def run_training(
     engine = _build_engine(config, network, ranks)
     progress = _restore(config, shards, engine) if resume else _begin(config, shards)
     validation = Validation.of(config, shards, held_out, progress.card)
-    tracker = _open_tracker(config, ranks, progress)
+    tracker = _open_tracker(config, ranks, progress, say)
     say(
         f"{config.run.folder}: {len(training)} training videos, {len(held_out)} held out; steps {progress.step} to "
         f"{config.run.steps} of {config.batch.global_videos} videos on {ranks.size} rank{'s' * (ranks.size > 1)}."
@@ -288,12 +288,13 @@ def _refuse_another_run(saved: dict[str, Any], given: dict[str, Any], path: Path
         raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *differing)
 
 
-def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress) -> Tracker:
+def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress, say: Callable[[str], None]) -> Tracker:
     """The first rank's tracker; it goes on with the run's own record where there is one."""
     if not (config.tracking.enabled and ranks.is_first):
         return NullTracker()
     from aumn.tracking.mlflow_tracker import MlflowTracker
     from aumn.tracking.registry import check_names
+    from aumn.tracking.spool import NAME as SPOOL
 
     check_names(config.tracking.model_name, config.tracking.alias)
     tracker = MlflowTracker(
@@ -301,6 +302,8 @@ def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress) -> Tracke
         experiment=config.tracking.experiment,
         run_name=config.tracking.run_name or config.run.folder.name,
         run_id=progress.tracking_run,
+        spool=config.run.folder / SPOOL,
+        say=say,
     )
     progress.tracking_run = tracker.run_id
     tracker.log_config(config.model_dump(mode="json"))

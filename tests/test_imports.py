@@ -28,7 +28,7 @@ ONE_IMPORTER = {
     "webdataset": set(),  # the standard library writes the same tars; tests stream them with webdataset
     "torch.distributed": {"cluster.ranks"},
     "deepspeed": {"cluster.deepspeed_engine"},
-    "mlflow": {"tracking.mlflow_tracker", "tracking.registry", "tracking.store"},
+    "mlflow": {"tracking.mlflow_tracker", "tracking.recipient", "tracking.registry", "tracking.store"},
     "aumn.data.annotations": {"data.packing", "data.planning", "validation", "cli.evaluation"},
     "aumn.cluster.engines.build_engine": {"run"},
     "aumn.tracking.mlflow_tracker": {"run"},

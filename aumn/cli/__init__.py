@@ -22,7 +22,7 @@ app = typer.Typer(
     help="AUMN at scale: weakly-supervised temporal action localization, from features to a registered model and an "
     "exact mAP. Add --debug to any command for a traceback.",
 )
-for command in (data.synth, data.pack, training.train, training.localize, evaluation.evaluate):
+for command in (data.synth, data.pack, training.train, training.localize, evaluation.evaluate, models.deliver):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

@@ -1,7 +1,8 @@
-"""`aumn models`: the registry, looked into and promoted in."""
+"""`aumn models`: the registry, looked into and promoted in; `aumn deliver`: what a run's store has not got yet."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,3 +49,19 @@ def promote(
 
     before = registry.promote(name, version, alias, tracking_uri)
     print(f"models:/{name}@{alias} is version {version} now" + (f"; it was {before}." if before else "."))
+
+
+def deliver(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: the one that the run used.")] = None,
+) -> None:
+    """Deliver what the tracking store did not take while a run trained: metrics, how it ended, its model.
+
+    Nothing is delivered twice; where nothing waits, nothing happens.
+
+    Example: aumn deliver runs/thumos14
+    """
+    from aumn.tracking import delivery
+
+    delivered = delivery.deliver(folder, tracking_uri)
+    print(f"{folder}: delivered {delivered}." if delivered else f"{folder}: nothing waits to be delivered.")

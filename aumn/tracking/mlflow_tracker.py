@@ -1,120 +1,123 @@
-"""A run in MLflow, through its client alone: no active run, no global state, several at once do not meet."""
+"""A run in MLflow, through its client alone: no active run, no global state, several at once do not meet.
+
+Training never waits for the store: letters go into a spool file in the run's folder, a thread delivers them.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
+import math
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aumn.records import InputError
-from aumn.tracking.registry import register
-from aumn.tracking.store import artifact_location, explain, open_store
+from aumn.checkpoint import read_card
+from aumn.tracking.courier import Courier
+from aumn.tracking.delivery import empty
+from aumn.tracking.recipient import Recipient
+from aumn.tracking.registry import check_names
+from aumn.tracking.spool import Spool
+from aumn.tracking.store import StoreError, artifact_location, explain, find_address, open_store, without_password
 from aumn.tracking.tracker import Outcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
 
-FLUSH_METRICS = 500
-FLUSH_INTERVAL_S = 5.0
-# What MLflow takes in one request.
-_MOST_METRICS = 1000
-_MOST_PARAMS = 100
-_MOST_PARAM_CHARACTERS = 6000
+END_GRACE_S = 10.0
+"""How long the end waits for a store that refuses; for one that works it waits as long as that takes."""
+HASTY_END_S = 5.0
+"""How long a run that failed or was interrupted waits in all: a scheduler may be about to kill it."""
 
+logger = logging.getLogger(__name__)
 _STATUS: dict[Outcome, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MlflowTracker:
     """A Tracker that writes to an MLflow store; see `store.open_store` for `uri`.
 
-    Given a `run_id`, that run goes on, and `experiment` and `run_name` are not looked at.
+    Given a `run_id`, that run goes on, whether the store answers or not, and `experiment` and `run_name` are not looked
+    at. A new run needs the store. `spool` is the file that keeps what is not delivered; `say` takes lines for people.
     """
 
     def __init__(
         self,
         uri: str | None = None,
         *,
+        spool: Path,
         experiment: str = "aumn",
         run_name: str | None = None,
         run_id: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = logger.warning,
     ) -> None:
-        self._client = open_store(uri)
-        with explain(self.uri):
-            run = _continue(self._client, run_id) if run_id else _start(self._client, experiment, run_name)
-        self.run_id: str = run.info.run_id
-        self._params: dict[str, str] = dict(run.data.params)
-        self._last_steps = {metric.key: int(metric.step) for metric in run.to_proto().data.metrics}
-        self._pending: list[Metric] = []
-        self._flushed_s = time.monotonic()
-        self.set_tags(tags or {})
-
-    @property
-    def uri(self) -> str:
-        """The store's address, a sqlite file's absolute."""
-        return str(self._client.tracking_uri)
+        self.uri = find_address(uri)
+        client = None if run_id else open_store(self.uri)
+        self._say, self._spool = say, Spool(spool)
+        try:
+            if len(self._spool) and self._spool.run != run_id:
+                empty(self._spool)  # an earlier run left it here
+            self.run_id: str = run_id or _start(client, experiment, run_name)
+            self._recipient = Recipient(self.uri, self.run_id, spool.parent)
+            if run_id:
+                with suppress(StoreError):  # it will be back, or not: training goes on
+                    self._recipient.connect()
+        except BaseException:
+            self._spool.close()
+            raise
+        self._spool.address(self.run_id, without_password(self.uri))
+        self._courier = Courier(self._spool, self._recipient, say)
+        if run_id:
+            self._courier.post({"status": "RUNNING"})
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """See Tracker. MLflow's parameters never change: a continued run's new values become tags, `resumed.x.y`."""
-        from mlflow.entities import Param
-
-        settings = dict(_flatten(config))
-        new = [Param(name, value) for name, value in settings.items() if name not in self._params]
-        with explain(self.uri):
-            for first in range(0, len(new), _MOST_PARAMS):
-                self._client.log_batch(self.run_id, params=new[first : first + _MOST_PARAMS])
-        changed = {name: value for name, value in settings.items() if self._params.get(name, value) != value}
-        self.set_tags({f"resumed.{name}": value for name, value in changed.items()})
-        self._params.update(settings)
+        self._courier.post({"config": config})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """See Tracker."""
-        from mlflow.entities import Metric
-
-        now_ms = time.time_ns() // 1_000_000
-        fresh = [name for name in metrics if step > self._last_steps.get(name, -1)]
-        self._pending += [Metric(name, float(metrics[name]), now_ms, step) for name in fresh]
-        self._last_steps.update(dict.fromkeys(fresh, step))
-        if len(self._pending) >= FLUSH_METRICS or time.monotonic() - self._flushed_s > FLUSH_INTERVAL_S:
-            self.flush()
+        values = {name: float(value) for name, value in metrics.items()}
+        self._courier.post({"metrics": values, "step": step, "at_ms": _now_ms()})
 
     def flush(self) -> None:
-        """See Tracker. What the store refuses stays pending; a metric that it gets twice it keeps once."""
-        with explain(self.uri):
-            while self._pending:
-                self._client.log_batch(self.run_id, metrics=self._pending[:_MOST_METRICS])
-                del self._pending[:_MOST_METRICS]
-        self._flushed_s = time.monotonic()
+        """See Tracker."""
+        self._courier.secure()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """See Tracker."""
-        from mlflow.entities import RunTag
+        self._courier.post({"tags": tags})
 
-        with explain(self.uri):
-            self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-
-    def log_artifacts(self, path: Path, name: str) -> None:
+    def register_model(self, folder: Path, name: str, alias: str | None) -> int | None:
         """See Tracker."""
-        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        with explain(self.uri):
-            log(self.run_id, str(path), name)
-
-    def register_model(self, folder: Path, name: str, alias: str | None) -> int:
-        """See Tracker."""
-        return register(folder, name, alias, run_id=self.run_id, uri=self.uri).version
+        check_names(name, alias)
+        read_card(folder)
+        place = os.path.relpath(folder, self._spool.path.parent)
+        self._courier.post({"model": {"folder": place, "name": name, "alias": alias}})
+        self._courier.settle(grace_s=END_GRACE_S)
+        return self._recipient.versions.get(name)
 
     def finish(self, outcome: Outcome) -> None:
         """See Tracker."""
-        self.flush()
-        with explain(self.uri):
-            self._client.set_terminated(self.run_id, _STATUS[outcome])
+        self._courier.post({"status": _STATUS[outcome], "at_ms": _now_ms()})
+        try:
+            self._courier.secure()
+            fate = f"It lies in {self._spool.path}; deliver it later with: aumn deliver {self._spool.path.parent}"
+        except OSError as error:
+            fate = f"It is lost, for {self._spool.path} cannot be written ({error.strerror})."
+        self._courier.settle(grace_s=END_GRACE_S, most_s=math.inf if outcome == "finished" else HASTY_END_S)
+        if waiting := self._courier.stop():
+            self._say(f"Not delivered to the tracking store {without_password(self.uri)}: {waiting}. {fate}")
 
 
-def _start(client: MlflowClient, experiment: str, run_name: str | None) -> Run:
-    return client.create_run(_experiment_id(client, experiment), run_name=run_name)
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _start(client: MlflowClient, experiment: str, run_name: str | None) -> str:
+    with explain(client.tracking_uri):
+        run = client.create_run(_experiment_id(client, experiment), run_name=run_name)
+    return str(run.info.run_id)
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
@@ -128,28 +131,3 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         if found := client.get_experiment_by_name(name):  # another run created it in the meantime
             return str(found.experiment_id)
         raise
-
-
-def _continue(client: MlflowClient, run_id: str) -> Run:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.update_run(run_id, status="RUNNING")
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            raise
-        raise InputError(
-            f"The tracking store {client.tracking_uri} has no run {run_id} to continue: set tracking.uri to the store "
-            "that the run started in, or start a new run."
-        ) from None
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as MLflow's parameters: `section.field`, and text."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            yield f"{prefix}{name}", text[:_MOST_PARAM_CHARACTERS]

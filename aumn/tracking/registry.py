@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aumn.checkpoint import ModelCard, read_card
+from aumn.durable import CHECKSUMS
 from aumn.records import InputError
-from aumn.tracking.store import explain, open_store
+from aumn.tracking.store import explain, open_store, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,12 +55,22 @@ class ModelVersion:
 
 
 def register(folder: Path, name: str, alias: str | None = None, *, run_id: str, uri: str | None = None) -> ModelVersion:
-    """Upload a model artifact as the next version of a name, new or not; the version takes over the alias."""
+    """Upload a model artifact as the next version of a name, new or not; the version takes over the alias.
+
+    A run registers the same files once: killed and repeated at any moment, this finds the version that is there.
+    """
     check_names(name, alias)
-    tags = _describe(read_card(folder))
+    tags = _describe(read_card(folder)) | {
+        "files_sha256": hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
+    }
     client = open_store(uri)
     with explain(client.tracking_uri):
-        version = _upload(client, folder, name, run_id, tags)
+        if not _registered(client, name, run_id, tags):
+            _upload(client, folder, name, run_id, tags)
+        # A store that hung may have taken an upload given up long since: the first one counts.
+        version, *doubles = _registered(client, name, run_id, tags)
+        for double in doubles:
+            client.delete_model_version(name, double)
         if alias:
             client.set_registered_model_alias(name, alias, version)
         return _version(client.get_model_version(name, version), _find_model(client, name).aliases)
@@ -126,8 +137,15 @@ def _describe(card: ModelCard) -> dict[str, str]:
     return facts | commit | {name: repr(value) for name, value in card.metrics.items()}
 
 
-def _upload(client: MlflowClient, folder: Path, name: str, run_id: str, tags: dict[str, str]) -> str:
-    """The new version. Nothing is in the registry before all files are in the store."""
+def _registered(client: MlflowClient, name: str, run_id: str, tags: Mapping[str, str]) -> list[str]:
+    """The versions that this run made of these files, oldest first."""
+    found = _pages(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
+    digest = tags["files_sha256"]
+    return sorted((str(version.version) for version in found if version.tags.get("files_sha256") == digest), key=int)
+
+
+def _upload(client: MlflowClient, folder: Path, name: str, run_id: str, tags: dict[str, str]) -> None:
+    """A new version. Nothing is in the registry before all files are in the store."""
     from mlflow.entities import LoggedModelOutput
 
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -142,7 +160,6 @@ def _upload(client: MlflowClient, folder: Path, name: str, run_id: str, tags: di
     # As mlflow.register_model does: its UI leads from the logged model to the version by this.
     link = json.dumps([{"name": name, "version": version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
-    return str(version)
 
 
 def _create_name(client: MlflowClient, name: str) -> None:
@@ -164,7 +181,9 @@ def _find_model(client: MlflowClient, name: str) -> RegisteredModel:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
     names = [model.name for model in _pages(client.search_registered_models, order_by=["name ASC"])]
-    raise InputError(f"No model is registered as {name} in {client.tracking_uri}; {_choices('names', names)}.")
+    raise InputError(
+        f"No model is registered as {name} in {without_password(client.tracking_uri)}; {_choices('names', names)}."
+    )
 
 
 def _find_alias(client: MlflowClient, name: str, alias: str) -> int:

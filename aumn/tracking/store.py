@@ -27,11 +27,15 @@ _SQLITE = "sqlite:///"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and told by us
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# With its own numbers MLflow tries for four minutes before it says that nobody answers.
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# With its own numbers MLflow tries for four minutes before it says that nobody answers; a courier tries again itself.
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+class StoreError(InputError):
+    """The store did not do what it was asked, or did not answer at all."""
 
 
 def open_store(uri: str | None = None) -> MlflowClient:
@@ -39,9 +43,10 @@ def open_store(uri: str | None = None) -> MlflowClient:
 
     `uri` None: MLFLOW_TRACKING_URI, else mlflow.db in the working directory. A new sqlite store is created.
     """
-    address = _find_address(uri)
-    _set_defaults(_QUIET)
-    with explain(address), _temporarily(_IMPATIENT):
+    address = find_address(uri)
+    for name, value in (_QUIET | _IMPATIENT).items():
+        os.environ.setdefault(name, value)
+    with explain(address):
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=address, registry_uri=address)
@@ -62,8 +67,8 @@ def explain(address: str) -> Iterator[None]:
     try:
         yield
     except _refusals() as error:
-        raise InputError(
-            f"The tracking store {_without_password(address)} refused: {_reason(error)}. {_remedy(address)}"
+        raise StoreError(
+            f"The tracking store {without_password(address)} refused: {_reason(error)}. {_remedy(address)}"
         ) from error
 
 
@@ -75,7 +80,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, OSError, ImportError
 
 
-def _find_address(uri: str | None) -> str:
+def find_address(uri: str | None) -> str:
     """The store's address, a sqlite file's made absolute so that it does not depend on later changes of directory."""
     address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
     if re.match(r"(file:|[^:]*$)", address):
@@ -96,36 +101,20 @@ def _database(address: str) -> Path:
 
 def _reason(error: Exception) -> str:
     """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    text = " ".join(str(getattr(error, "orig", None) or error).split()).partition(" [SQL: ")[0]
     layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
     cause = layers[1] if layers else text.rstrip(".")
-    return _without_password(textwrap.shorten(cause, 300, placeholder=" [...]"))
+    return without_password(textwrap.shorten(cause, 300, placeholder=" [...]"))
 
 
 def _remedy(address: str) -> str:
     if address.startswith("http"):
         return "Start the server, or correct tracking.uri or MLFLOW_TRACKING_URI."
     if address.startswith(_SQLITE):
-        return "Let tracking.uri or MLFLOW_TRACKING_URI name a file that MLflow can write and no other program made."
+        return "Let tracking.uri or MLFLOW_TRACKING_URI name a file that MLflow can write and no other program locks."
     return f"Correct tracking.uri or MLFLOW_TRACKING_URI, or use {DEFAULT_STORE}."
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """The text without what stands before the @ of an address."""
     return re.sub(r"//[^/@\s]*@", "//***@", text)
-
-
-def _set_defaults(variables: dict[str, str]) -> list[str]:
-    """Set those environment variables that are not set; their names."""
-    added = [name for name in variables if name not in os.environ]
-    os.environ.update({name: variables[name] for name in added})
-    return added
-
-
-@contextmanager
-def _temporarily(variables: dict[str, str]) -> Iterator[None]:
-    added = _set_defaults(variables)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

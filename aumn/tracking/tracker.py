@@ -20,26 +20,26 @@ class Tracker(Protocol):
         """Record the settings, sections within sections allowed."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers of a step. Cheap, and kept in memory until a few seconds have gathered or `flush` is called.
+        """Record numbers of a step, soon; never waits.
 
         Steps of a metric come in rising order. A continued run drops the steps it already has, so going back to a
         checkpoint leaves neither gaps nor doubles, given that `flush` was called before the checkpoint was written.
         """
 
     def flush(self) -> None:
-        """Return once all metrics so far are recorded."""
+        """Return once all metrics so far outlive a crash of the machine. OSError where nothing takes them."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Label the run; a later value replaces an earlier one."""
 
-    def log_artifacts(self, path: Path, name: str) -> None:
-        """Keep a file, or a folder's contents, with the run, in its folder `name`."""
-
     def register_model(self, folder: Path, name: str, alias: str | None) -> int | None:
-        """Register a model artifact under a name; the version it became, None where nothing is recorded."""
+        """Register a model artifact under a name; the version it became, None where nothing is recorded (yet).
+
+        The same files of the same run are registered once, however often this is called.
+        """
 
     def finish(self, outcome: Outcome) -> None:
-        """Record the rest, and how the run ended."""
+        """Record the rest, and how the run ended; what cannot be recorded now is told, with how to do it later."""
 
 
 class NullTracker:
@@ -58,9 +58,6 @@ class NullTracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record nothing."""
-
-    def log_artifacts(self, path: Path, name: str) -> None:
-        """Keep nothing."""
 
     def register_model(self, folder: Path, name: str, alias: str | None) -> None:
         """Register nothing."""

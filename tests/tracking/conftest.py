@@ -1,12 +1,15 @@
 """A fresh sqlite store a test: made once, as MLflow takes seconds for it, then copied."""
 
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from aumn.checkpoint import ModelCard, save_model
+from aumn.tracking.mlflow_tracker import MlflowTracker
+from aumn.tracking.spool import NAME
 from aumn.tracking.store import open_store
 
 
@@ -26,6 +29,17 @@ def store(blank_database, tmp_path, monkeypatch) -> str:
     folder.mkdir()
     shutil.copy(blank_database, folder / "mlflow.db")
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture
+def track(store, tmp_path):
+    """Open a tracker in the store, by default with a spool of its own."""
+    numbers = count()
+
+    def track(uri=store, spool=None, **options) -> MlflowTracker:
+        return MlflowTracker(uri, spool=spool or tmp_path / f"run {next(numbers)}" / NAME, **options)
+
+    return track
 
 
 @pytest.fixture

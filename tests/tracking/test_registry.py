@@ -8,24 +8,22 @@ import torch
 
 from aumn.checkpoint import read_model
 from aumn.records import InputError
-from aumn.tracking.mlflow_tracker import MlflowTracker
 from aumn.tracking.registry import check_names, list_models, promote, register, resolve, show_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
 
 
 @pytest.fixture
-def versions(store, artifact) -> str:
+def versions(store, track, artifact) -> str:
     """A store with two models: aumn-thumos14 of three versions, the second one champion, and another."""
-    tracker = MlflowTracker(store, run_name="training")
     for alias in (None, "champion", None):
-        tracker.register_model(artifact, "aumn-thumos14", alias)
-    tracker.register_model(artifact, "aumn-anet", None)
+        track(run_name="training").register_model(artifact, "aumn-thumos14", alias)
+    track().register_model(artifact, "aumn-anet", None)
     return store
 
 
-def test_a_model_is_registered_and_found_by_alias_and_version(store, artifact):
-    tracker = MlflowTracker(store)
+def test_a_model_is_registered_and_found_by_alias_and_version(store, track, artifact):
+    tracker = track()
     registered = register(artifact, "aumn", "champion", run_id=tracker.run_id, uri=store)
     assert (registered.name, registered.version, registered.aliases) == ("aumn", 1, ("champion",))
     assert registered.run_id == tracker.run_id
@@ -71,10 +69,10 @@ def test_promoting_moves_the_alias(versions):
     assert resolve("models:/aumn-thumos14@champion", versions) == resolve("models:/aumn-thumos14/3", versions)
 
 
-def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, artifact):
+def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, track, artifact):
     from mlflow import MlflowClient
 
-    tracker = MlflowTracker(store)
+    tracker = track()
     tracker.register_model(artifact, "aumn", "champion")
     client = MlflowClient(store)
     version = client.get_model_version_by_alias("aumn", "champion")
@@ -85,7 +83,7 @@ def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, artifact)
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
-def test_with_an_mlmodel_file_a_version_is_a_pyfunc(store, artifact, tmp_path, monkeypatch):
+def test_with_an_mlmodel_file_a_version_is_a_pyfunc(store, track, artifact, tmp_path, monkeypatch):
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -100,7 +98,7 @@ def test_with_an_mlmodel_file_a_version_is_a_pyfunc(store, artifact, tmp_path, m
     model = Model()
     model.add_flavor("python_function", loader_module="answering", env={})
     model.save(artifact / "MLmodel")
-    MlflowTracker(store).register_model(artifact, "aumn", "champion")
+    track().register_model(artifact, "aumn", "champion")
     folder = resolve("models:/aumn@champion", store)
     weights_file = mlflow.pyfunc.load_model(str(folder)).predict(None) + "/model.safetensors"
     assert os.path.samefile(weights_file, folder / "model.safetensors")
@@ -170,8 +168,8 @@ def test_aliases_that_are_taken_by_mlflow_too(versions, alias):
     assert list_models(versions)[0].aliases == {alias: 1}
 
 
-def test_only_model_artifacts_are_registered(store, tmp_path):
-    tracker = MlflowTracker(store)
+def test_only_model_artifacts_are_registered(store, track, tmp_path):
+    tracker = track()
     with pytest.raises(InputError, match=r"is no model artifact or checkpoint: it has no model\.json"):
         tracker.register_model(tmp_path / "nothing", "aumn", None)
     assert list_models(store) == []
