@@ -13,13 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from aumn.checkpoint import ModelCard, read_model
+from aumn.checkpoint import ModelCard
 from aumn.cluster.ranks import Ranks
 from aumn.data.loader import whole_videos
 from aumn.data.shards import ShardSet
 from aumn.localization.detections import write_part
 from aumn.localization.proposals import DetectionRules, detect
-from aumn.model.aumn import TwoStream
+from aumn.one_video import load_network
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
 
 
@@ -111,22 +111,6 @@ def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
     if ranks.is_first:
         partial.rename(out)
     ranks.barrier()
-
-
-def load_network(folder: Path) -> tuple[TwoStream, ModelCard]:
-    """The network of a model artifact or checkpoint, ready to localize, with its card."""
-    weights, card = read_model(folder)
-    network = TwoStream.build(card.streams, len(card.classes), card.model)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        problems = [line.strip() for line in str(error).splitlines()[1:]]
-        raise InputError(
-            f"{folder}: the weights in model.safetensors are not those that model.json describes; "
-            "take both files from one run.",
-            *problems[:5],
-        ) from None
-    return network.eval(), card
 
 
 def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:

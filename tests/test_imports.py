@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aumn"
-STAGES = {"train", "localize", "evaluate", "validation", "run", "cli"}
+STAGES = {"train", "localize", "one_video", "evaluate", "validation", "run", "cli"}
 FORBIDDEN = {
     "records": {""},
     "model": {"", *STAGES, "data", "cluster", "tracking", "config", "checkpoint", "localization"},
@@ -22,7 +22,8 @@ FORBIDDEN = {
     "evaluate": {*STAGES - {"evaluate"}, "model", "data", "tracking"},
     "finite": {*STAGES, "data", "tracking", "checkpoint", "localization"},
     "train": {*STAGES - {"train"}, "data", "tracking", "checkpoint", "localization"},
-    "localize": {*STAGES - {"localize"}, "tracking"},
+    "localize": {*STAGES - {"localize", "one_video"}, "tracking"},
+    "one_video": {*STAGES - {"one_video"}, "data", "cluster", "tracking", "config"},
 }
 ONE_IMPORTER = {
     "webdataset": set(),  # the standard library writes the same tars; tests stream them with webdataset

@@ -1,0 +1,91 @@
+"""One video's arrays through a model: no shard set, no ranks, nothing of training.
+
+A registered model ships this file with those it imports (see `tracking.packaging`), so it stays free of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aumn.checkpoint import ModelCard, read_model
+from aumn.localization.proposals import DetectionRules, VideoDetections, detect
+from aumn.model.aumn import TwoStream
+from aumn.records import Batch, InputError, Video
+
+
+def load_network(folder: Path) -> tuple[TwoStream, ModelCard]:
+    """The network of a model artifact or checkpoint, ready to localize, with its card."""
+    weights, card = read_model(folder)
+    network = TwoStream.build(card.streams, len(card.classes), card.model)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+        raise InputError(
+            f"{folder}: the weights in model.safetensors are not those that model.json describes; "
+            "take both files from one run.",
+            *problems[:5],
+        ) from None
+    return network.eval(), card
+
+
+def localize_video(
+    network: TwoStream,
+    card: ModelCard,
+    features: Mapping[str, np.ndarray],
+    *,
+    fps: float | None = None,
+    duration_s: float | None = None,
+) -> VideoDetections:
+    """A video's detections, as `aumn localize` finds them in a shard set; `features` are T x D for each stream.
+
+    Seconds follow from the frame rate, and no detection ends after the duration. One of the two may be left out: T
+    snippets then last T times the model's stride.
+    """
+    snippets = _check(features, card)
+    duration_s, fps = _clock(snippets * card.stride_frames, fps, duration_s)
+    video = Video("video", "", snippets, (), duration_s, fps)
+    batch = Batch(
+        videos=(video.id,),
+        lengths=(snippets,),
+        seeds=(0,),  # nothing is random here
+        features={stream: torch.from_numpy(features[stream].astype(np.float32))[None] for stream in card.streams},
+        mask_BT=torch.ones(1, snippets, dtype=torch.bool),
+        labels_BC=torch.zeros(1, len(card.classes)),
+    )
+    return detect(network.localize(batch), video, card.stride_frames, DetectionRules(**card.localize))
+
+
+def _clock(frames: int, fps: float | None, duration_s: float | None) -> tuple[float, float]:
+    """Seconds, and frames a second."""
+    for name, value in (("fps", fps), ("duration_s", duration_s)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value} must be above 0.")
+    if fps is None and duration_s is None:
+        raise InputError("Neither fps nor duration_s is given, and seconds need one: give the video's frames a second.")
+    fps = fps or frames / (duration_s or 1)
+    return duration_s or frames / fps, fps
+
+
+def _check(features: Mapping[str, np.ndarray], card: ModelCard) -> int:
+    """How many snippets the streams have; InputError unless the model can take them."""
+    if features.keys() != card.streams.keys():
+        raise InputError(f"The streams given are {_names(features)}, and the model takes {_names(card.streams)}.")
+    for stream, width in card.streams.items():
+        shape = features[stream].shape
+        if len(shape) != 2 or shape[1] != width or not shape[0]:
+            raise InputError(f"{stream} is {shape}, and the model takes snippets x {width}: give the same features.")
+        if not np.isfinite(features[stream]).all():
+            raise InputError(f"{stream} holds NaN or infinity: extract the features again.")
+    lengths = {stream: len(features[stream]) for stream in card.streams}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"The streams differ in snippets ({lengths}): cut the longer one to the shorter.")
+    return next(iter(lengths.values()))
+
+
+def _names(streams: Mapping[str, object]) -> str:
+    return ", ".join(streams) or "none"
