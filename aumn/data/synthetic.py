@@ -39,7 +39,6 @@ class SynthReport:
     training: int
     testing: int
     instances: int
-    snippets: int
     bytes_written: int
 
 
@@ -94,10 +93,9 @@ def synthesize(
             if on_progress:
                 on_progress(len(entries), videos)
     _write_ground_truth(out, world, entries)
-    snippets = sum(round(entry["duration"] * fps / stride_frames) for entry in entries)
     instances = sum(len(entry["annotations"]) for entry in entries)
     testing = _count_testing(videos, testing_share)
-    return SynthReport(videos - testing, testing, instances, snippets, bytes_written)
+    return SynthReport(videos - testing, testing, instances, bytes_written)
 
 
 @dataclass(frozen=True, slots=True)
