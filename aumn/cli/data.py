@@ -49,12 +49,23 @@ def synth(
 
 
 def pack(
-    features: Annotated[Path, typer.Argument(help="Folder with rgb/<video>.npy and flow/<video>.npy, each T x D.")],
+    features: Annotated[Path, typer.Argument(help="Folder or archive of features, each T x D; see --layout.")],
     out: Annotated[Path, typer.Argument(help="Shard set to make, e.g. data_shards/thumos14.")],
-    annotations: Annotated[Path, typer.Option(help="Ground truth in ActivityNet's JSON layout.")],
+    annotations: Annotated[Path, typer.Option(help="Ground truth: ActivityNet's JSON, a CSV, or W-TALC's folder.")],
     name: Annotated[str | None, typer.Option(help="Name of the set; default: OUT's.")] = None,
-    stride_frames: Annotated[int, typer.Option(help="Frames from one snippet to the next.")] = 16,
-    fps: Annotated[float | None, typer.Option(help="Frame rate of the features, over the ground truth's.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="folders (rgb/VIDEO), suffixes (VIDEO_rgb), joint or wtalc; default: found by looking."),
+    ] = None,
+    joint: Annotated[str, typer.Option(help="Columns of joint arrays: flow,rgb or rgb=2048,flow=1024.")] = "rgb,flow",
+    prefix: Annotated[str, typer.Option(help="What features' names have before the annotations', e.g. v_.")] = "",
+    stride_frames: Annotated[
+        int | None, typer.Option(help="Frames from one snippet to the next; default: as an archive tells, else 16.")
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frame rate of the features; default: as an archive tells, else the ground truth's."),
+    ] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file, a class a line, to fix their order.")] = None,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     shard_mb: Annotated[int, typer.Option(help="Size to aim at for a shard, in MB.")] = 256,
@@ -66,6 +77,7 @@ def pack(
 ) -> None:
     """Pack features and ground truth into WebDataset shards with a manifest.
 
+    Features: .npy files in folders, .npz and HDF5 archives, W-TALC's pickled arrays; docs/own_data.md shows each.
     Interrupted, the same command goes on from the shards that are finished.
 
     Example: aumn pack build/features data_shards/mine --annotations build/features/gt.json
@@ -79,6 +91,9 @@ def pack(
             out,
             annotations,
             name=name or out.name,
+            layout=layout,
+            joint=joint,
+            prefix=prefix,
             stride_frames=stride_frames,
             fps=fps,
             classes=_read_lines(classes) if classes else None,

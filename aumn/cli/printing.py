@@ -18,6 +18,13 @@ def print_packing(report: PackingReport) -> None:
     widths = ", ".join(f"{stream} {width}" for stream, width in report.streams.items())
     print(f"{report.path}: {videos} videos; {len(report.classes)} classes; {widths} wide; "
           f"{report.shards} shards, {report.bytes / 1e6:,.0f} MB")  # fmt: skip
+    print(f"Features: {report.source}.")
+    if report.coverage is not None and not 0.9 <= report.coverage <= 1.1:
+        print(
+            f"CHECK stride and fps: at these, the features cover {report.coverage:.2f} of a video's duration in the "
+            "ground truth (median), so detections would come out of place. Give those of the extraction with "
+            "--stride-frames and --fps."
+        )
     if report.kept_shards:
         print(f"{report.kept_shards} of the shards were finished by an earlier run.")
     for names, text in (

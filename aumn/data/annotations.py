@@ -1,42 +1,26 @@
 """Temporal ground truth: when each action happens, read for packing and evaluation. The loader never imports this file.
 
-Two layouts: ActivityNet's JSON, in which THUMOS14 and others are released too, and a shard set's annotations.parquet.
-Nothing is repaired: zero-length and duplicate instances and ends beyond the duration are kept as annotated.
+Four layouts: ActivityNet's JSON, a CSV, W-TALC's folder of arrays, and a shard set's annotations.parquet. Nothing is
+repaired: zero-length and duplicate instances and ends beyond the duration are kept as annotated.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
+from aumn.data.activitynet_json import read_json
+from aumn.data.annotated import AnnotatedVideo, Instance
+from aumn.data.annotation_csv import read_csv
 from aumn.data.layout import ANNOTATIONS, read_description, read_table_bytes
-from aumn.data.problems import refuse
+from aumn.data.wtalc import NAMES as WTALC_NAMES
+from aumn.data.wtalc import read_wtalc
 from aumn.records import GroundTruth, InputError
-
-
-class Instance(NamedTuple):
-    """One annotated action."""
-
-    label: str
-    start_s: float
-    end_s: float
-
-
-class AnnotatedVideo(NamedTuple):
-    """A video of the ground truth; duration and frame rate are None where the release does not tell them."""
-
-    id: str
-    subset: str
-    duration_s: float | None
-    fps: float | None
-    annotations: tuple[Instance, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +29,7 @@ class Annotations:
 
     source: Path
     videos: dict[str, AnnotatedVideo]
+    is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
 
     def known_subsets(self) -> str:
         """The subsets and their sizes, for messages."""
@@ -75,6 +60,13 @@ def ground_truth(annotations: Annotations, subset: str) -> GroundTruth:
     videos = [video for video in annotations.videos.values() if video.subset == subset]
     if not videos:
         raise InputError(f"{annotations.source} has no subset {subset!r}; it has {annotations.known_subsets()}.")
+    untimed = [video.id for video in videos if video.untimed]
+    if untimed:
+        raise InputError(
+            f"{annotations.source} says of {len(untimed):,} videos in subset {subset!r} ({', '.join(untimed[:3])}"
+            f"{', ...' * (len(untimed) > 3)}) which actions they hold but not when: such videos can be trained on, and "
+            "not be measured on; annotate their times, or measure on another subset."
+        )
     instances = [(index, instance) for index, video in enumerate(videos) for instance in video.annotations]
     labels = sorted({instance.label for _, instance in instances})
     position = {label: index for index, label in enumerate(labels)}
@@ -88,17 +80,21 @@ def ground_truth(annotations: Annotations, subset: str) -> GroundTruth:
     )
 
 
-def read_annotations(path: Path) -> Annotations:
-    """Read ActivityNet-layout JSON, or a shard set's ground truth, given as its folder or its annotations.parquet."""
+def read_annotations(path: Path, *, allow_pickle: bool = False) -> Annotations:
+    """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's folder or annotations.parquet."""
     if not path.exists():
         raise InputError(
-            f"There is no ground truth at {path}: give an ActivityNet-layout JSON or a shard set's folder."
+            f"There is no ground truth at {path}: give ActivityNet-layout JSON, a CSV, W-TALC's annotation folder or a "
+            "shard set's folder."
         )
-    if path.is_dir() or path.name == ANNOTATIONS:
+    is_wtalc = path.is_dir() and (path / WTALC_NAMES).is_file()
+    if is_wtalc:
+        videos = read_wtalc(path, allow_pickle=allow_pickle)
+    elif path.is_dir() or path.name == ANNOTATIONS:
         videos = _read_parquet(path if path.is_dir() else path.parent)
     else:
-        videos = _read_activitynet(path)
-    return Annotations(path, {video.id: video for video in videos})
+        videos = read_csv(path) if path.suffix.lower() == ".csv" else read_json(path)
+    return Annotations(path, {video.id: video for video in videos}, is_wtalc)
 
 
 def write_annotations(file: BinaryIO, videos: Iterable[AnnotatedVideo]) -> None:
@@ -114,6 +110,7 @@ def write_annotations(file: BinaryIO, videos: Iterable[AnnotatedVideo]) -> None:
             pa.field("duration_s", pa.float64()),
             pa.field("fps", pa.float64()),
             pa.field("annotations", pa.list_(instance), nullable=False),
+            pa.field("untimed", pa.list_(pa.string()), nullable=False),
         ]
     )
     rows = [
@@ -131,83 +128,7 @@ def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:
     lists = table["annotations"].combine_chunks()
     instances = [Instance(*row) for row in zip(*(part.to_pylist() for part in lists.values.flatten()), strict=True)]
     spans = [tuple(instances[first:last]) for first, last in pairwise(lists.offsets.to_pylist())]
-    columns = [table[name].to_pylist() for name in AnnotatedVideo._fields[:-1]]
-    return [AnnotatedVideo(*row) for row in zip(*columns, spans, strict=True)]
-
-
-def _read_activitynet(file: Path) -> list[AnnotatedVideo]:
-    try:
-        content = json.loads(file.read_bytes(), object_pairs_hook=_refuse_twice)
-    except ValueError as error:
-        raise InputError(f"{file} is not usable JSON ({error}): give ground truth in ActivityNet's layout.") from None
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        raise InputError(
-            f"{file} has no object 'database': ActivityNet's layout is "
-            '{"database": {VIDEO: {"subset": SUBSET, "annotations": [{"label": LABEL, "segment": [START_S, END_S]}]}}}.'
-        )
-    videos, problems = [], []
-    for video, fields in database.items():
-        try:
-            videos.append(_parse_video(video, fields))
-        except InputError as error:
-            problems.append(f"{file}: video {video!r} {error}")
-    refuse(problems, f"{file}: {len(problems):,} videos of the ground truth cannot be used:")
-    return videos
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key given twice, of which Python would silently keep the last, is an error."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return fields
-
-
-def _parse_video(video: str, fields: Any) -> AnnotatedVideo:
-    if not isinstance(fields, dict) or not isinstance(fields.get("subset"), str):
-        raise InputError("has no text 'subset'; name the subset it belongs to, e.g. \"training\".")
-    if not isinstance(fields.get("annotations"), list):
-        raise InputError("has no list 'annotations'; give one, empty where nothing is annotated.")
-    return AnnotatedVideo(
-        id=video,
-        subset=fields["subset"],
-        duration_s=_parse_positive(fields, "duration"),
-        fps=_parse_positive(fields, "fps"),
-        annotations=tuple([_parse_instance(annotation) for annotation in fields["annotations"]]),
-    )
-
-
-def _parse_positive(fields: dict[str, Any], key: str) -> float | None:
-    if fields.get(key) is None:
-        return None
-    value = _parse_number(fields[key])
-    if value is None or value <= 0:
-        raise InputError(f"has {key} {fields[key]!r}; it must be a number above 0, or left out.")
-    return value
-
-
-def _parse_instance(annotation: Any) -> Instance:
-    if not isinstance(annotation, dict) or not isinstance(annotation.get("label"), str):
-        raise InputError(f"has an annotation without a text 'label': {annotation!r}.")
-    label, segment = annotation["label"], annotation.get("segment")
-    if not isinstance(segment, list) or len(segment) != 2:
-        raise InputError(f"has a {label!r} whose 'segment' is {segment!r}; it must be [start_s, end_s].")
-    start_s, end_s = _parse_number(segment[0]), _parse_number(segment[1])
-    if start_s is None or end_s is None:
-        raise InputError(f"has a {label!r} at {segment!r}; start and end must be finite numbers of seconds.")
-    if end_s < start_s:
-        raise InputError(f"has a {label!r} at {segment!r}, which ends before it starts; correct it or leave it out.")
-    return Instance(label, start_s, end_s)
-
-
-def _parse_number(value: Any) -> float | None:
-    """A finite number, also from its text: BaS-Net's release of THUMOS14 writes its seconds as strings."""
-    if isinstance(value, bool) or not isinstance(value, float | int | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    facts = [table[name].to_pylist() for name in ("id", "subset", "duration_s", "fps")]
+    untimed = table["untimed"].to_pylist() if "untimed" in table.column_names else [()] * len(table)  # of older sets
+    rows = zip(*facts, spans, map(tuple, untimed), strict=True)
+    return [AnnotatedVideo(*row) for row in rows]

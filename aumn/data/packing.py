@@ -14,19 +14,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aumn.data.annotations import AnnotatedVideo, read_annotations, write_annotations
+from aumn.data.annotated import AnnotatedVideo
+from aumn.data.annotations import read_annotations, write_annotations
+from aumn.data.containers import Containers
 from aumn.data.layout import ANNOTATIONS, DESCRIPTION, FORMAT_VERSION, MANIFEST, Description, Shard, checksum
 from aumn.data.manifest import read_manifest, write_manifest
-from aumn.data.planning import match, order_classes, plan_shards, plan_videos
+from aumn.data.planning import match, measure_coverage, order_classes, plan_shards, plan_videos
 from aumn.data.pool import run_in_processes
 from aumn.data.problems import refuse
+from aumn.data.releases import Release, describe, find_release, read_fact
 from aumn.data.shard_writer import Row, ShardPlan, Written, read_finished, replacing, write_shard
-from aumn.data.sources import check_features
+from aumn.data.sources import Joint, check_features
 from aumn.data.workplace import Workplace, refuse_existing, workplace
 from aumn.records import InputError
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_STRIDE_FRAMES = 16
 DTYPES = ("float16", "float32")
 Progress = Callable[[int, int], None]  # videos done, videos in all
 
@@ -44,6 +48,8 @@ class PackingReport:
     bytes: int
     without_features: list[str]
     without_annotations: list[str]
+    source: str  # how the features were understood
+    coverage: float | None  # of the durations in the ground truth, by the features: the median; None without any
 
 
 def pack(
@@ -52,30 +58,43 @@ def pack(
     annotations: Path,
     *,
     name: str,
-    stride_frames: int = 16,
+    layout: str | None = None,
+    joint: str = "rgb,flow",
+    prefix: str = "",
+    stride_frames: int | None = None,
     fps: float | None = None,
     classes: Sequence[str] | None = None,
     dtype: str = "float16",
-    shard_bytes: int = 256 * 2**20,
+    shard_bytes: int = 256 * 10**6,
     workers: int | None = None,
     allow_pickle: bool = False,
     trim_streams: bool = False,
     on_progress: Progress | None = None,
 ) -> PackingReport:
-    """Pack every annotated video that has features.
+    """Pack every annotated video that has features; `releases` tells of the layouts, of which one is found by looking.
 
-    `fps` is the frame rate that the features were extracted at, where the ground truth has none or another.
-    `classes` fixes the order of the labels, alphabetical by default. `workers` defaults to the cores at hand.
+    `joint` says how joint arrays hold the streams, `prefix` what the features' names have before the annotations'.
+    `stride_frames` and `fps` are those that the features were extracted at; by default what an archive tells, else 16
+    and the ground truth's. `classes` fixes the order of the labels, alphabetical by default. `workers` defaults to the
+    cores at hand.
     """
     refuse_existing(out)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     _check_options(dtype, fps, {"stride_frames": stride_frames, "shard_bytes": shard_bytes, "workers": workers})
-    ground_truth = read_annotations(annotations)
+    ground_truth = read_annotations(annotations, allow_pickle=allow_pickle)
     ordered_classes = order_classes(ground_truth, classes)
-    matched = match(features, ground_truth)
-    checked, streams = check_features(features, matched.both, allow_pickle=allow_pickle, trim_streams=trim_streams)
+    containers, columns = Containers(allow_pickle=allow_pickle), Joint.parse(joint)
+    order = list(ground_truth.videos) if ground_truth.is_wtalc else None
+    release = find_release(features, containers, layout=layout, names=order, prefix=prefix)
+    matched = match(release, ground_truth)
+    checked, streams = check_features(release, matched.both, containers, joint=columns, trim_streams=trim_streams)
+    fps = fps or read_fact(release, "fps", containers)
+    stride_frames = stride_frames or int(read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES)
+    del containers  # worker processes open the files themselves
     videos = plan_videos(checked, ground_truth, ordered_classes, stride_frames=stride_frames, fps=fps)
     plans = plan_shards(videos, dtype, shard_bytes, allow_pickle=allow_pickle)
+    if release.layout == "wtalc":
+        workers = 1  # each process would hold the whole file
 
     with workplace(out) as work:
         kept = _find_finished(plans, work)
@@ -95,16 +114,30 @@ def pack(
         bytes=sum(shard.bytes for shard in shards),
         without_features=matched.without_features,
         without_annotations=matched.without_annotations,
+        source=_say_source(release, columns, streams, stride_frames, sorted({video.fps for video in videos})),
+        coverage=measure_coverage(videos, ground_truth, stride_frames),
     )
 
 
-def _check_options(dtype: str, fps: float | None, counts: dict[str, int]) -> None:
+def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride_frames: int, rates: list[float]) -> str:
+    how = "found by looking" if release.was_found else "as told"
+    parts = [f"layout {release.layout} ({describe(release.layout)}), {how}"]
+    if release.layout in {"joint", "wtalc"}:
+        spans = joint.split(sum(streams.values()))
+        parts.append(
+            "columns " + ", ".join(f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items())
+        )
+    shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
+    return "; ".join([*parts, f"a snippet every {stride_frames} frames at {shown} fps"])
+
+
+def _check_options(dtype: str, fps: float | None, counts: dict[str, int | None]) -> None:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
     if fps is not None and not fps > 0:
         raise InputError(f"fps is {fps}; it must be above 0.")
     for option, count in counts.items():
-        if count < 1:
+        if count is not None and count < 1:
             raise InputError(f"{option} is {count}; it must be at least 1.")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 
-from aumn.data.annotations import AnnotatedVideo, Annotations
+from aumn.data.annotated import AnnotatedVideo
+from aumn.data.annotations import Annotations
+from aumn.data.releases import Release
 from aumn.data.shard_writer import PlannedVideo, ShardPlan
-from aumn.data.sources import VideoFeatures, find_videos
+from aumn.data.sources import VideoFeatures
 from aumn.data.tars import sample_key
 from aumn.records import InputError
 
@@ -25,21 +26,27 @@ class Matched:
     without_annotations: list[str]
 
 
-def match(features: Path, annotations: Annotations) -> Matched:
-    """Find the videos to pack: annotated ones with a feature file, of one stream at least."""
-    found, annotated = find_videos(features), annotations.videos
+def match(release: Release, annotations: Annotations) -> Matched:
+    """Find the videos to pack: annotated ones with features, of one stream at least."""
+    found, annotated = release.places.keys(), annotations.videos
     both = sorted(found & annotated.keys(), key=lambda video: (annotated[video].subset, video))
     if not both:
         raise InputError(
-            f"{features} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, and "
-            f"the annotations {_examples(annotated)}; name the files as the annotations name the videos."
+            f"{release.path} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, "
+            f"and the annotations {_examples(annotated)}; {_remedy(found, annotated)}."
         )
     return Matched(both, sorted(annotated.keys() - found), sorted(found - annotated.keys()))
 
 
+def _remedy(found: Collection[str], annotated: Collection[str]) -> str:
+    if {f"v_{video}" for video in annotated} & set(found):  # as ActivityNet's features are often named
+        return "give --prefix v_, which the features' names have before the annotations'"
+    return "name the files as the annotations name the videos, or give --prefix where only a prefix differs"
+
+
 def order_classes(annotations: Annotations, classes: Sequence[str] | None) -> tuple[str, ...]:
     """The classes as given, or else the labels of the whole ground truth in alphabetical order."""
-    labels = {instance.label for video in annotations.videos.values() for instance in video.annotations}
+    labels = {label for video in annotations.videos.values() for label in video.labels()}
     if classes is None:
         return tuple(sorted(labels))
     if len(set(classes)) != len(classes):
@@ -74,15 +81,26 @@ def plan_videos(
             "give --fps, the frame rate that the features were extracted at."
         )
 
-    def plan(video: AnnotatedVideo, files: VideoFeatures) -> PlannedVideo:
-        labels = tuple(sorted({index[instance.label] for instance in video.annotations}))
+    def plan(video: AnnotatedVideo, arrays: VideoFeatures) -> PlannedVideo:
+        labels = tuple(sorted(index[label] for label in video.labels()))
         names = tuple(classes[label] for label in labels)
         rate = fps or video.fps
         assert rate is not None
-        duration_s = video.duration_s or files.snippets * stride_frames / rate
-        return PlannedVideo(files, video.subset, labels, names, duration_s, rate)
+        duration_s = video.duration_s or arrays.snippets * stride_frames / rate
+        return PlannedVideo(arrays, video.subset, labels, names, duration_s, rate)
 
-    return [plan(video, files) for video, files in zip(videos, features, strict=True)]
+    return [plan(video, arrays) for video, arrays in zip(videos, features, strict=True)]
+
+
+def measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride_frames: int) -> float | None:
+    """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
+    durations = {video.id: video.duration_s for video in annotations.videos.values()}
+    shares = [
+        video.features.snippets * stride_frames / video.fps / duration_s
+        for video in videos
+        if (duration_s := durations[video.features.video])
+    ]
+    return float(np.median(shares)) if shares else None
 
 
 def plan_shards(videos: Sequence[PlannedVideo], dtype: str, shard_bytes: int, *, allow_pickle: bool) -> list[ShardPlan]:
@@ -99,7 +117,7 @@ def _cut(videos: Iterator[PlannedVideo], itemsize: int, shard_bytes: int) -> Ite
     part: list[PlannedVideo] = []
     part_bytes = 0
     for video in videos:
-        width = sum(file.width for file in video.features.streams.values())
+        width = sum(array.width for array in video.features.streams.values())
         video_bytes = video.features.snippets * width * itemsize
         if part and part_bytes + video_bytes > shard_bytes:
             yield part

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from aumn.data.containers import Containers
 from aumn.data.layout import FORMAT_VERSION
 from aumn.data.sources import VideoFeatures, read_features
 from aumn.data.tars import SampleWriter, npy_bytes
@@ -64,11 +65,12 @@ class Written:
 def write_shard(plan: ShardPlan, shards: Path, progress: Path) -> Written:
     """Write `shards/<file>` and then the note in `progress` that it is finished; each appears whole or not at all."""
     rows, problems = [], []
+    containers = Containers(allow_pickle=plan.allow_pickle)
     with replacing(shards / plan.file, temporary_folder=progress) as file:
         writer = SampleWriter(file)
         for video in plan.videos:
             try:
-                rows.append(_write_sample(writer, plan, video))
+                rows.append(_write_sample(writer, np.dtype(plan.dtype), plan.index, video, containers))
             except InputError as problem:
                 problems.append(str(problem))
         writer.close()
@@ -107,13 +109,15 @@ def _note(plan: ShardPlan, progress: Path) -> Path:
     return progress / f"{plan.file}.json"
 
 
-def _write_sample(writer: SampleWriter, plan: ShardPlan, planned: PlannedVideo) -> Row:
+def _write_sample(
+    writer: SampleWriter, dtype: np.dtype, shard: int, planned: PlannedVideo, containers: Containers
+) -> Row:
     features = planned.features
-    streams = read_features(features, np.dtype(plan.dtype), allow_pickle=plan.allow_pickle)
+    streams = read_features(features, dtype, containers)
     row: Row = {
         "id": features.video,
         "subset": planned.subset,
-        "shard": plan.index,
+        "shard": shard,
         "snippets": features.snippets,
         "labels": planned.labels,
         "duration_s": planned.duration_s,

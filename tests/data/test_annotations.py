@@ -181,7 +181,8 @@ def test_files_of_another_kind(tmp_path: Path, content: bytes, message: str) -> 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"There is no ground truth at .*/none.json: give an ActivityNet-layout JSON or"
+        InputError,
+        match=r"There is no ground truth at .*/none.json: give ActivityNet-layout JSON, a CSV, W-TALC's annotation",
     ):
         read_annotations(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"is not a shard set: it holds no dataset.json"):

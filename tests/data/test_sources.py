@@ -34,15 +34,20 @@ def read_video(shards: ShardSet, video: str) -> dict[str, np.ndarray]:
 
 def test_a_missing_folder(published: Any) -> None:
     (published.root / "flow").rename(published.root / "optical")
-    assert refusal(published).endswith(
-        "published has no folder flow: features are read from rgb/VIDEO.npy and flow/VIDEO.npy."
+    message = refusal(published)
+    assert "5 of 10 arrays are named as layout 'folders' has it, such as " in message
+    assert "and others not, such as 'optical/" in message
+    assert refusal(published, layout="folders").endswith(
+        "published holds no flow features (layout 'folders': rgb/VIDEO and flow/VIDEO): both streams are needed; where "
+        "one array holds both, give --layout joint."
     )
 
 
 def test_a_missing_stream(published: Any) -> None:
     published.path("flow", "b").unlink()
     message = refusal(published)
-    assert message.endswith("flow/b.npy is missing, though rgb has this video: extract it, or leave the video out.")
+    assert "published has rgb of video 'b' (" in message
+    assert message.endswith("rgb/b.npy) but no flow: extract it, or leave the video out.")
 
 
 def test_streams_of_different_lengths_are_refused_or_trimmed(published: Any) -> None:
@@ -142,7 +147,7 @@ def test_all_bad_videos_are_reported_together(publish: Callable[..., Any]) -> No
     published.save("rgb", "v13", np.zeros((3, 5), "float32"))
     lines = refusal(published).splitlines()
     assert lines[0] == f"12 videos in {published.root} cannot be packed:"
-    assert [f"rgb/v{number:02}.npy is missing" in lines[number] for number in range(1, 11)] == [True] * 10
+    assert [f"has flow of video 'v{number:02}' (" in lines[number] for number in range(1, 11)] == [True] * 10
     assert lines[11:] == ["  and 2 more."]
 
 
