@@ -169,9 +169,9 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     _refuse_strangers(counts, population)
 
     videos = sorted(population | counts.outside_population.keys())
-    truth = _renumber(ground_truth, videos, labels)
+    truth = renumber(ground_truth, videos, labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
-    rows = match(_renumber(detections, videos, labels), truth, tious)
+    rows = match(renumber(detections, videos, labels), truth, tious)
     ap_CT = average_precisions(_send_to_owners(rows, ranks), instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
@@ -193,7 +193,7 @@ def _send_to_owners(rows: np.ndarray, ranks: Ranks) -> np.ndarray:
     return np.concatenate([own, *ranks.exchange(outgoing)])
 
 
-def _renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
+def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
     """The table numbered by these sorted names, so that numbers sort as names do; rows of other labels are left out."""
     video_of, label_of = ({name: i for i, name in enumerate(names)} for names in (videos, labels))
     video_N = np.array([video_of.get(name, -1) for name in table.videos], dtype=np.int32)[table.video_N]

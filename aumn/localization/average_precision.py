@@ -43,9 +43,14 @@ def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[flo
     rows = np.empty(len(detections), np.dtype([*fields, ("matched", np.uint64)], align=True))
     for name in ("label", "video", "score", "start_s", "end_s"):
         rows[name] = getattr(detections, f"{name}_N")
-    pairs = _pairs(detections, ground_truth, min(tious))
-    rows["matched"] = _take_turns(pairs, len(detections), len(ground_truth), np.asarray(tious, dtype=np.float64))
+    rows["matched"], _ = meet(detections, ground_truth, tious)
     return rows
+
+
+def meet(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections take an instance and which instances are taken, in the tables' own order; bits as in `match`."""
+    pairs = _pairs(detections, ground_truth, min(tious))
+    return _take_turns(pairs, len(detections), len(ground_truth), np.asarray(tious, dtype=np.float64))
 
 
 def average_precisions(rows: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
@@ -53,17 +58,25 @@ def average_precisions(rows: np.ndarray, instances_C: np.ndarray, num_tious: int
 
     `instances_C` counts each class's instances. A class without rows gets 0.
     """
+    ap_CT = np.zeros((len(instances_C), num_tious))
+    for label, places in enumerate(true_positive_places(rows, len(instances_C), num_tious)):
+        for t, place_M in enumerate(places):
+            ap_CT[label, t] = _average_precision(place_M, int(instances_C[label]))
+    return ap_CT
+
+
+def true_positive_places(rows: np.ndarray, num_labels: int, num_tious: int) -> list[list[np.ndarray]]:
+    """The places (1 is the first) at which each class's ranking holds its true positives, at each threshold.
+
+    All of a precision-recall curve: at the i-th of them recall is i / instances, precision i / place.
+    """
     order = _ranking(rows)
     label_N, matched_N = rows["label"][order], rows["matched"][order]
     found_M = np.flatnonzero(matched_N)
     label_M, matched_MT = label_N[found_M], (matched_N[found_M, None] >> np.arange(num_tious, dtype=np.uint64)) & 1 > 0
     place_M = found_M - np.searchsorted(label_N, label_M) + 1
-    bounds = np.searchsorted(label_M, np.arange(len(instances_C) + 1))
-    ap_CT = np.zeros((len(instances_C), matched_MT.shape[1]))
-    for label, (start, end) in enumerate(pairwise(bounds)):
-        for t, matched_M in enumerate(matched_MT[start:end].T):
-            ap_CT[label, t] = _average_precision(place_M[start:end][matched_M], int(instances_C[label]))
-    return ap_CT
+    bounds = np.searchsorted(label_M, np.arange(num_labels + 1))
+    return [[place_M[start:end][matched_M] for matched_M in matched_MT[start:end].T] for start, end in pairwise(bounds)]
 
 
 def _average_precision(place_M: np.ndarray, instances: int) -> float:
@@ -100,8 +113,10 @@ class _Pairs:
     step_P: np.ndarray
 
 
-def _take_turns(pairs: _Pairs, num_detections: int, num_instances: int, tiou_T: np.ndarray) -> np.ndarray:
-    """Let detections take instances, step by step in all videos and classes at once; which took one, a bit a threshold.
+def _take_turns(
+    pairs: _Pairs, num_detections: int, num_instances: int, tiou_T: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let detections take instances, step by step in all videos and classes at once: who took and who was taken.
 
     There are hundreds of steps, most of a few pairs, so a step is a handful of operations on whole numbers.
     """
@@ -115,13 +130,13 @@ def _take_turns(pairs: _Pairs, num_detections: int, num_instances: int, tiou_T: 
         takes_P = reaches_P[start:end] & ~(matched_N[detection] | taken_G[instance])
         matched_N[detection] |= takes_P
         taken_G[instance] |= takes_P
-    return matched_N
+    return matched_N, taken_G
 
 
 def _pairs(detections: Detections, ground_truth: GroundTruth, lowest_tiou: float) -> _Pairs:
     """Every detection with every instance of its video and class, where the tIoU reaches the lowest threshold.
 
-    Instances are numbered here by (group, start, end); a group is a video and a class.
+    Equal tIoUs choose by the instances' order of (start, end); a group is a video and a class.
     """
     num_labels = len(ground_truth.labels)
     groups, group_G = np.unique(_group(ground_truth, num_labels), return_inverse=True)
@@ -140,7 +155,7 @@ def _pairs(detections: Detections, ground_truth: GroundTruth, lowest_tiou: float
     order = _by_score(group_P, detections.score_N[detection_P], start_s_P, end_s_P, detection_P, -tiou_P, instance_P)
     step_P = _steps(group_P[order], detection_P[order])
     order = order[np.argsort(_small(step_P), kind="stable")]
-    return _Pairs(detection_P[order], instance_P[order], tiou_P[order], np.sort(step_P))
+    return _Pairs(detection_P[order], by_time_G[instance_P[order]], tiou_P[order], np.sort(step_P))
 
 
 def _steps(group_P: np.ndarray, detection_P: np.ndarray) -> np.ndarray:
