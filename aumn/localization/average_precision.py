@@ -147,7 +147,7 @@ def _pairs(detections: Detections, ground_truth: GroundTruth, lowest_tiou: float
     pair_P, nth_P = _repeat(np.diff(first_instance)[group_N])
     detection_P, group_P = row_N[pair_P], group_N[pair_P]
     instance_P = first_instance[group_P] + nth_P
-    tiou_P = _tiou(detections, detection_P, ground_truth, by_time_G[instance_P])
+    tiou_P = tiou(detections, detection_P, ground_truth, by_time_G[instance_P])
 
     kept = np.flatnonzero(tiou_P >= lowest_tiou)
     detection_P, group_P, instance_P, tiou_P = detection_P[kept], group_P[kept], instance_P[kept], tiou_P[kept]
@@ -171,7 +171,7 @@ def _steps(group_P: np.ndarray, detection_P: np.ndarray) -> np.ndarray:
     return step_P
 
 
-def _tiou(detections: Detections, row_P: np.ndarray, ground_truth: GroundTruth, instance_P: np.ndarray) -> np.ndarray:
+def tiou(detections: Detections, row_P: np.ndarray, ground_truth: GroundTruth, instance_P: np.ndarray) -> np.ndarray:
     """Overlap in time over union, pair by pair; 0 where both segments have no length."""
     start_P, end_P = detections.start_s_N[row_P], detections.end_s_N[row_P]
     true_start_P, true_end_P = ground_truth.start_s_N[instance_P], ground_truth.end_s_N[instance_P]
