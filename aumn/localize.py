@@ -18,9 +18,10 @@ from aumn.cluster.ranks import Ranks
 from aumn.data.loader import whole_videos
 from aumn.data.shards import ShardSet
 from aumn.localization.detections import write_part
-from aumn.localization.proposals import DetectionRules, detect
+from aumn.localization.proposals import DetectionRules, VideoDetections, detect
 from aumn.one_video import load_network
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
+from aumn.scoring import ScoreKeeper
 
 
 class Localizer(Protocol):
@@ -38,13 +39,20 @@ def localize(
     *,
     rules: DetectionRules,
     advance: Callable[[int], None] = lambda _done: None,
+    keep: Callable[[Batch, dict[str, VideoScores], VideoDetections], None] | None = None,
 ) -> Detections:
-    """The detections of the batches' videos; `videos` holds the facts of every video that a batch may name."""
+    """The detections of the batches' videos; `videos` holds the facts of every video that a batch may name.
+
+    `keep` is shown each video's scores before they are dropped.
+    """
     names: list[str] = []
     counts: list[int] = []
     columns: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0), np.zeros(0), np.zeros(0))]
     for batch in batches:
-        found = detect(network.localize(batch), videos[batch.videos[0]], card.stride_frames, rules)
+        scores = network.localize(batch)
+        found = detect(scores, videos[batch.videos[0]], card.stride_frames, rules)
+        if keep:
+            keep(batch, scores, found)
         names.append(batch.videos[0])
         counts.append(len(found.score_N))
         columns.append((found.label_N, found.score_N, found.start_s_N, found.end_s_N))
@@ -64,10 +72,11 @@ def localize_subset(
     subset: str,
     device: str,
     advance: Callable[[int, int], None],
+    with_scores: bool = False,
 ) -> int:
     """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
 
-    `folder` holds the model that the user called `model`.
+    `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `scoring`.
     """
     place = ranks.device(device)
     if out.exists():
@@ -77,20 +86,29 @@ def localize_subset(
     check_fit(card, model, shards)
     indices = shards.indices(subset)
     videos = {shards.videos[index].id: shards.videos[index] for index in indices}
-    batches = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
+    network = network.to(place)
+
+    def batches() -> Iterator[Batch]:
+        own = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
+        return (batch.to(place) for batch in own)
+
+    keeper = ScoreKeeper.of(network, batches, videos, card, ranks) if with_scores else None
     own_videos = len(indices[ranks.rank :: ranks.size])
     advance(0, own_videos)
     detections = localize(
-        network.to(place),
-        (batch.to(place) for batch in batches),
+        network,
+        batches(),
         videos,
         card,
         rules=DetectionRules(**card.localize),
         advance=lambda done: advance(done, own_videos),
+        keep=keeper,
     )
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
     with _appearing_whole(out, ranks) as partial:
         write_part(detections, partial / f"part-{ranks.rank:05d}.parquet", metadata)
+        if keeper:
+            keeper.write(partial, model, ranks.rank)
     return sum(ranks.gather(len(detections)))
 
 

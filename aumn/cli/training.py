@@ -56,6 +56,9 @@ def localize(
     subset: Annotated[str, typer.Option(help="Its subset, e.g. testing.")],
     out: Annotated[Path, typer.Option(help="Folder for the detections; must be new.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write ActivityNet's results JSON.")] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also keep every snippet's scores, for aumn report.")
+    ] = False,
     tracking_uri: TrackingUri = None,
     device: Annotated[str, typer.Option(help="cpu or cuda (untested for want of a GPU).")] = "cpu",
 ) -> None:
@@ -71,7 +74,17 @@ def localize(
     first = read_environment(os.environ).is_first
     with connect(cuda=device == "cuda") as ranks, progress("localizing", "videos", silent=not first) as advance:
         folder = _model_folder(model, tracking_uri)
-        count = localize_subset(folder, shards, out, ranks, model=model, subset=subset, device=device, advance=advance)
+        count = localize_subset(
+            folder,
+            shards,
+            out,
+            ranks,
+            model=model,
+            subset=subset,
+            device=device,
+            advance=advance,
+            with_scores=scores,
+        )
     if first:
         if json_file:
             export_json(read_detections(out)[0], json_file)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -121,6 +122,12 @@ class AUMN(nn.Module):
         video_C = (attention_T @ cas_TC / length).softmax(0)
         return video_C, attention_T, cas_TC.softmax(1)
 
+    @torch.no_grad()
+    def similarity(self, features_TD: Tensor, units: Sequence[int]) -> Tensor:
+        """One whole video: Eq. 5 with some of the action units, T x len(units), to be looked at."""
+        _, queries_BTA = self._embed(features_TD[None], [len(features_TD)], [0])
+        return self.memory.similarity(queries_BTA[0], units)
+
     def _embed(self, features_BTD: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Eq. 1 and the queries: most of the work, and all of it that `torch.autocast` may do in 16 bits."""
         embedded_BTF = torch.relu(self.embed(features_BTD))
@@ -190,6 +197,11 @@ class TwoStream(nn.Module):
         assert len(batch.videos) == 1
         scores = {name: network.localize(batch.features[name][0]) for name, network in self.networks.items()}  # type: ignore[operator]
         return {name: VideoScores(*(part.double().cpu().numpy() for part in parts)) for name, parts in scores.items()}
+
+    def similarity(self, batch: Batch, units: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """Every stream's `AUMN.similarity` of the batch's one video, on the host."""
+        found = {name: self.networks[name].similarity(batch.features[name][0], units[name]) for name in units}  # type: ignore[operator]
+        return {name: similarity_Tk.double().cpu().numpy() for name, similarity_Tk in found.items()}
 
     def inputs(self, batch: Batch) -> list[tuple[str, AUMN, tuple[Tensor, Tensor, Sequence[int], list[int]]]]:
         """Streams with their inputs; a video's seed differs between streams, so that their dropout does."""

@@ -13,7 +13,7 @@ C classes, J basis size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +65,11 @@ class Memory(nn.Module):
         read = _ReadInChunks.apply(queries_BTA, keys_KA, hidden_KR, mask_BT)  # type: ignore[no-untyped-call]
         coefficients_BTR, attention_BT, sums_BK = read
         return Reading(coefficients_BTR, self.values_RFC, attention_BT, sums_BK)
+
+    def similarity(self, queries_TA: Tensor, units: Sequence[int]) -> Tensor:
+        """Eq. 5 with some of the action units, T x len(units)."""
+        keys_kA = self.encode_key(self.units_KF[list(units)])
+        return torch.sigmoid(queries_TA @ keys_kA.T / math.sqrt(queries_TA.shape[-1]))
 
 
 def builds_values(num_units: int, bottleneck: int) -> bool:
