@@ -125,9 +125,14 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep_last: int, be
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint as it was saved, but for tuples among the trainer's facts, which are lists now."""
-    facts = _read_facts(path, "trainer.json", kind="checkpoint")
+    facts = read_trainer_facts(path)
     weights, card = read_model(path)
     return Checkpoint(facts.pop("step"), weights, card, _read_tensors(path, "trainer.safetensors"), facts)
+
+
+def read_trainer_facts(path: Path) -> dict[str, Any]:
+    """What the trainer said of a checkpoint, its step among it, without any tensors; imports no torch."""
+    return _read_facts(path, "trainer.json", kind="checkpoint")
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:

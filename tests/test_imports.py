@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aumn"
-STAGES = {"train", "localize", "one_video", "evaluate", "validation", "run", "cli"}
+STAGES = {"train", "localize", "one_video", "scoring", "evaluate", "validation", "report", "reporting", "run", "cli"}
 FORBIDDEN = {
     "records": {""},
     "model": {"", *STAGES, "data", "cluster", "tracking", "config", "checkpoint", "localization"},
@@ -22,15 +22,17 @@ FORBIDDEN = {
     "evaluate": {*STAGES - {"evaluate"}, "model", "data", "tracking"},
     "finite": {*STAGES, "data", "tracking", "checkpoint", "localization"},
     "train": {*STAGES - {"train"}, "data", "tracking", "checkpoint", "localization"},
-    "localize": {*STAGES - {"localize", "one_video"}, "tracking"},
+    "localize": {*STAGES - {"localize", "one_video", "scoring"}, "tracking"},
     "one_video": {*STAGES - {"one_video"}, "data", "cluster", "tracking", "config"},
+    "scoring": {*STAGES - {"scoring"}, "tracking", "data"},
+    "report": {*STAGES - {"report", "evaluate"}, "model", "data", "tracking", "config"},
 }
 ONE_IMPORTER = {
     "webdataset": set(),  # the standard library writes the same tars; tests stream them with webdataset
     "torch.distributed": {"cluster.ranks"},
     "deepspeed": {"cluster.deepspeed_engine"},
     "mlflow": {"tracking.mlflow_tracker", "tracking.recipient", "tracking.registry", "tracking.store"},
-    "aumn.data.annotations": {"data.packing", "data.planning", "validation", "cli.evaluation"},
+    "aumn.data.annotations": {"data.packing", "data.planning", "validation", "cli.evaluation", "reporting"},
     "aumn.data.activitynet_json": {"data.annotations"},
     "aumn.data.annotation_csv": {"data.annotations"},
     "aumn.data.wtalc": {"data.annotations"},

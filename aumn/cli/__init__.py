@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from aumn.cli import data, evaluation, models, training
+from aumn.cli import data, evaluation, models, report, training
 from aumn.records import InputError
 
 app = typer.Typer(
@@ -22,7 +22,15 @@ app = typer.Typer(
     help="AUMN at scale: weakly-supervised temporal action localization, from features to a registered model and an "
     "exact mAP. Add --debug to any command for a traceback.",
 )
-for command in (data.synth, data.pack, training.train, training.localize, evaluation.evaluate, models.deliver):
+for command in (
+    data.synth,
+    data.pack,
+    training.train,
+    training.localize,
+    evaluation.evaluate,
+    report.report,
+    models.deliver,
+):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

@@ -55,6 +55,12 @@ def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
     return ground_truth(annotations, subset)
 
 
+def read_durations(path: Path) -> dict[str, float]:
+    """The durations of the videos, of all subsets, that a ground truth tells."""
+    videos = read_annotations(path).videos.values()
+    return {video.id: video.duration_s for video in videos if video.duration_s is not None}
+
+
 def ground_truth(annotations: Annotations, subset: str) -> GroundTruth:
     """One subset's instances as columns; `videos` are all of the subset, `labels` those that occur in it, sorted."""
     videos = [video for video in annotations.videos.values() if video.subset == subset]

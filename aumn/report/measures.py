@@ -1,0 +1,89 @@
+"""What the page says of all detections together: mAP, precision and recall, errors. JSON values, rounded for drawing.
+
+Letters: N detections, G instances, C classes, T tIoU thresholds, V videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from aumn.cluster.ranks import Ranks
+from aumn.evaluate import Evaluation, evaluate, renumber
+from aumn.localization.average_precision import match, true_positive_places
+from aumn.localization.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
+from aumn.records import Detections, GroundTruth
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Detections and ground truth that number videos and labels alike, and everything found by comparing them.
+
+    `videos` are the population and whatever other videos have detections, in the order of their names.
+    """
+
+    detections: Detections
+    ground_truth: GroundTruth
+    evaluation: Evaluation
+    diagnosis: Diagnosis
+
+
+def measure(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> Measured:
+    """Evaluate and diagnose. Detections of labels without ground truth are left out, as the evaluation's notes say."""
+    evaluation = evaluate(detections, ground_truth, tious, Ranks())
+    videos = sorted({*ground_truth.videos, *evaluation.counts.outside_population})
+    labels = list(evaluation.labels)
+    found, truth = renumber(detections, videos, labels), renumber(ground_truth, videos, labels)
+    return Measured(found, truth, evaluation, diagnose(found, truth, tious))
+
+
+def overview(measured: Measured) -> dict[str, Any]:
+    """The mAP table with its population, and the notes of the evaluation."""
+    evaluation = measured.evaluation
+    return {
+        "tious": list(evaluation.tious),
+        "map": evaluation.map_T,
+        "average": evaluation.average,
+        "means": evaluation.usual_means(),
+        "population": asdict(evaluation.population),
+        "detections": evaluation.counts.detections,
+        "notes": evaluation.notes(),
+    }
+
+
+def classes(measured: Measured) -> dict[str, Any]:
+    """Per class: instances, detections, AP, and where its ranking holds its true positives, at each threshold."""
+    evaluation, found = measured.evaluation, measured.detections
+    rows = match(found, measured.ground_truth, evaluation.tious)
+    places = true_positive_places(rows, len(evaluation.labels), len(evaluation.tious))
+    return {
+        "names": list(evaluation.labels),
+        "instances": evaluation.instances_C.tolist(),
+        "detections": np.bincount(found.label_N, minlength=len(evaluation.labels)).tolist(),
+        "ap": np.round(evaluation.ap_CT.T, 5).tolist(),
+        "places": [[place_M.tolist() for place_M in of_class] for of_class in places],
+    }
+
+
+def errors(measured: Measured) -> dict[str, Any]:
+    """The kinds of error at each threshold: how many, at which places of the ranking, by length, and what they cost."""
+    found, truth, diagnosis = measured.detections, measured.ground_truth, measured.diagnosis
+    lengths = by_length(found, truth, diagnosis)
+    gain_TE = removal_gains(found, truth, measured.evaluation.tious, diagnosis)
+    return {
+        "kinds": KINDS,
+        "profile": profile(found, truth, diagnosis).tolist(),
+        "total": [np.bincount(kind_N, minlength=len(KINDS)).tolist() for kind_N in diagnosis.kind_NT.T],
+        "missed": (~diagnosis.taken_GT).sum(0).tolist(),
+        "gain": np.round(gain_TE, 5).tolist(),
+        "lengths": {
+            "names": LENGTHS,
+            "bounds_s": np.round(lengths.bounds_s, 3).tolist(),
+            "instances": lengths.instances_L.tolist(),
+            "missed": lengths.missed_TL.tolist(),
+            "kinds": lengths.kind_TLE.tolist(),
+        },
+    }

@@ -1,0 +1,3 @@
+function sweepView() {
+  return h('div');
+}

@@ -1,0 +1,49 @@
+// Action units a person can read: what excites each one, and which classes share it.
+
+function unitsView() {
+  const picker = h('div', { class: 'controls', role: 'group', 'aria-label': 'Stream' });
+  const body = h('div', { class: 'grid' });
+  let stream = 0, only = null;
+  function draw() {
+    const found = data.units[stream];
+    picker.replaceChildren(...data.units.map((one, index) => h('button', { type: 'button', 'aria-pressed': String(index === stream),
+      onclick: () => { stream = index; only = null; draw(); } }, one.stream.toUpperCase())),
+    h('span', { class: 'soft' }, `${plural(found.units.length, 'action unit')} of the ${found.stream} network`));
+    body.replaceChildren(h('section', { class: found.units.length > 10 ? 'card w12' : 'card w5' }, h('h2', {}, 'Which classes share a unit'), picture(found, (k) => { only = only === k ? null : k; draw(); }, only)),
+      h('section', { class: found.units.length > 10 ? 'card w12' : 'card w7' }, h('h2', {}, only === null ? 'What excites each unit most' : `What excites unit ${found.units[only] + 1} most`), unitTable(found, only)));
+  }
+  draw();
+  return h('div', {}, picker, body);
+}
+
+/** Classes as rows, units as columns, coloured by mean similarity; a number in every cell. */
+function picture(found, choose, only) {
+  const labels = data.classes.names.map((name, label) => ({ name, label })).filter(({ label }) => found.measured[label]);
+  const rows = [...labels, { name: 'background', label: data.classes.names.length, sum: true }, { name: 'all snippets', label: null, sum: true }];
+  const all = found.classes.flat().concat(found.mean), low = Math.min(...all), high = Math.max(...all);
+  const cell = (value, k) => {
+    const share = (value - low) / (high - low || 1);
+    return h('td', { class: 'cell', style: { background: `color-mix(in oklab, var(--accent) ${Math.round(100 * share)}%, var(--faint))`,
+      color: share > 0.55 ? 'var(--accent-ink)' : 'var(--ink)', opacity: only === null || only === k ? 1 : 0.35 } }, value.toFixed(2));
+  };
+  return h('div', {}, h('p', { class: 'soft' }, 'Mean similarity (Eq. 5) of a class’s snippets to each unit. A unit that several classes share stands out in several rows. Press a unit for its snippets alone.'),
+    h('div', { class: 'scroll', style: { maxHeight: '34rem' } }, h('table', { class: 'heat' },
+      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'class'), found.units.map((unit, k) => h('th', { scope: 'col' },
+        h('button', { type: 'button', title: `Unit ${unit + 1}`, 'aria-pressed': String(only === k), onclick: () => choose(k) }, unit + 1))))),
+      h('tbody', {}, rows.map((row) => h('tr', { class: row.sum ? 'sum' : null }, h('th', { scope: 'row', style: { fontWeight: row.sum ? 600 : 'inherit' } }, row.name),
+        found.units.map((_, k) => cell(row.label === null ? found.mean[k] : found.classes[k][row.label], k))))))));
+}
+
+function unitTable(found, only) {
+  const classesOf = (k) => data.classes.names.map((name, label) => ({ name, value: found.classes[k][label], measured: found.measured[label] }))
+    .filter((one) => one.measured && one.value > found.mean[k]).sort((a, b) => b.value - a.value);
+  const chip = ([video, , start, end, similarity]) => h('button', { type: 'button', title: `similarity ${similarity}`, onclick: () => openVideos({ video, time: (start + end) / 2 }) },
+    `${data.videos.ids[video]} @ ${seconds(start)}`);
+  const rows = found.units.map((unit, k) => ({ unit, k })).filter(({ k }) => only === null || only === k);
+  return h('div', { class: 'scroll' }, h('table', {},
+    h('caption', {}, 'Leads: the share of snippets whose most similar unit it is. Sharing classes: those whose snippets are more similar to it than snippets are on average.'),
+    h('thead', {}, h('tr', {}, ['unit', 'mean', 'leads', 'sharing classes', 'snippets that excite it most (press one to see it)'].map((title, index) => h('th', { scope: 'col', class: index > 2 ? 'left' : null }, title)))),
+    h('tbody', {}, rows.map(({ unit, k }) => h('tr', {}, h('th', { scope: 'row' }, `unit ${unit + 1}`), h('td', {}, found.mean[k].toFixed(2)), h('td', {}, `${percent(found.leads[k], 0)} %`),
+      h('td', { class: 'name left', style: { verticalAlign: 'top' } }, classesOf(k).slice(0, only === null ? 5 : 50).map((one) => `${one.name} ${one.value.toFixed(2)}`).join(', ') || 'none stands out'),
+      h('td', { class: 'left', style: { whiteSpace: 'normal' } }, h('div', { class: 'chips' }, found.top[k].slice(0, only === null ? 5 : 12).map(chip))))))));
+}

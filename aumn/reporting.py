@@ -1,0 +1,135 @@
+"""A report put together: localize where that is still to do, read, measure, write the page, keep it with the run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aumn.data.annotations import read_durations, read_ground_truth
+from aumn.evaluate import choose_tious
+from aumn.localization.detections import read_detections
+from aumn.localization.snippet_scores import FOLDER
+from aumn.records import InputError
+from aumn.report.build import Report, write_report
+from aumn.report.runs import Run, Training, facts_of, is_run, open_run
+
+Say = Callable[[str], None]
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a user may say about a report; None: found out, see `report_of`."""
+
+    annotations: Path
+    subset: str | None = None
+    protocol: str | None = None
+    tiou: str | None = None
+    detections: Path | None = None
+    shards: Path | None = None
+    tracking_uri: str | None = None
+    device: str = "cpu"
+
+
+def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say, advance: Advance) -> None:
+    """Report on a run, or on detections.
+
+    A run is localized first, on this rank alone, unless `choices.detections` has been already. The subset is the one
+    that was localized, or the one that the run did not train on; thresholds and shard set are by default the run's.
+    """
+    run = open_run(what) if is_run(what) else None
+    with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
+        detections = choices.detections or what
+        if run and not choices.detections:
+            detections = Path(temporary) / "detections"
+            _localize(run, detections, choices, advance)
+        _write(out, run, detections, choices, say)
+    if run and run.tracking_run and attach:
+        _attach(run, run.tracking_run, out, choices.tracking_uri, say)
+
+
+def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
+    from aumn.cluster.ranks import Ranks
+    from aumn.localize import localize_subset
+
+    shards = choices.shards or Path(run.config["data"]["shards"])
+    localize_subset(
+        run.model,
+        shards,
+        out,
+        Ranks(),
+        model=str(run.model),
+        subset=choices.subset or _other_subset(run, shards),
+        device=choices.device,
+        advance=advance,
+        with_scores=True,
+    )
+
+
+def _other_subset(run: Run, shards: Path) -> str:
+    """The one subset of a shard set that the run did not train on; InputError where that is not one."""
+    from aumn.data.shards import ShardSet
+
+    trained_on = run.config["data"]["subset"]
+    others = sorted({video.subset for video in ShardSet.open(shards).videos} - {trained_on})
+    if len(others) != 1:
+        choices = ", ".join(others) or "no other"
+        raise InputError(f"{shards}: name the subset to look at with --subset; beside {trained_on} it has {choices}.")
+    return others[0]
+
+
+def _write(out: Path, run: Run | None, detections: Path, choices: Choices, say: Say) -> None:
+    protocol = choices.protocol or (run.config["evaluation"]["protocol"] if run and not choices.tiou else None)
+    tious = choose_tious(protocol, choices.tiou)
+    found, metadata = read_detections(detections)
+    subset = choices.subset or metadata.get("subset")
+    truth = read_ground_truth(choices.annotations, subset)
+    report = Report(
+        title=(run.folder if run else detections).resolve().name,
+        facts=_facts(run, detections, choices.annotations, subset, metadata),
+        scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
+        durations_s=read_durations(choices.annotations),
+        training=_training(run, choices.tracking_uri) if run else None,
+    )
+    evaluation = write_report(out, report, found, truth, tious).evaluation
+    population = evaluation.population
+    say(
+        f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
+        f"{population.instances:,} instances, {population.classes:,} classes; {out.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _facts(
+    run: Run | None, detections: Path, annotations: Path, subset: str | None, metadata: dict[str, str]
+) -> dict[str, str]:
+    facts = facts_of(run) if run else {"Detections": str(detections), "Model": metadata.get("model", "not said")}
+    facts |= {"Subset": subset or "the only one annotated", "Ground truth": str(annotations)}
+    if "dataset" in metadata:
+        facts["Localized in"] = f"{metadata['dataset']} ({metadata['dataset_identity']})"
+    return facts
+
+
+def _training(run: Run, tracking_uri: str | None) -> Training:
+    """The run's metrics over its steps; where there are none, why."""
+    if run.tracking_run is None:
+        return Training({}, "This run was not tracked (tracking.enabled=false), so there are no training curves.")
+    from aumn.tracking.history import read_metrics
+
+    try:
+        return Training(read_metrics(run.tracking_run, tracking_uri or run.tracking_uri))
+    except InputError as error:
+        return Training({}, f"There are no training curves. {error}")
+
+
+def _attach(run: Run, run_id: str, out: Path, tracking_uri: str | None, say: Say) -> None:
+    """Keep the page with the run, where MLflow's pages show it; it is already written, so a refusal is only said."""
+    from aumn.tracking.history import attach
+
+    try:
+        attach(run_id, out, "report", tracking_uri or run.tracking_uri)
+    except InputError as error:
+        say(f"{out} is written, but is not kept with the run in MLflow. {error}")
+    else:
+        say(f"kept with the run in MLflow as report/{out.name} (run {run_id})")

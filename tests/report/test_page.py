@@ -1,0 +1,154 @@
+"""The page as a reader meets it, in a real browser: it opens from disk, and everything on it works."""
+
+import pytest
+
+from tests.report.browser import Keys
+from tests.report.cases import CLASSES, HOSTILE, VIDEOS, contents_of, write_case
+
+pytestmark = pytest.mark.browser
+
+
+def listed(page) -> list[str]:
+    return page.texts(".list [role=option] b")
+
+
+def watch(page, video: str = VIDEOS[0]) -> None:
+    page.tab("videos")
+    page.wait(lambda: page.texts(".detail h2") == [video])
+
+
+def drawn(page) -> int:
+    """How many different colours the timeline has."""
+    return page.run(
+        "const c = document.querySelector('.stage canvas'), seen = new Set();"
+        "const {data} = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
+        "for (let i = 0; i < data.length; i += 4) if (data[i + 3]) seen.add(data.slice(i, i + 3).join());"
+        "return seen.size"
+    )
+
+
+def test_it_states_map_with_its_population(page, tmp_path):
+    _, measured = write_case(tmp_path)
+    row = page.texts("#map tbody tr > *")
+    assert row[0] == "mAP"
+    assert row[1:4] == [f"{100 * value:.1f}" for value in measured.evaluation.map_T]
+    assert page.texts("#map caption") == ["mAP in percent; 5 videos, 6 instances, 3 classes"]
+    assert any("Without a detection: 1 of 5 videos." in note for note in page.texts(".notes li"))
+
+
+def test_every_view_opens_by_key_and_has_something_to_show(page):
+    names = ["overview", "classes", "errors", "videos", "units", "training"]
+    for number, name in enumerate(names, start=1):
+        page.press(str(number))
+        assert page.one(f"#tab-{name}").get_attribute("aria-selected") == "true"
+        assert page.one(f"#panel-{name}").is_displayed()
+        assert len(page.one(f"#panel-{name}").text) > 40
+        assert sum(panel.is_displayed() for panel in page.all("[role=tabpanel]")) == 1
+
+
+def test_names_that_try_to_be_html_stay_names(page):
+    assert page.run("return document.title") == f"case {HOSTILE}"
+    page.tab("classes")
+    assert HOSTILE in page.texts("#panel-classes tbody th")
+    watch(page)
+    assert listed(page) == sorted(VIDEOS)
+    page.tab("units")
+    assert HOSTILE in page.texts(".heat tbody th")
+    assert not page.all("img")
+
+
+def test_search_filter_and_sort_of_videos(page):
+    watch(page)
+    search = page.one(".side input[type=search]")
+    search.send_keys("swim")
+    assert listed(page) == [VIDEOS[2]]
+    page.wait(lambda: page.texts(".detail h2") == [VIDEOS[2]])
+    search.clear()
+    search.send_keys("v1")
+    assert listed(page) == ["v1"]
+    search.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE)
+    assert listed(page) == sorted(VIDEOS)
+    page.choose("select[aria-label=Filter]", "everything found")
+    assert listed(page) == ["v1"]
+    page.choose("select[aria-label=Filter]", "all videos")
+    page.choose("select[aria-label=Class]", str(sorted(CLASSES).index("swim")))
+    assert listed(page) == [VIDEOS[2]]
+    page.choose("select[aria-label=Class]", "")
+    page.choose("select[aria-label=Sort]", "most instances")
+    assert listed(page)[:2] == ["v0", VIDEOS[2]]
+    page.one(".side button[aria-pressed]").click()
+    assert listed(page)[-1] == "v0"
+
+
+def test_the_keyboard_leads_through_videos_and_time(page):
+    watch(page)
+    page.press("j")
+    page.wait(lambda: page.texts(".detail h2") == ["v1"])
+    page.press("k")
+    page.wait(lambda: page.texts(".detail h2") == ["v0"])
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert page.texts(".readout b")[0] == "1.6 s"  # two snippets of 16 frames at 20 frames a second
+    assert "snippet 2:" in page.texts(".readout")[0]
+    label = page.run("return document.getElementById('cas').value")
+    page.press("c")
+    assert page.run("return document.getElementById('cas').value") != label
+    page.press("/")
+    page.run("return document.activeElement").send_keys("v1j")
+    assert page.run("return document.activeElement.value") == "v1j"  # keys typed are not commands
+    page.run("return document.activeElement").send_keys(Keys.ESCAPE)
+    page.press("]")
+    assert page.run("return document.getElementById('tiou').value") == "2"
+    page.press("?")
+    assert page.one("#keys").is_displayed()
+
+
+def test_the_timeline_shows_what_the_tables_say_at_the_chosen_threshold(page):
+    watch(page)
+    chips = ".detail header .chips .kind"
+    assert drawn(page) > 30
+    assert page.texts(chips) == ["✓2 true positive", "D1 double detection", "W1 wrong label", "M1 missed"]
+    assert page.texts(".two > :first-child tbody th") == ["jump", "jump", HOSTILE]
+    assert page.texts(".two > :last-child tbody th") == ["jump", "jump", "jump", "swim"]  # best first
+    assert page.texts(".two > :last-child tbody td:nth-child(4)") == [
+        "✓true positive",
+        "Ddouble detection",
+        "✓true positive",
+        "Wwrong label",
+    ]
+    page.choose("#tiou", "2")
+    page.wait(lambda: page.texts(chips) == ["✓2 true positive", "D1 double detection", "W1 wrong label", "M1 missed"])
+    watch(page)
+    page.press("j")
+    page.wait(lambda: page.texts(chips) == ["L1 localization", "B1 background", "M1 missed"])
+    page.choose("#tiou", "0")
+    page.wait(lambda: page.texts(chips) == ["✓1 true positive", "B1 background"])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_follow_the_system_and_can_be_switched(page, case, scheme):
+    page.open(case, scheme)
+    assert page.run("return document.documentElement.dataset.theme") == scheme
+    background = page.run("return getComputedStyle(document.body).backgroundColor")
+    page.press("t")
+    assert page.run("return document.documentElement.dataset.theme") != scheme
+    assert page.run("return getComputedStyle(document.body).backgroundColor") != background
+
+
+def test_an_address_leads_to_a_video_and_a_unit_to_its_snippet(page, case):
+    page.open(case, fragment="#videos/v1")
+    page.wait(lambda: page.texts(".detail h2") == ["v1"])
+    page.tab("units")
+    video, snippet, *_, similarity = contents_of(case)["units"][0]["top"][0][0]
+    page.one("#panel-units .chips button").click()
+    page.wait(lambda: page.texts(".detail h2") == [sorted(VIDEOS)[video]])
+    page.wait(lambda: f"RGB snippet {snippet}: attention " in page.texts(".readout")[0])
+    assert f"unit 1 ({similarity:.2f})" in page.texts(".readout")[0]
+
+
+def test_detections_without_scores_make_a_page_too(browser, tmp_path):
+    page, _ = write_case(tmp_path, with_scores=False)
+    browser.open(page)
+    assert not browser.all("#tab-units")
+    watch(browser)
+    assert drawn(browser) > 5
+    assert browser.complaints() == []
