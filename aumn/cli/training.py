@@ -52,9 +52,18 @@ def train(
 
 def localize(
     model: Annotated[str, typer.Argument(help="Checkpoint or model folder, or models:/name@alias, or models:/name/3.")],
-    shards: Annotated[Path, typer.Argument(help="Shard set to localize in.")],
-    subset: Annotated[str, typer.Option(help="Its subset, e.g. testing.")],
-    out: Annotated[Path, typer.Option(help="Folder for the detections; must be new.")],
+    shards: Annotated[Path | None, typer.Argument(help="Shard set to localize in.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Its subset, e.g. testing.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the detections; must be new.")] = None,
+    video: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Or one video's features, RGB.npy FLOW.npy: shown here.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="With --video: frame rate of the features.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="With --video: seconds it lasts; default: its snippets.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="With --video: that of the shards trained on.")] = "float16",
+    top: Annotated[int, typer.Option(min=1, help="With --video: how many detections to list.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write ActivityNet's results JSON.")] = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Also keep every snippet's scores, for aumn report.")
@@ -62,10 +71,20 @@ def localize(
     tracking_uri: TrackingUri = None,
     device: Annotated[str, typer.Option(help="cpu or cuda (untested for want of a GPU).")] = "cpu",
 ) -> None:
-    """Detect actions in every video of a subset; sharded over the ranks of torchrun or srun.
+    """Detect actions in every video of a subset, sharded over the ranks of torchrun or srun; or in one video.
 
     Example: aumn localize runs/demo/model build/shards --subset testing --out build/detections
     """
+    if video:
+        if shards or subset or out:
+            raise InputError("--video is one video's features: leave out the shard set, --subset and --out.")
+        from aumn.cli.one_video import localize_one
+
+        folder = _model_folder(model, tracking_uri)
+        localize_one(folder, *video, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file)
+        return
+    if not (shards and subset and out):
+        raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
     from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
     from aumn.localization.detections import export_json, read_detections

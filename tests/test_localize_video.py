@@ -1,0 +1,113 @@
+"""`aumn localize --video`: one video's files give what its shard set gives, as a table and a drawing."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from aumn.checkpoint import ModelCard, save_model
+from aumn.cli.one_video import localize_one
+from aumn.cluster.ranks import connect
+from aumn.data.packing import pack
+from aumn.data.shards import ShardSet
+from aumn.data.synthetic import synthesize
+from aumn.localization.detections import read_detections
+from aumn.localize import localize_subset
+from aumn.model.aumn import TwoStream
+from aumn.records import InputError
+
+from .launching import aumn, succeed
+
+SETTINGS = {"embedding_width": 8, "units": 3, "bottleneck": 2}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Features in float32, their shards in float16, an untrained model, and what it detects in the testing videos."""
+    root = tmp_path_factory.mktemp("video")
+    synthesize(root / "features", videos=6, classes=3, units=4, width=7, testing_share=0.5, mean_snippets=40)
+    rng = np.random.default_rng(0)
+    for path in (root / "features").rglob("*.npy"):
+        values = np.load(path).astype("float32")
+        np.save(path, values + rng.random(values.shape, "float32") * np.float32(1e-4))
+    pack(root / "features", root / "shards", root / "features" / "gt.json", name="video", workers=1)
+    shards = ShardSet.open(root / "shards")
+    torch.manual_seed(0)
+    facts = {"localize": {"theta": 0.4, "class_threshold": 0.0, "nms_tiou": 0.5}, "dataset": shards.name, "metrics": {}}
+    card = ModelCard(model=SETTINGS, classes=shards.classes, streams=shards.streams, stride_frames=shards.stride_frames,
+                     dataset_identity=shards.identity, aumn_version="0", commit=None, **facts)  # fmt: skip
+    weights = TwoStream.build(card.streams, len(card.classes), SETTINGS).state_dict()
+    save_model(root / "model", weights, card)
+    with connect() as ranks:
+        localize_subset(root / "model", root / "shards", root / "found", ranks, model="m", subset="testing",
+                        device="cpu", advance=lambda _done, _total: None)  # fmt: skip
+    return root
+
+
+def rows(found, video):
+    index = list(found.videos).index(video)
+    columns = (found.label_N, found.score_N, found.start_s_N, found.end_s_N)
+    kept = found.video_N == index
+    return sorted(
+        (found.labels[label], *numbers) for label, *numbers in zip(*(column[kept] for column in columns), strict=True)
+    )
+
+
+def test_it_finds_what_the_shard_set_gives_to_the_last_bit(place, tmp_path, capsys):
+    together, _ = read_detections(place / "found")
+    assert len(together.videos) == 3
+    for video in together.videos:
+        features = [place / "features" / stream / f"{video}.npy" for stream in ("rgb", "flow")]
+        file = tmp_path / f"{video}.json"
+        localize_one(place / "model", *features, fps=25.0, duration_s=None, dtype="float16", top=500, json_file=file)
+        expected = rows(together, video)
+        assert rows(read_detections(file)[0], video) == expected
+        printed = re.findall(r"^ *(action_\d+) +([\d.]+) +([\d.]+) +([\d.]+) *$", capsys.readouterr().out, re.MULTILINE)
+        assert sorted((label, float(s), float(e), float(p)) for label, s, e, p in printed) == sorted(
+            (label, round(start, 2), round(end, 2), round(score, 4)) for label, score, start, end in expected
+        )
+
+
+def test_the_command_prints_a_table_and_a_timeline_into_a_log(place):
+    features = [place / "features" / stream / "synth_000001.npy" for stream in ("rgb", "flow")]
+    command = ("localize", place / "model", "--video", *features, "--fps", 25, "--top", 2)
+    printed = succeed(aumn(*command)).stdout
+    assert re.search(r"^synth_000001: \d+ snippets, \d+\.\d s; \d+ detections$", printed, re.MULTILINE)
+    assert re.search(r"^The best 2 of (\d+); --top \1 shows all\.$", printed, re.MULTILINE)
+    drawn = re.findall(r"^(action_\d+) \|([ ░▒▓█]+)\|$", printed, re.MULTILINE)
+    assert {label for label, _ in drawn} >= {"action_000"}
+    assert len({len(cells) for _, cells in drawn}) == 1
+    assert "█" in drawn[0][1]
+    assert "\x1b[" not in printed
+    plain = succeed(aumn(*command, PYTHONIOENCODING="ascii")).stdout
+    assert [(label, cells.translate(str.maketrans(" ░▒▓█", " .:*#"))) for label, cells in drawn] == re.findall(
+        r"^(action_\d+) \|([ .:*#]+)\|$", plain, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fps": None}, "Neither fps nor duration_s is given"),
+        ({"dtype": "float64"}, "--dtype is 'float64'; give that of the shards trained on, float16 or float32"),
+        ({"flow": "gt.json"}, r"gt.json is not a .npy file"),
+        ({"flow": "flow/synth_000002.npy"}, "The streams differ in snippets"),
+    ],
+)
+def test_what_cannot_be_localized_in(place, options, message):
+    files = {stream: f"{stream}/synth_000001.npy" for stream in ("rgb", "flow")}
+    given = files | {"fps": 25.0, "duration_s": None, "dtype": "float16", "top": 5, "json_file": None} | options
+    rgb, flow = (place / "features" / given.pop(stream) for stream in ("rgb", "flow"))
+    with pytest.raises(InputError, match=message):
+        localize_one(place / "model", rgb, flow, **given)
+
+
+def test_a_video_and_a_shard_set_exclude_each_other(place):
+    both = aumn("localize", place / "model", place / "shards", "--video", "a.npy", "b.npy")
+    neither = aumn("localize", place / "model", "--subset", "testing")
+    assert (both.returncode, neither.returncode) == (2, 2)
+    assert "--video is one video's features: leave out the shard set, --subset and --out." in both.stderr
+    assert (
+        "Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy." in neither.stderr
+    )
