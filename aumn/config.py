@@ -152,6 +152,11 @@ class LocalizeConfig(Section):
     theta: Share = Field(0.3, description="RGB's share in Eq. 16 and in the video score (paper: 0.3).")
     class_threshold: Share = Field(0.1, description="Classes above it are kept, or the best one (paper: 0.1).")
     nms_tiou: Share = Field(0.3, description="Class-wise NMS (paper: 0.3).")
+    proposals: Literal["attention", "class_activation"] = Field(
+        "attention",
+        description="What stands above its mean in a proposal: a stream's attention (paper), or what Eq. 16 averages, "
+        "for each class on its own.",
+    )
 
 
 class EvaluationConfig(Section):

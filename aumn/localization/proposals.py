@@ -6,8 +6,9 @@ confidences are combined with the same weights (theta and 1 - theta).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,11 +17,16 @@ from aumn.records import Video, VideoScores
 
 @dataclass(frozen=True, slots=True)
 class DetectionRules:
-    """How scores become detections; theta weighs RGB against FLOW (Eq. 16)."""
+    """How scores become detections; theta weighs RGB against FLOW (Eq. 16).
+
+    `proposals` says what stands above its mean in one: a stream's attention (the paper), or, beyond the paper and for
+    each class on its own, what Eq. 16 averages: both streams' attention times class activation.
+    """
 
     theta: float = 0.3
     class_threshold: float = 0.1
     nms_tiou: float = 0.3
+    proposals: Literal["attention", "class_activation"] = "attention"
 
     def weight(self, stream: str) -> float:
         """A stream's share in Eq. 16."""
@@ -44,44 +50,51 @@ def detect(
 
     Kept are the classes above the threshold, or the best one: a video is never silently without a detection.
     """
-    spans_P2, seconds_P2 = _proposals(scores, video, stride_frames)
-    confidence_PC = _confidence(scores, spans_P2, rules)
-    tiou_PP = _pairwise_tiou(seconds_P2)
+    fused_TC = _fused(scores, rules)
+    sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
+    shared = None
+    if rules.proposals == "attention":
+        shared = _propose([score.attention_T for score in scores.values()], video, stride_frames)
     columns: list[tuple[np.ndarray, ...]] = []
     for label in _kept_classes(scores, rules):
-        kept_N = _suppress(confidence_PC[:, label], seconds_P2, tiou_PP, rules.nms_tiou)
-        columns.append((np.full(len(kept_N), label), confidence_PC[kept_N, label], *seconds_P2[kept_N].T))
+        spans_P2, seconds_P2, tiou_PP = shared or _propose([fused_TC[:, label]], video, stride_frames)
+        score_P = (sums_TC[spans_P2[:, 1], label] - sums_TC[spans_P2[:, 0], label]) / (spans_P2[:, 1] - spans_P2[:, 0])
+        kept_N = _suppress(score_P, seconds_P2, tiou_PP, rules.nms_tiou)
+        columns.append((np.full(len(kept_N), label), score_P[kept_N], *seconds_P2[kept_N].T))
     return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
-def _proposals(scores: Mapping[str, VideoScores], video: Video, stride_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both streams' maximal runs of snippets above the mean: [first, past the last] and seconds, P x 2.
+def _fused(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarray:
+    """What Eq. 16 averages over a proposal, T x C: the streams' weighted attention times class activation."""
+    return np.asarray(
+        sum(rules.weight(name) * part.attention_T[:, None] * part.cas_TC for name, part in scores.items())
+    )
 
-    Where there is none, the whole video is the proposal: an attention that is the same everywhere stands above its mean
+
+class _Proposals(NamedTuple):
+    spans_P2: np.ndarray  # in snippets: first, past the last
+    seconds_P2: np.ndarray
+    tiou_PP: np.ndarray
+
+
+def _propose(curves: Sequence[np.ndarray], video: Video, stride_frames: int) -> _Proposals:
+    """Each curve's maximal runs of snippets above its mean.
+
+    Where there is none, the whole video is the proposal: a curve that is the same everywhere stands above its mean
     nowhere, and features may run past the video's stated duration.
     """
-    runs = [_runs(score.attention_T > score.attention_T.mean()) for score in scores.values()]
-    whole = np.array([[0, len(next(iter(scores.values())).attention_T)]])
-    for spans_P2 in (np.concatenate(runs), whole):
+    runs = np.concatenate([_runs(curve_T > curve_T.mean()) for curve_T in curves])
+    for spans_P2 in (runs, np.array([[0, len(curves[0])]])):
         seconds_P2 = np.minimum(spans_P2 * (stride_frames / video.fps), video.duration_s)
         inside_P = seconds_P2[:, 1] > seconds_P2[:, 0]
         if inside_P.any():
             break
-    return spans_P2[inside_P], seconds_P2[inside_P]
+    return _Proposals(spans_P2[inside_P], seconds_P2[inside_P], _pairwise_tiou(seconds_P2[inside_P]))
 
 
 def _runs(above_T: np.ndarray) -> np.ndarray:
     edges = np.flatnonzero(np.diff(above_T.astype(np.int8), prepend=0, append=0))
     return edges.reshape(-1, 2)
-
-
-def _confidence(scores: Mapping[str, VideoScores], spans_P2: np.ndarray, rules: DetectionRules) -> np.ndarray:
-    """Eq. 16, P x C: the mean over a proposal's snippets of the streams' weighted attention times CAS."""
-    fused_TC = sum(rules.weight(stream) * score.attention_T[:, None] * score.cas_TC for stream, score in scores.items())
-    assert isinstance(fused_TC, np.ndarray)
-    sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
-    lengths_P = spans_P2[:, 1] - spans_P2[:, 0]
-    return np.asarray((sums_TC[spans_P2[:, 1]] - sums_TC[spans_P2[:, 0]]) / lengths_P[:, None])
 
 
 def _kept_classes(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarray:

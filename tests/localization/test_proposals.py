@@ -29,31 +29,32 @@ def make_scores(
     }
 
 
+def plain_runs(curve):
+    """Maximal runs above the mean, snippet by snippet."""
+    mean, first, found = curve.mean(), None, []
+    for t, value in enumerate([*curve, -np.inf]):
+        if value > mean and first is None:
+            first = t
+        elif value <= mean and first is not None:
+            found.append((first, t))
+            first = None
+    return found
+
+
 def plain_detections(scores, video, rules):
     """Snippet by snippet, proposal by proposal."""
     weight = {"rgb": rules.theta, "flow": 1 - rules.theta}
-    proposals = []
-    for score in scores.values():
-        mean, first = score.attention_T.mean(), None
-        for t, value in enumerate([*score.attention_T, -np.inf]):
-            if value > mean and first is None:
-                first = t
-            elif value <= mean and first is not None:
-                proposals.append((first, t))
-                first = None
     video_C = sum(weight[s] * scores[s].video_C for s in scores)
     classes = [c for c, y in enumerate(video_C) if y > rules.class_threshold] or [int(np.argmax(video_C))]
     rows = []
     for c in classes:
+        fused = sum(weight[s] * scores[s].attention_T * scores[s].cas_TC[:, c] for s in scores)
+        curves = [s.attention_T for s in scores.values()] if rules.proposals == "attention" else [fused]
         candidates = []
-        for first, past in proposals:
-            values = [
-                sum(weight[s] * scores[s].attention_T[t] * scores[s].cas_TC[t, c] for s in scores)
-                for t in range(first, past)
-            ]
+        for first, past in (run for curve in curves for run in plain_runs(curve)):
             start, end = first * STRIDE / FPS, min(past * STRIDE / FPS, video.duration_s)
             if end > start:
-                candidates.append((float(np.mean(values)), start, end))
+                candidates.append((float(np.mean(fused[first:past])), start, end))
         candidates.sort(key=lambda row: (-row[0], row[1], row[2]))
         kept = []
         for score, start, end in candidates:
@@ -65,13 +66,16 @@ def plain_detections(scores, video, rules):
     return rows
 
 
+@pytest.mark.parametrize("proposals", ["attention", "class_activation"])
 @pytest.mark.parametrize("seed", range(20))
-def test_detections_equal_the_plain_loops(seed):
+def test_detections_equal_the_plain_loops(seed, proposals):
     rng = np.random.default_rng(seed)
     snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
     scores = make_scores(rng, snippets, classes)
     duration_s = snippets * STRIDE / FPS * rng.uniform(0.6, 1.1)
-    rules = DetectionRules(theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6))
+    rules = DetectionRules(
+        theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals
+    )
     video = make_video(snippets, duration_s)
     found = detect(scores, video, STRIDE, rules)
     expected = np.array(plain_detections(scores, video, rules))
@@ -112,3 +116,15 @@ def test_attention_past_the_stated_duration_alone_proposes_the_whole_video():
     score = VideoScores(np.ones(1), np.array([0.0, 0, 0, 1, 1]), np.ones((5, 1)))
     found = detect({"rgb": score, "flow": score}, make_video(5, 1.5), STRIDE, DetectionRules())
     np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [1.5]))
+
+
+def test_each_class_has_proposals_of_its_own():
+    attention = np.array([1.0, 1, 1, 1, 1, 0])
+    first_T = np.array([1.0, 1, 0, 0, 0, 1])
+    score = VideoScores(np.full(2, 0.5), attention, np.stack([first_T, 1 - first_T], axis=1))
+    rules = DetectionRules(proposals="class_activation")
+    found = detect({"rgb": score, "flow": score}, make_video(6), STRIDE, rules)
+    np.testing.assert_allclose(found.label_N, [0, 1])
+    np.testing.assert_allclose(found.start_s_N, [0, 1.28])
+    np.testing.assert_allclose(found.end_s_N, [1.28, 3.2])
+    np.testing.assert_allclose(found.score_N, [1, 1])
