@@ -292,6 +292,7 @@ def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress, say: Call
     """The first rank's tracker; it goes on with the run's own record where there is one."""
     if not (config.tracking.enabled and ranks.is_first):
         return NullTracker()
+    from aumn.tracking.job_run import job_tags
     from aumn.tracking.mlflow_tracker import MlflowTracker
     from aumn.tracking.registry import check_names
     from aumn.tracking.spool import NAME as SPOOL
@@ -309,7 +310,7 @@ def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress, say: Call
     tracker.log_config(config.model_dump(mode="json"))
     card = progress.card
     tags = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
-    tracker.set_tags(tags | {"ranks": str(ranks.size), "host": os.uname().nodename})
+    tracker.set_tags(tags | {"ranks": str(ranks.size), "host": os.uname().nodename} | job_tags(os.environ))
     return tracker
 
 

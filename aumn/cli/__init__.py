@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 
 import typer
 
-from aumn.cli import data, evaluation, models, report, training
+from aumn.cli import data, evaluation, jobs, models, report, training
 from aumn.records import InputError
 
 app = typer.Typer(
@@ -29,6 +30,8 @@ for command in (
     training.localize,
     evaluation.evaluate,
     report.report,
+    jobs.submit,
+    jobs.jobs,
     models.deliver,
 ):
     app.command()(command)
@@ -38,7 +41,13 @@ app.add_typer(models.app, name="models")
 def main() -> None:
     """Run a command; what the user can mend is one sentence on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    code = _run([argument for argument in sys.argv[1:] if argument != "--debug"])
+    started_s = time.time()
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    code = _run(arguments)
+    if "AUMN_PARENT_RUN" in os.environ and _is_first_rank():
+        from aumn.job_record import record_step
+
+        record_step(arguments, code, int(1000 * started_s))
     if os.environ.keys() & {"RANK", "SLURM_PROCID"}:
         from aumn.cluster.ranks import leave
 
@@ -64,6 +73,10 @@ def _is_mine_to_tell(error: Exception) -> bool:
     """Whether no other rank tells it. Before the ranks are connected, all find the same, and the first one speaks."""
     if not isinstance(error, InputError) or error.told_by_another_rank is not None:
         return not getattr(error, "told_by_another_rank", False)
+    return _is_first_rank()
+
+
+def _is_first_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 

@@ -1,0 +1,149 @@
+"""`aumn submit`, `aumn jobs`: pipelines and sweeps, on SLURM or here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aumn.records import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aumn.cluster.job_folder import JobFolder, PointStatus
+
+REFRESH_S = 5.0
+
+
+def submit(
+    job: Annotated[Path, typer.Argument(help="A job, one of jobs/*.yaml.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value, e.g. settings.features=/data/i3d.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Of the job's state and logs; default: runs/jobs/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the commands, as a shell script.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run the steps on this machine, one after the other.")] = False,
+) -> None:
+    """Submit a pipeline or a sweep to SLURM; what is done already is left alone, what failed goes on.
+
+    Example: aumn submit jobs/thumos14.yaml --set settings.features=/data/thumos14 --dry-run
+    """
+    from aumn.cluster.job import load_job
+
+    plan = load_job(job, changes or [], folder=folder)
+    if dry_run:
+        from aumn.cluster.submit import dry_run as commands
+
+        print("\n".join(commands(plan)))
+        return
+    from aumn.cluster.job_folder import JobFolder
+    from aumn.cluster.queue import require_slurm
+
+    if not local:
+        require_slurm()
+    with JobFolder.lock(plan.folder):
+        from aumn.job_record import open_folder
+
+        _go_on(open_folder(plan), local=local)
+
+
+def jobs(
+    folder: Annotated[Path, typer.Argument(help="A job's folder, as `aumn submit` said it.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show the table anew until all has ended.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End what is waiting or running.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Submit again what failed.")] = False,
+) -> None:
+    """Where a job's steps are: state, nodes, restarts, time, last metric and log.
+
+    Example: aumn jobs runs/jobs/thumos14 --watch
+    """
+    from aumn.cluster.job_folder import JobFolder
+
+    found = JobFolder.open(folder)
+    if cancel:
+        from aumn.cluster.submit import cancel_job
+
+        cancel_job(found, print)
+    elif retry_failed:
+        with JobFolder.lock(folder):
+            _go_on(found, local=False)
+    elif watch and sys.stdout.isatty():
+        _watch(found)
+    statuses = found.statuses()
+    print_jobs(found, statuses)
+    from aumn.job_record import record_end
+
+    record_end(found, statuses)
+    if failed := [status.label for status in statuses if status.state == "failed"]:
+        raise InputError(
+            f"{', '.join(failed)} failed: read the log, then go on with: aumn jobs {folder} --retry-failed"
+        )
+
+
+def _go_on(folder: JobFolder, *, local: bool) -> None:
+    from aumn.cluster.submit import run_here, submit
+    from aumn.job_record import record_end, record_submission
+
+    bad: list[str] = []
+    try:
+        if local:
+            bad = run_here(folder, _say)
+        else:
+            submit(folder, _say)
+    finally:
+        record_submission(folder)
+    if local:
+        record_end(folder, folder.statuses())
+    if bad:
+        raise InputError(f"{', '.join(bad)} failed or could not run: read the log, then give the same command again.")
+
+
+def _watch(folder: JobFolder) -> None:
+    from rich.live import Live
+
+    with Live(refresh_per_second=1) as live:
+        while True:
+            statuses = folder.statuses()
+            live.update(_table(folder, statuses))
+            if not any(status.is_active for status in statuses):
+                return
+            time.sleep(REFRESH_S)
+
+
+def print_jobs(folder: JobFolder, statuses: list[PointStatus]) -> None:
+    """The table; a log takes it as wide as it is."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 10_000).print(_table(folder, statuses))
+
+
+def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    caption = f"logs in {folder.path / 'logs'}"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("step", "state", "job", "nodes", "restarts", "elapsed", "last metric", "log"):
+        table.add_column(name, overflow="fold")
+    for status in statuses:
+        row = (
+            status.label,
+            f"{status.state}: {status.reason}" if status.reason else status.state,
+            status.task_id,
+            status.nodes,
+            str(status.restarts or ""),
+            time.strftime("%H:%M:%S", time.gmtime(status.elapsed_s)) if status.elapsed_s else "",
+            folder.last_metric(status),
+            folder.log(status).name if status.job_id else "",
+        )
+        table.add_row(*map(Text, row))  # as it is: a path may hold what rich takes for markup
+    return table
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""What a job's YAML may say; `job` makes steps and points of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Scalar = bool | int | float | str
+Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]
+Choices = Annotated[dict[str, dict[str, Scalar]], Field(min_length=1)]
+OURS = ("array", "dependency", "export", "job-name", "open-mode", "output", "parsable", "wait", "wrap")
+"""Options of sbatch that `aumn submit` sets itself, or that would take the place of the script."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(_Part):
+    """What one point of a step takes; `aumn submit` makes them options of sbatch."""
+
+    nodes: Count = 1
+    ranks_per_node: Count = 1
+    cpus_per_rank: Count = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    memory_gb: Count | None = Field(None, description="A node's; null: the site's default.")
+    minutes: Count | None = Field(None, description="Time limit; null: the site's default.")
+    signal_s: Count = Field(
+        120, description="A train step checkpoints and asks to be requeued so long before the limit."
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(10, description="Most times that the step is requeued.")
+    options: tuple[str, ...] = Field((), description="Further options of sbatch, such as --qos=long.")
+
+    @property
+    def ranks(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.ranks_per_node
+
+    @model_validator(mode="after")
+    def _check_signal(self) -> Resources:
+        if self.minutes is not None and self.minutes * 60 <= self.signal_s:
+            raise ValueError(f"minutes={self.minutes} ends before signal_s={self.signal_s} is over; allow more minutes")
+        return self
+
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            name = re.match(r"--([a-z-]+)(=|$)", option)
+            if not name or any(own.startswith(name[1]) for own in OURS):  # sbatch takes --dep for --dependency
+                raise ValueError(f"{option!r} must read --name or --name=value, and not be one of {', '.join(OURS)}")
+        return options
+
+
+class Sweep(_Part):
+    """A step's points: every combination of its axes.
+
+    An axis is a field with its values, or named choices, each of several fields. Fields are a run configuration's, or
+    `resources.x` for what the point takes.
+    """
+
+    axes: dict[str, Values | Choices] = Field(min_length=1)
+    at_most: Count | None = Field(None, description="How many points run at once; null: as many as fit.")
+
+
+class StepPlan(_Part):
+    """One step, as the YAML has it."""
+
+    run: str = Field(description="An aumn command line, such as: train configs/thumos14.yaml")
+    needs: tuple[StepName, ...] = Field((), description="Steps that must have ended well before.")
+    resources: Resources = Resources()
+    sweep: Sweep | None = None
+
+
+class Tracking(_Part):
+    """The MLflow run that holds the job's steps."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="MLflow store; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.")
+    experiment: str = "aumn"
+
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, uri: str | None) -> str | None:
+        if uri and re.search(r"//[^/@]*:[^/@]*@", uri):
+            raise ValueError(
+                "must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return uri
+
+
+class JobPlan(_Part):
+    """The YAML file."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    settings: dict[str, Scalar] = {}
+    scripts: Path = Field(Path("slurm"), description="Folder with train.sbatch and step.sbatch.")
+    tracking: Tracking = Tracking()
+    steps: dict[StepName, StepPlan] = Field(min_length=1)

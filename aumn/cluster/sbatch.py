@@ -1,0 +1,111 @@
+"""A job's steps as calls of sbatch: pure, so that a test can read what a cluster would be told.
+
+Everything is an argument vector or an environment variable; no shell ever parses a value.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aumn.cluster.job import Job, Step
+from aumn.cluster.job_schema import Resources
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One call of sbatch: a step, or those of its points that take the same resources."""
+
+    name: str  # a shell variable's, for the job's number in `text`
+    step: str
+    indices: tuple[int, ...]
+    environment: Mapping[str, str]
+    options: tuple[str, ...]
+    command: tuple[str, ...]  # the batch script and its arguments
+
+    def argv(self, dependencies: Sequence[str]) -> list[str]:
+        """What is run; `dependencies` are such as afterok:123."""
+        after = (f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes") if dependencies else ()
+        return ["sbatch", *self.options, *after, *self.command]
+
+    def text(self, dependencies: Sequence[str]) -> str:
+        """The same as a line for a shell; `dependencies` may name another submission's number, as afterok:$train."""
+        variables = [shlex.quote(f"{name}={value}") for name, value in self.environment.items()]
+        after = [f'--dependency="{",".join(dependencies)}" --kill-on-invalid-dep=yes'] if dependencies else []
+        words = [*map(shlex.quote, self.options), *after, *map(shlex.quote, self.command)]
+        return f"{self.name}=$(env {' '.join(variables)} sbatch {' '.join(words)})"
+
+
+def submissions(job: Job, step: Step, indices: Sequence[int], environment: Mapping[str, str]) -> Iterator[Submission]:
+    """The calls that submit these points of a step, one for all that take the same resources."""
+    groups: dict[Resources, list[int]] = {}
+    for index in indices:
+        groups.setdefault(step.points[index].resources, []).append(index)
+    for number, (resources, members) in enumerate(groups.items()):
+        variables = {**environment, "AUMN_STEP": step.name, "AUMN_MOST_RESTARTS": str(resources.restarts)}
+        yield Submission(
+            step.name if number == 0 else f"{step.name}_{number}",
+            step.name,
+            tuple(members),
+            variables,
+            tuple(_options(job, step, members, resources)),
+            tuple(_command(job, step)),
+        )
+
+
+def log_path(job: Job, step: Step, index: int | str) -> Path:
+    """Where a point's output goes, restarts and retries included."""
+    return job.folder / "logs" / (f"{step.name}.{index}.log" if step.is_sweep else f"{step.name}.log")
+
+
+def script_arguments(step: Step, index: int) -> tuple[str, ...]:
+    """What a batch script is given for a point; train.sbatch says `train` itself."""
+    arguments = step.points[index].arguments
+    return arguments[1:] if step.command == "train" else arguments
+
+
+def points_folder(job: Job, step: Step) -> Path:
+    """Where a sweep's points have their arguments, in a file each, a line each."""
+    return job.folder / "points" / step.name
+
+
+def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources) -> Iterator[str]:
+    yield "--parsable"
+    yield f"--job-name={job.name}.{step.name}"
+    yield f"--output={log_path(job, step, '%a')}"
+    yield from ("--open-mode=append", "--export=ALL", f"--nodes={resources.nodes}")
+    yield f"--ntasks-per-node={resources.ranks_per_node}"
+    yield f"--cpus-per-task={resources.cpus_per_rank}"
+    if resources.gpus_per_node:
+        yield f"--gpus-per-node={resources.gpus_per_node}"
+    if resources.memory_gb:
+        yield f"--mem={resources.memory_gb}G"
+    if resources.minutes:
+        yield f"--time={resources.minutes}"
+    yield "--requeue" if resources.restarts else "--no-requeue"
+    if step.command == "train":
+        yield f"--signal=USR1@{resources.signal_s}"
+    if step.is_sweep:
+        yield f"--array={_ranges(indices)}" + (f"%{step.at_most}" if step.at_most else "")
+    yield from resources.options
+
+
+def _command(job: Job, step: Step) -> Iterator[str]:
+    yield str(job.scripts / ("train.sbatch" if step.command == "train" else "step.sbatch"))
+    if step.is_sweep:
+        yield from ("--points", str(points_folder(job, step)))
+    else:
+        yield from script_arguments(step, 0)
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """0-2,5 for 0, 1, 2, 5."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)

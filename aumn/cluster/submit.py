@@ -1,0 +1,183 @@
+"""Submitting a job: what is not done yet goes to SLURM, or runs here; what is done is left alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from aumn.cluster import queue
+from aumn.cluster.job import Job, Step
+from aumn.cluster.job_folder import NEVER, JobFolder, PointStatus
+from aumn.cluster.sbatch import points_folder, script_arguments, submissions
+from aumn.records import InputError
+
+Say = Callable[[str], None]
+
+
+def dry_run(job: Job) -> Iterator[str]:
+    """A shell script that submits the whole job, as `submit` would from nothing."""
+    names: dict[str, list[str]] = {}
+    for step in job.steps:
+        if step.is_sweep:
+            yield from _describe_points(job, step)
+        after = [f"${name}" for need in step.needs for name in names[need]]
+        mine = names.setdefault(step.name, [])
+        for call in submissions(job, step, range(len(step.points)), step_environment(job, None)):
+            yield call.text(_dependencies(after, [f"${name}" for name in mine]))
+            mine.append(call.name)
+
+
+def submit(folder: JobFolder, say: Say) -> None:
+    """Hand to SLURM whatever is neither done nor under way; `say` takes a line a submission."""
+    queue.require_slurm()
+    job = folder.job
+    _check_scripts(job)
+    statuses = folder.statuses()
+    fresh: dict[str, list[str]] = {}  # step -> jobs submitted now
+    for step in job.steps:
+        mine = [status for status in statuses if status.step.name == step.name]
+        again = _to_submit(mine, stale=bool(fresh.keys() & set(step.needs)))
+        queue.cancel(status.task_id for status in again if status.is_active or status.reason == NEVER)
+        if not again:
+            continue
+        after = [job_id for need in step.needs for job_id in _to_wait_for(need, statuses, fresh)]
+        for call in submissions(
+            job, step, [status.index for status in again], step_environment(job, folder.tracking_run)
+        ):
+            folder.forget_outcomes(step.name, call.indices)
+            argv = call.argv(_dependencies(after, fresh.get(step.name, [])))
+            job_id = queue.run_sbatch(argv, call.environment)
+            folder.record(step.name, call.indices, job_id)
+            fresh.setdefault(step.name, []).append(job_id)
+            say(f"{_describe(step, call.indices)}: submitted as job {job_id}")
+    if fresh:
+        say(f"follow: aumn jobs {job.folder}")
+    else:
+        active = sum(status.is_active for status in statuses)
+        say(f"{job.folder}: nothing to submit; " + (f"{active} under way." if active else "all steps are done."))
+
+
+def run_here(folder: JobFolder, say: Say) -> list[str]:
+    """Run what is not done, one point after the other; a failed one stops only the steps that need it.
+
+    The labels of the points that failed, and of those that could not run for it.
+    """
+    job, bad = folder.job, []
+    statuses = folder.statuses()
+    broken: set[str] = set()
+    if under_way := [status for status in statuses if status.is_active]:
+        raise InputError(f"{len(under_way)} points of {job.folder} are under way: wait for them, or cancel them first.")
+    for status in statuses:
+        if status.state == "done":
+            continue
+        label = status.label
+        if blocked := broken & set(status.step.needs):
+            say(f"{label}: left out, since {', '.join(sorted(blocked))} failed")
+        elif _run_point(folder, status, say):
+            continue
+        bad.append(label)
+        broken.add(status.step.name)
+    return bad
+
+
+def cancel_job(folder: JobFolder, say: Say) -> None:
+    """End whatever waits or runs on the cluster; training keeps its checkpoints, and a later `aumn submit` goes on."""
+    active = [status for status in folder.statuses() if status.is_active]
+    if here := [status.label for status in active if status.is_local]:
+        raise InputError(f"{', '.join(here)} runs on this machine: stop it with Ctrl-C where `aumn submit` runs.")
+    queue.cancel(status.task_id for status in active)
+    say(f"cancelled: {', '.join(status.label for status in active) or 'nothing was under way'}")
+
+
+def step_environment(job: Job, tracking_run: str | None) -> dict[str, str]:
+    """What tells a step which job it belongs to; neither a secret nor anything that would have to be one."""
+    variables = {"AUMN_JOB_FOLDER": str(job.folder), "AUMN": _program()}
+    if tracking_run:
+        variables["AUMN_PARENT_RUN"] = tracking_run
+    if job.tracking.uri:
+        variables["MLFLOW_TRACKING_URI"] = job.tracking.uri
+    return variables
+
+
+def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
+    """Whether it ended well."""
+    job, step, index = folder.job, status.step, status.index
+    label, log = status.label, folder.log(status)
+    ranks = step.points[index].resources.ranks
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    argv = [sys.executable, *launcher, "-m", "aumn", *step.points[index].arguments]
+    own = {"AUMN_STEP": step.name, "AUMN_POINT": str(index)}
+    say(f"{label}: {ranks} rank{'s' * (ranks > 1)}, log in {log}")
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            argv, env={**os.environ, **step_environment(job, folder.tracking_run), **own}, stdout=out, stderr=out
+        )
+        name = f"local-{process.pid}"
+        folder.record(step.name, [index], name)
+        try:
+            code = process.wait()
+        except BaseException:  # we are asked to stop; Ctrl-C reached the step too, another signal did not
+            process.terminate()
+            process.wait(60)
+            raise
+    folder.record_outcome(step.name, index, name, code)
+    say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {_last_line(log)}")
+    return code == 0
+
+
+def _to_submit(mine: Sequence[PointStatus], *, stale: bool) -> list[PointStatus]:
+    """Points to submit (again): neither done nor under way, or waiting for a job whose place another one now takes."""
+    return [
+        status
+        for status in mine
+        if status.state in {"waiting", "failed", "cancelled"} or (stale and status.state == "queued")
+    ]
+
+
+def _to_wait_for(need: str, statuses: Sequence[PointStatus], fresh: Mapping[str, list[str]]) -> Iterator[str]:
+    """The jobs that will have done what a step needs."""
+    yield from fresh.get(need, ())
+    for status in statuses:
+        if status.step.name == need and status.is_active:
+            yield status.task_id
+
+
+def _dependencies(after: Collection[str], groups_before: Sequence[str]) -> list[str]:
+    """A step's groups of points run one after the other, well or not, so that at_most holds over all of them."""
+    well = [f"afterok:{':'.join(after)}"] if after else []
+    return well + [f"afterany:{job_id}" for job_id in groups_before[-1:]]
+
+
+def _check_scripts(job: Job) -> None:
+    for script in ("train.sbatch", "step.sbatch"):
+        if not (job.scripts / script).is_file():
+            raise InputError(
+                f"{job.scripts / script} does not exist: run this where the folder slurm/ lies, or let `scripts` in "
+                "the job's YAML name a folder with copies of it."
+            )
+
+
+def _describe(step: Step, indices: Sequence[int]) -> str:
+    if not step.is_sweep:
+        return step.name
+    names = ", ".join(step.points[index].name for index in indices)
+    return f"{step.name}, {len(indices)} point{'s' * (len(indices) > 1)} ({names})"
+
+
+def _describe_points(job: Job, step: Step) -> Iterator[str]:
+    for index in range(len(step.points)):
+        yield f"# {points_folder(job, step)}/{index}: {' '.join(map(repr, script_arguments(step, index)))}"
+
+
+def _program() -> str:
+    """The `aumn` of this environment, so that a step runs the same code whatever its shell finds first."""
+    return shutil.which("aumn", path=str(Path(sys.executable).parent)) or "aumn"
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("aumn: ")]
+    return lines[-1] if lines else f"see {log}"

@@ -1,0 +1,100 @@
+"""The run that holds a job: its steps and sweep points are nested in it, as MLflow's UI shows them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aumn.tracking.store import artifact_location, explain, open_store
+
+PARENT = "mlflow.parentRunId"
+OUTCOMES = {0: "FINISHED", 75: "KILLED", 130: "KILLED"}
+
+
+@dataclass(frozen=True, slots=True)
+class NestedRun:
+    """A finished or running part of a job."""
+
+    run_id: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, list[float]]  # every value, in the order of the steps
+
+
+def job_tags(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a run inside a job says of itself: its parent, its step, and SLURM's number for it."""
+    names = {
+        PARENT: "AUMN_PARENT_RUN",
+        "step": "AUMN_STEP",
+        "point": "AUMN_POINT",
+        "slurm_job_id": "SLURM_JOB_ID",
+        "slurm_nodes": "SLURM_JOB_NODELIST",
+    }
+    if not environment.get("AUMN_PARENT_RUN"):
+        names = {tag: variable for tag, variable in names.items() if variable.startswith("SLURM_")}
+    return {tag: environment[variable] for tag, variable in names.items() if environment.get(variable)}
+
+
+def begin_job(uri: str | None, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
+    """Start the run of a job; its id."""
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        found = client.get_experiment_by_name(experiment)
+        place = artifact_location(client.tracking_uri)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment, place)
+        run_id = str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        for key, value in params.items():
+            client.log_param(run_id, key, value[:6000])
+        return run_id
+
+
+def tag_job(uri: str | None, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
+    """Add to what a job's run says, and end it where a status is given."""
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        if status == "RUNNING":
+            client.update_run(run_id, status)
+        elif status:
+            client.set_terminated(run_id, status)
+
+
+def record_step(
+    uri: str | None, name: str, *, code: int, started_ms: int, tags: Mapping[str, str], metrics: Mapping[str, float]
+) -> None:
+    """A step that has ended, as a run nested in its job's (`job_tags` of this process)."""
+    mine = job_tags(os.environ)
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        experiment_id = client.get_run(mine[PARENT]).info.experiment_id
+        run = client.create_run(experiment_id, started_ms, run_name=name, tags={**mine, **tags})
+        for key, value in metrics.items():
+            client.log_metric(run.info.run_id, key, value)
+        client.set_terminated(run.info.run_id, OUTCOMES.get(code, "FAILED"), time.time_ns() // 1_000_000)
+
+
+def nested_runs(uri: str | None, parent: str) -> list[NestedRun]:
+    """All that is nested in a job, oldest first."""
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        experiment_id = client.get_run(parent).info.experiment_id
+        found = client.search_runs(
+            [experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=50_000, order_by=["start_time ASC"]
+        )
+        return [
+            NestedRun(
+                run.info.run_id,
+                run.info.run_name,
+                dict(run.data.params),
+                dict(run.data.tags),
+                {
+                    name: [metric.value for metric in client.get_metric_history(run.info.run_id, name)]
+                    for name in run.data.metrics
+                },
+            )
+            for run in found
+        ]

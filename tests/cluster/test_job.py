@@ -1,0 +1,215 @@
+"""Jobs as data: all problems told at once, and the sbatch commands read as text, with hostile values."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aumn.cluster.job import load_job
+from aumn.cluster.job_folder import JobFolder
+from aumn.cluster.queue import Task, read_sacct, read_scontrol
+from aumn.cluster.submit import dry_run
+from aumn.records import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = {"data": {"shards": "shards"}, "run": {"folder": "run", "steps": 3}}
+HOSTILE = """a b;touch pwned $(touch pwned) `touch pwned` && touch pwned | ' " * ~ {point} # \\"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a run configuration, in which jobs are written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG))
+    return tmp_path
+
+
+def write(place, steps, **fields):
+    (place / "job.yaml").write_text(yaml.safe_dump({"name": "mine", "steps": steps, **fields}, sort_keys=False))
+    return place / "job.yaml"
+
+
+PIPELINE = {
+    "pack": {"run": "pack {features} shards --annotations gt.json", "resources": {"cpus_per_rank": 8, "memory_gb": 32}},
+    "train": {
+        "needs": ["pack"],
+        "run": "train c.yaml run.folder={folder}/{point}",
+        "resources": {"nodes": 2, "ranks_per_node": 4, "gpus_per_node": 4, "minutes": 90, "options": ["--qos=long"]},
+        "sweep": {"axes": {"model.units": [1, 7], "loss": {"all": {}, "none": {"loss.diversity": 0}}}, "at_most": 2},
+    },
+}
+
+
+def test_the_commands_are_a_script_that_says_everything_sbatch_is_told(place):
+    job = load_job(write(place, PIPELINE, settings={"features": "f"}), ["steps.pack.resources.minutes=5"])
+    lines = [line for line in dry_run(job) if not line.startswith("#")]
+    assert [re.sub(r"AUMN=\S+", "AUMN=aumn", line) for line in lines] == [
+        "pack=$(env AUMN_JOB_FOLDER=runs/jobs/mine AUMN=aumn AUMN_STEP=pack AUMN_MOST_RESTARTS=10 sbatch --parsable "
+        "--job-name=mine.pack --output=runs/jobs/mine/logs/pack.log --open-mode=append --export=ALL --nodes=1 "
+        "--ntasks-per-node=1 --cpus-per-task=8 --mem=32G --time=5 --requeue slurm/step.sbatch pack f shards "
+        "--annotations gt.json)",
+        "train=$(env AUMN_JOB_FOLDER=runs/jobs/mine AUMN=aumn AUMN_STEP=train AUMN_MOST_RESTARTS=10 sbatch --parsable "
+        "--job-name=mine.train --output=runs/jobs/mine/logs/train.%a.log --open-mode=append --export=ALL --nodes=2 "
+        "--ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4 --time=90 --requeue --signal=USR1@120 --array=0-3%2 "
+        '--qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes slurm/train.sbatch --points '
+        "runs/jobs/mine/points/train)",
+    ]
+
+
+def test_a_sweep_has_a_point_for_every_combination_and_a_file_of_arguments_for_each(place):
+    job = load_job(write(place, PIPELINE, settings={"features": "f"}))
+    JobFolder(job, None).write()
+    points = [point.name for point in job.step("train").points]
+    assert points == ["units=1,all", "units=1,none", "units=7,all", "units=7,none"]
+    written = (place / "runs/jobs/mine/points/train/3").read_text().splitlines()
+    assert written == ["c.yaml", "run.folder=runs/jobs/mine/units=7,none", "model.units=7", "loss.diversity=0"]
+
+
+def test_points_that_take_different_resources_are_groups_one_after_the_other(place):
+    ranks = {"one": {"resources.nodes": 1}, "two": {"resources.nodes": 2}}
+    step = {"run": "train c.yaml run.folder={folder}/{point}", "sweep": {"axes": {"n": ranks, "run.seed": [0, 1]}}}
+    lines = [line for line in dry_run(load_job(write(place, {"train": step}))) if not line.startswith("#")]
+    assert "--nodes=1" in lines[0]
+    assert "--array=0-1 " in lines[0]
+    assert lines[1].startswith("train_1=$(")
+    assert "--nodes=2" in lines[1]
+    assert "--array=2-3 " in lines[1]
+    assert '--dependency="afterany:$train"' in lines[1]
+
+
+def test_no_value_becomes_shell_syntax(place):
+    """The printed script, run by a real bash with an sbatch that notes what it was given."""
+    (place / "bin").mkdir()
+    (place / "bin" / "sbatch").write_text(
+        '#!/bin/sh\nprintf "%s\\0" "$@" >> got; printf "%s\\0" "$AUMN_JOB_FOLDER" >> got\n'
+    )
+    (place / "bin" / "sbatch").chmod(0o755)
+    folder = Path("""runs/a b;touch pwned $(touch pwned) `touch pwned`'"{x}""")
+    job = load_job(write(place, PIPELINE, settings={"features": HOSTILE}), folder=folder)
+    script = "\n".join(dry_run(job))
+    subprocess.run(["bash", "-c", f"PATH={place}/bin:$PATH\n{script}"], check=True, timeout=30, cwd=place)
+    got = (place / "got").read_text().split("\0")
+    assert HOSTILE in got
+    assert got.count(str(folder)) == 2
+    assert f"--output={folder}/logs/pack.log" in got
+    assert not list(place.rglob("*pwned"))
+
+
+def test_a_point_file_reaches_the_step_word_by_word(place):
+    """The batch script itself, with an srun that notes what it was given."""
+    (place / "points").mkdir()
+    (place / "points" / "2").write_text(f"c.yaml\n{HOSTILE}\n")
+    (place / "srun").write_text('#!/bin/sh\nprintf "%s\\0" "$@" > got\n')
+    (place / "srun").chmod(0o755)
+    names = {
+        "SLURM_JOB_ID": "5",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "PATH": f"{place}:/usr/bin:/bin",
+    }
+    script = REPOSITORY / "slurm" / "train.sbatch"
+    subprocess.run(["bash", script, "--points", "points"], check=True, timeout=30, cwd=place, env=names)
+    assert (place / "got").read_text().split("\0")[-5:] == ["aumn", "train", "c.yaml", HOSTILE, ""]
+    assert not list(place.rglob("*pwned"))
+
+
+@pytest.mark.parametrize("most", ["2", "0"])
+def test_a_batch_script_gives_up_after_so_many_restarts(place, most):
+    names = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": "3", "AUMN_MOST_RESTARTS": most}
+    script = REPOSITORY / "slurm" / "train.sbatch"
+    done = subprocess.run(
+        ["bash", script, "c.yaml"], env=names, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert f"restarted {most} times, which is the most allowed" in done.stderr
+
+
+def test_every_problem_is_told_at_once(place):
+    steps = {
+        "pack": {"run": "pak {features} shards", "resources": {"nodes": 1}},
+        "train": {"needs": ["pakc"], "run": "train c.yaml {foldre}"},
+    }
+    with pytest.raises(InputError) as refused:
+        load_job(write(place, steps, settings={"features": "-x\n", "point": 1}))
+    text = str(refused.value)
+    assert "(3 to mend)" in text, text
+    assert "settings.features='-x\\n' must not begin with - nor hold control characters" in text
+    assert "settings.point: {point} is filled in by aumn" in text
+    assert "steps.train.needs: there is no step pakc; the steps are pack, train" in text
+    with pytest.raises(InputError) as refused:
+        load_job(write(place, {**steps, "train": {"run": "train c.yaml {foldre}"}}, settings={"features": "x"}))
+    assert "steps.pack.run: must begin with a command of aumn, one of evaluate, " in str(refused.value)
+    assert "steps.train.run: {foldre} is not known; there are features, folder." in str(refused.value)
+
+
+SWEEP = {"run": "train c.yaml run.folder={folder}/{point}"}
+WRONG = {
+    "a field": ({"a": {"run": "pack x y", "need": []}}, r"steps\.a\.need is no field of a job"),
+    "a number": ({"a": {"run": "pack x y", "resources": {"nodes": 0}}}, r"a\.resources\.nodes=0: .*greater than"),
+    "a name": ({"a; b": {"run": "pack x y"}}, r"steps\.a; b"),
+    "a circle": ({"a": {"run": "pack x y", "needs": ["b"]}, "b": {"run": "pack x y", "needs": ["a"]}}, r"a, b need"),
+    "a quote": ({"a": {"run": "pack 'x"}}, r"steps\.a\.run: no closing quotation"),
+    "a line break": ({"a": {"run": 'pack "x\ny"'}}, r"must not hold control characters"),
+    "an option of ours": (
+        {"a": {"run": "pack x y", "resources": {"options": ["--dep=afterok:1"]}}}, r"'--dep=afterok:1' must read --n",
+    ),
+    "a wrapped command": ({"a": {"run": "pack x y", "resources": {"options": ["--wrap=reboot"]}}}, r"be one of array"),
+    "a limit below the signal": (
+        {"a": {"run": "pack x y", "resources": {"minutes": 1}}}, r"minutes=1 ends before signal_s=120",
+    ),
+    "a choice that names no folder": (
+        {"a": {**SWEEP, "sweep": {"axes": {"data.shards": ["x/y"]}}}}, r"'shards=x/y' must be letters",
+    ),
+    "a sweep of no training": (
+        {"a": {"run": "pack x y", "sweep": {"axes": {"model.units": [1]}}}}, r"only train has the field model\.units",
+    ),
+    "resources of a point": (
+        {"a": {**SWEEP, "sweep": {"axes": {"resources.nodes": [0, 2]}}}}, r"a\.sweep, nodes=0: resources\.nodes=0",
+    ),
+    "a setting of the run": (
+        {"a": {**SWEEP, "sweep": {"axes": {"model.unts": [1]}}}}, r"unts=1: .*\n.*model\.unts is not a setting",
+    ),
+    "another store": ({"a": {"run": "train c.yaml tracking.uri=sqlite:///x.db"}}, r"is not the job's, None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(case, place):
+    steps, message = WRONG[case]
+    with pytest.raises(InputError, match=message):
+        load_job(write(place, steps))
+
+
+def test_a_password_has_no_place_in_a_job(place):
+    with pytest.raises(InputError, match=r"tracking\.uri=.* MLFLOW_TRACKING_PASSWORD") as refused:
+        load_job(write(place, {"a": {"run": "pack x y"}}, tracking={"uri": "https://me:hunter2@server"}))
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_jobs_that_come_with_aumn_are_jobs(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    job = load_job(path)
+    assert job.name == path.stem
+    for line in dry_run(job):
+        assert line.startswith("#") or shlex.split(line)
+
+
+def test_what_slurm_says_of_jobs_is_read():
+    """Lines of a real scontrol, shortened, and of sacct as its manual has them."""
+    text = (
+        "JobId=2 ArrayJobId=2 ArrayTaskId=1-3,5%2 JobName=x JobState=PENDING Reason=JobArrayTaskLimit Restarts=0 "
+        "RunTime=00:00:00 NodeList= NumNodes=2-2 WorkDir=/tmp/a JobState=COMPLETED\n"
+        "JobId=3 ArrayJobId=2 ArrayTaskId=0 JobName=x JobState=RUNNING Reason=None Restarts=2 RunTime=1-00:00:07 "
+        "NodeList=n[1-2] NumNodes=2\n"
+    )
+    found = dict(read_scontrol(text))
+    assert found["2", 0] == Task("RUNNING", "", "n[1-2]", 2, 86407)
+    assert [key for key, task in found.items() if task.state == "PENDING"] == [("2", 1), ("2", 2), ("2", 3), ("2", 5)]
+    told = "7_0|COMPLETED|n1|12\n7_[1-2]|PENDING|None assigned|0\n8|CANCELLED by 0|n2|3\n"
+    assert {key: task.state for key, task in read_sacct(told)} == {
+        ("7", 0): "COMPLETED", ("7", 1): "PENDING", ("7", 2): "PENDING", ("8", 0): "CANCELLED",
+    }  # fmt: skip

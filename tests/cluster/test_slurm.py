@@ -1,0 +1,156 @@
+"""Pipelines and sweeps on a real SLURM of four nodes: end to end, and whatever a cluster does to a job meanwhile."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aumn.cluster.job_folder import JobFolder, PointStatus
+from tests.launching import aumn, python, succeed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "data": {"shards": "shards", "snippets": 24},
+    "model": {"embedding_width": 16, "units": 3, "bottleneck": 4},
+    "optimizer": {"learning_rate": 0.003},
+    "batch": {"global_videos": 8},
+    "run": {"folder": "unused", "steps": 12, "log_every": 2, "checkpoint_every": 4},
+}
+
+
+class Place:
+    """A folder on what all nodes share, with shards to train on."""
+
+    def __init__(self, root: Path, slurm) -> None:
+        self.root, self.slurm = root, slurm
+        features = root / "features"
+        succeed(self.aumn("synth", features, "--videos", 30, "--classes", 3, "--width", 12, "--snippets", 40))
+        succeed(self.aumn("pack", features, root / "shards", "--annotations", features / "gt.json"))
+        (root / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+
+    def aumn(self, *arguments, **options):
+        return aumn(*arguments, cwd=self.root, **options)
+
+    def write(self, name: str, steps: dict, **fields) -> Path:
+        job = {"name": name, "scripts": str(REPOSITORY / "slurm"), "steps": steps, **fields}
+        (self.root / f"{name}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+        return self.root / f"{name}.yaml"
+
+    def statuses(self, name: str) -> dict[str, PointStatus]:
+        return {status.label: status for status in JobFolder.open(Path("runs/jobs") / name).statuses()}
+
+    def log(self, name: str, step: str) -> str:
+        path = self.root / "runs/jobs" / name / "logs" / f"{step}.log"
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, name: str, what: str, happened, *, timeout_s: float = 300) -> dict[str, PointStatus]:
+        self.slurm.wait_until(lambda: happened(self.statuses(name)), what, timeout_s=timeout_s)
+        return self.statuses(name)
+
+    def weights(self, name: str, step: str) -> bytes:
+        return (self.root / "runs/jobs" / name / step / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def place(slurm, tmp_path_factory):
+    root = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield Place(root, slurm)
+
+
+def ended(statuses: dict[str, PointStatus]) -> bool:
+    return not any(status.is_active for status in statuses.values())
+
+
+def states(statuses: dict[str, PointStatus]) -> dict[str, str]:
+    return {label: status.state for label, status in statuses.items()}
+
+
+@pytest.mark.shared
+def test_the_shrec21_pipeline_from_features_to_a_registered_model_by_one_command(place, shared_tools):
+    features = place.root / "shrec21 features; touch pwned"
+    succeed(python(shared_tools / "shrec21_features.py", features))
+    config = REPOSITORY / "configs" / "shrec21.yaml"
+    small = "run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5"
+    changes = (
+        f"settings.features={features}",
+        f"scripts={REPOSITORY / 'slurm'}",
+        f"steps.train.run=train {config} data.shards={{shards}} run.folder={{folder}}/train {small}",
+    )
+    command = ("submit", REPOSITORY / "jobs/shrec21.yaml", *(word for change in changes for word in ("--set", change)))
+    secret = {"MLFLOW_TRACKING_PASSWORD": "hunter2hunter2"}
+    succeed(place.aumn(*command, **secret))
+    statuses = place.wait("shrec21", "end of the pipeline", ended)
+    assert set(states(statuses).values()) == {"done"}, statuses
+    assert (statuses["train"].nodes, statuses["localize"].nodes) == ("n[1-2]", "n1")
+    assert "on 4 ranks" in place.log("shrec21", "train")
+    assert json.loads((place.root / "runs/jobs/shrec21/metrics.json").read_text())["population"]["videos"] == 72
+    assert "models:/aumn-shrec21/1 @challenger" in succeed(place.aumn("models", "show", "aumn-shrec21")).stdout
+    assert "nothing to submit; all steps are done" in succeed(place.aumn(*command, **secret)).stderr
+    assert states(place.statuses("shrec21")) == states(statuses)
+    assert not list(place.root.rglob("pwned*"))
+    assert_no_secret(place, "hunter2hunter2")
+    assert_nested(place)
+
+
+def assert_no_secret(place: Place, secret: str) -> None:
+    """Not in a file of the job, its logs or the tracking store, and not in what SLURM shows to everyone."""
+    for path in place.root.rglob("*"):
+        if path.is_file() and path.suffix != ".npy":
+            assert secret.encode() not in path.read_bytes(), path
+    assert secret not in place.slurm.run("scontrol", "show", "job", "--details")
+
+
+def assert_nested(place: Place) -> None:
+    """One parent run with every step in it, and their tags."""
+    code = """
+import json, mlflow
+client = mlflow.MlflowClient("sqlite:///mlflow.db")
+runs = client.search_runs([client.get_experiment_by_name("shrec21").experiment_id])
+print(json.dumps([[r.info.run_id, r.info.run_name, r.info.status, r.data.tags, list(r.data.metrics)] for r in runs]))
+"""
+    runs = json.loads(succeed(python("-W", "ignore", "-c", code, cwd=place.root)).stdout)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run[3]]
+    assert (parent[1], parent[2]) == ("shrec21", "FINISHED")
+    assert {run[1]: run[2] for run in runs} == dict.fromkeys(
+        ["shrec21", "pack", "train", "localize", "evaluate"], "FINISHED"
+    )
+    assert {run[3]["mlflow.parentRunId"] for run in runs if run is not parent} == {parent[0]}
+    for run in runs:
+        assert re.fullmatch("[0-9a-f]{16}", run[3]["dataset_identity"]), run
+    numbers = {run[3]["step"]: run[3]["slurm_job_id"] for run in runs if run is not parent}
+    assert {f"slurm.{step}": number for step, number in numbers.items()}.items() <= parent[3].items()
+    assert re.match("[0-9a-f]{40}", parent[3]["commit"])
+    assert "mAP/average" in next(run[4] for run in runs if run[1] == "evaluate")
+
+
+def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
+    seeds = {f"seed_{seed}": {"run.seed": seed} for seed in range(5)}
+    points = {"seed_0": seeds.pop("seed_0"), "broken": {"data.subset": "trening"}, **seeds}
+    step = {
+        "run": "train tiny.yaml run.folder={folder}/{point}",
+        "sweep": {"axes": {"which": points}, "at_most": 2},
+    }
+    succeed(place.aumn("submit", place.write("sweep", {"train": step}, tracking={"enabled": False})))
+    most = []
+
+    def done(statuses) -> bool:
+        most.append([status.state for status in statuses.values()].count("running"))
+        return ended(statuses)
+
+    statuses = place.wait("sweep", "end of the sweep", done)
+    assert max(most) == 2
+    assert states(statuses) == {f"train[{point}]": "failed" if point == "broken" else "done" for point in points}
+    told = place.aumn("jobs", "runs/jobs/sweep")
+    assert told.returncode == 2
+    assert "aumn: train[broken] failed: read the log" in told.stderr
+    assert "exit code 2" in told.stdout
+    assert "step 12/12" in told.stdout
+    again = place.aumn("jobs", "runs/jobs/sweep", "--retry-failed").stderr
+    assert re.search(r"train, 1 point \(broken\): submitted as job \d+", again), again
+    place.wait("sweep", "end of the point", ended)
+    assert states(place.statuses("sweep")) == states(statuses)
