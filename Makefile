@@ -5,7 +5,7 @@ DEMO := build/demo
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: demo test check format bench torture clean
+.PHONY: demo test check format bench torture install-slurm clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,11 @@ ROUNDS ?= 200
 JOBS ?= 2
 torture: .venv/ready
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+
+# A real SLURM for tests/cluster/test_slurm.py; Debian, as root, fifteen seconds.
+install-slurm:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

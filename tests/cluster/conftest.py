@@ -11,11 +11,11 @@ from .slurm_cluster import PROGRAMS, Cluster, cluster
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    """Four nodes on this machine. Not installed: skip, or fail where AUMN_REQUIRE_SHARED is set."""
+    """Four nodes on this machine. Not installed: skip, or fail where AUMN_REQUIRE_SLURM is set."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing or os.geteuid() != 0:
         text = f"needs root and SLURM, which `make install-slurm` installs; missing: {', '.join(missing) or 'root'}"
-        (pytest.fail if os.environ.get("AUMN_REQUIRE_SHARED") else pytest.skip)(text)
+        (pytest.fail if os.environ.get("AUMN_REQUIRE_SLURM") else pytest.skip)(text)
     with cluster() as found, pytest.MonkeyPatch.context() as patch:
         for name, value in found.environment.items():
             patch.setenv(name, value)
