@@ -12,7 +12,7 @@ import time
 
 import typer
 
-from aumn.cli import data, evaluation, jobs, models, report, training
+from aumn.cli import data, evaluation, inspection, jobs, models, report, training
 from aumn.records import InputError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 for command in (
     data.synth,
     data.pack,
+    inspection.inspect,
     training.train,
     training.localize,
     evaluation.evaluate,

@@ -78,4 +78,5 @@ def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Non
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.print(table, width=console.width if console.is_terminal else 10_000)
+    console = console if console.is_terminal else Console(width=10_000)
+    console.print(table)

@@ -84,6 +84,10 @@ class ShardSet:
         """The tar that holds a video."""
         return self._tars[int(self._rows.shard_N[index])]
 
+    def checksum(self, index: int, stream: str) -> int:
+        """That of a video's features in one stream: equal features have it, in any video."""
+        return self._rows.members[stream].checksum_N[index]
+
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
         tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
