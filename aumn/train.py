@@ -79,7 +79,7 @@ def train(
     `after_step(done, metrics)` is called on every rank after each step, with the number of steps done, and on the steps
     that `run.log_every` names with the metrics, summed over ranks. Who keeps what a step leaves settles `watch` first.
     """
-    clock = _Clock(loader)
+    clock = _Clock(loader, engine)
     with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
         for step in steps:
             report = train_step(engine, step, weights)
@@ -154,15 +154,24 @@ def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 class _Clock:
-    """Videos a second and the share of time spent waiting for data, since the last reading."""
+    """Videos a second, and the shares of time spent waiting for data and for other ranks, since the last reading."""
 
-    def __init__(self, loader: StepSource) -> None:
-        self.loader, self.videos = loader, 0
-        self.start_s, self.start_wait_s = time.perf_counter(), loader.wait_s
+    def __init__(self, loader: StepSource, engine: Engine) -> None:
+        self.loader, self.engine, self.videos = loader, engine, 0
+        self.before = self._totals_s()
 
     def read(self) -> dict[str, float]:
-        now_s, wait_s = time.perf_counter(), self.loader.wait_s
-        elapsed_s = max(now_s - self.start_s, 1e-9)
-        rates = {"videos_per_s": self.videos / elapsed_s, "data_wait_share": (wait_s - self.start_wait_s) / elapsed_s}
-        self.videos, self.start_s, self.start_wait_s = 0, now_s, wait_s
-        return rates
+        now = self._totals_s()
+        spent = {name: total_s - self.before.get(name, 0.0) for name, total_s in now.items()}
+        elapsed_s = max(spent.pop("elapsed"), 1e-9)
+        rates = {"videos_per_s": self.videos / elapsed_s}
+        self.videos, self.before = 0, now
+        return rates | {f"{name}_wait_share": spent_s / elapsed_s for name, spent_s in spent.items()}
+
+    def _totals_s(self) -> dict[str, float]:
+        """Without the ranks' where the engine does not measure it."""
+        totals = {"elapsed": time.perf_counter(), "data": self.loader.wait_s}
+        gradients_s = self.engine.communication_s()
+        if gradients_s is not None:
+            totals["communication"] = gradients_s + self.engine.ranks.sums.total_s
+        return totals

@@ -88,7 +88,14 @@ print(run.info.status, *run.data.metrics, *[m.step for m in client.get_metric_hi
     status, *names = succeed(python("-W", "ignore", "-c", code, cwd=place.root)).stdout.split()
     terms = ("classification", "diversity", "homogeneity", "sparsity", "total", "attention_mean", "units_alive")
     wanted = {f"{stream}/{term}" for stream in ("rgb", "flow") for term in terms}
-    wanted |= {"loss", "learning_rate", "videos_per_s", "data_wait_share", "testing/mAP/average"}
+    wanted |= {
+        "loss",
+        "learning_rate",
+        "videos_per_s",
+        "data_wait_share",
+        "communication_wait_share",
+        "testing/mAP/average",
+    }
     assert status == "FINISHED"
     assert wanted <= set(names)
     assert names[-3:] == ["2", "4", "6"]

@@ -33,6 +33,7 @@ for command in (
     report.report,
     jobs.submit,
     jobs.jobs,
+    jobs.scaling,
     models.deliver,
 ):
     app.command()(command)

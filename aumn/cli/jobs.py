@@ -84,6 +84,28 @@ def jobs(
         )
 
 
+def scaling(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a job like jobs/scaling.yaml, with its training runs tracked.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for scaling.md and scaling.png.")],
+) -> None:
+    """Table and figure of a scaling experiment, from its measured runs: videos a second, efficiency, where time went.
+
+    Example: aumn scaling runs/jobs/scaling --out runs/jobs/scaling/report
+    """
+    from aumn.cluster.job_folder import JobFolder
+    from aumn.scaling import METRICS, write_report
+    from aumn.tracking.job_run import nested_runs
+
+    job = JobFolder.open(folder)
+    if job.tracking_run is None:
+        raise InputError(f"{folder} was submitted with tracking.enabled=false, so nothing holds what was measured.")
+    runs = nested_runs(job.job.tracking.uri, job.tracking_run, METRICS)
+    table = write_report(runs, out, f"the job {folder}")
+    print(table.read_text())
+
+
 def _go_on(folder: JobFolder, *, local: bool) -> None:
     from aumn.cluster.submit import run_here, submit
     from aumn.job_record import record_end, record_submission

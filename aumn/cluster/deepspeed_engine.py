@@ -78,6 +78,10 @@ class DeepSpeedEngine:
             self.scales[name].adjust(norms[name].isfinite())
         return norms
 
+    def communication_s(self) -> float | None:
+        """See Engine; DeepSpeed does not say."""
+        return None
+
     @contextmanager
     def whole_network(self) -> Iterator[None]:
         """See Engine."""

@@ -74,6 +74,9 @@ class Engine(Protocol):
         What is done about it later is `finite.FiniteWatch`'s affair.
         """
 
+    def communication_s(self) -> float | None:
+        """Seconds so far in which gradients crossed the ranks and no compute hid it; None: nobody measures that."""
+
     def whole_network(self) -> AbstractContextManager[None]:
         """Context in which every rank has every weight, so that the network can be used without the engine."""
 
@@ -100,6 +103,8 @@ class TorchEngine:
         self.ranks, self.device, self.settings = ranks, device, settings
         self.network = network.to(device)
         self._parallel = DistributedDataParallel(self.network, gradient_as_bucket_view=True) if ranks.size > 1 else None
+        if self._parallel is not None:
+            self._parallel._set_ddp_runtime_logging_sample_rate(1)  # for `communication_s`; DDP would time every 100th
         streams = self.network.networks
         self.scales = {name: LossScale(settings.precision, device) for name in streams}
         self._optimizers = {name: self._build_adam(list(part.parameters())) for name, part in streams.items()}
@@ -133,6 +138,14 @@ class TorchEngine:
     def update(self, learning_rate: float) -> dict[str, Tensor]:
         """See Engine."""
         return {name: self._update(name, learning_rate) for name in self._optimizers}
+
+    def communication_s(self) -> float | None:
+        """See Engine. DDP's own clocks, a step late; they include waiting for ranks that come to a gradient later."""
+        if self._parallel is None:
+            return 0.0
+        clocks = self._parallel._get_ddp_logging_data()
+        mean_ns = clocks.get("avg_backward_comm_time", 0) - clocks.get("avg_backward_compute_comm_overlap_time", 0)
+        return float(mean_ns * clocks["iteration"]) / 1e9
 
     def whole_network(self) -> AbstractContextManager[None]:
         """See Engine."""

@@ -33,7 +33,7 @@ from aumn.config import load_config
 from aumn.records import InputError
 from aumn.yaml_files import parse_value, read_yaml
 
-COMMANDS = ("evaluate", "localize", "models", "pack", "synth", "train")
+COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 

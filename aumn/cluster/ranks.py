@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,13 @@ TIMEOUT_S = 600
 _LEFT = "left_for_a_reason"
 
 
+@dataclass
+class Stopwatch:
+    """Seconds that something took so far."""
+
+    total_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's place in the run, and the few collectives the stages need. Every rank must call each of them."""
@@ -36,6 +44,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    sums: Stopwatch = field(default_factory=Stopwatch, compare=False, repr=False)  # in `sum_`, on the host's clock
 
     @property
     def is_first(self) -> bool:
@@ -62,7 +71,9 @@ class Ranks:
         if self.size > 1:
             import torch.distributed as dist
 
+            start_s = time.perf_counter()
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            self.sums.total_s += time.perf_counter() - start_s
         return tensor
 
     def gather(self, value: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from aumn.tracking.store import artifact_location, explain, open_store
@@ -77,8 +77,8 @@ def record_step(
         client.set_terminated(run.info.run_id, OUTCOMES.get(code, "FAILED"), time.time_ns() // 1_000_000)
 
 
-def nested_runs(uri: str | None, parent: str) -> list[NestedRun]:
-    """All that is nested in a job, oldest first."""
+def nested_runs(uri: str | None, parent: str, metrics: Collection[str]) -> list[NestedRun]:
+    """All that is nested in a job, oldest first, with these of its metrics."""
     client = open_store(uri)
     with explain(client.tracking_uri):
         experiment_id = client.get_run(parent).info.experiment_id
@@ -93,7 +93,7 @@ def nested_runs(uri: str | None, parent: str) -> list[NestedRun]:
                 dict(run.data.tags),
                 {
                     name: [metric.value for metric in client.get_metric_history(run.info.run_id, name)]
-                    for name in run.data.metrics
+                    for name in run.data.metrics.keys() & set(metrics)
                 },
             )
             for run in found
