@@ -1,4 +1,4 @@
-"""Folders that are on the disk whole or not at all, and that tell when they were damaged since.
+"""Files and folders that are on the disk whole or not at all; folders also tell when they were damaged since.
 
 A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads it.
 """
@@ -9,12 +9,20 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aumn.records import InputError
 
 CHECKSUMS = "SHA256SUMS"
+
+
+class DamagedError(InputError):
+    """Files are not what was written; `problem` is the sentence without the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
 
 
 @contextmanager
@@ -37,6 +45,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         remove_folder(path)
     partial.rename(path)
+    sync(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path`, in place of what had the name, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -106,11 +130,11 @@ def _read_checksums(folder: Path, remedy: str) -> dict[str, str]:
 
 def _compare(file: Path, checksum: str, expected: str | None, remedy: str) -> None:
     if checksum != expected:
-        raise InputError(
-            f"{file} does not match its checksum in {CHECKSUMS}: it was damaged, cut short or edited. {remedy}"
+        raise DamagedError(
+            f"{file} does not match its checksum in {CHECKSUMS}: it was damaged, cut short or edited.", remedy
         )
 
 
-def _unreadable(file: Path, error: Exception, remedy: str) -> InputError:
+def _unreadable(file: Path, error: Exception, remedy: str) -> DamagedError:
     reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-    return InputError(f"{file} {reason}. {remedy}")
+    return DamagedError(f"{file} {reason}.", remedy)

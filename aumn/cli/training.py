@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,8 @@ def train(
     from aumn.run import run_training
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
-    with connect(cuda=settings.run.device == "cuda") as ranks, progress("training", "steps", silent=not bar) as advance:
+    connected = connect(cuda=settings.run.device == "cuda", timeout_s=settings.run.hang_timeout_s)
+    with connected as ranks, progress("training", "steps", silent=not bar) as advance:
         run_training(settings, ranks, resume=resume, say=_say if ranks.is_first else _say_nothing, advance=advance)
 
 
@@ -119,7 +121,8 @@ def _model_folder(model: str, tracking_uri: str | None) -> Path:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a log on a full disk is no reason to stop
+        print(line, file=sys.stderr, flush=True)
 
 
 def _say_nothing(_line: str) -> None:
