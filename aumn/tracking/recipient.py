@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
-from aumn.tracking.registry import register
+from aumn.tracking.registration import register
 from aumn.tracking.spool import Letter
 from aumn.tracking.store import explain, open_store, without_password
 

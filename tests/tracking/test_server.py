@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 
 from aumn.checkpoint import read_model
 from aumn.records import InputError
-from aumn.tracking.registry import list_models, promote, resolve, show_model
+from aumn.tracking.promotion import promote
+from aumn.tracking.registry import list_models, resolve, show_model
 from tests.tracking.servers import Server
 
 pytestmark = [
