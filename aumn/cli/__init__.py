@@ -12,7 +12,7 @@ import time
 
 import typer
 
-from aumn.cli import data, evaluation, inspection, jobs, models, report, training
+from aumn.cli import data, doctor, evaluation, inspection, jobs, models, report, training
 from aumn.records import InputError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     jobs.jobs,
     jobs.scaling,
     models.deliver,
+    doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(models.app, name="models")
