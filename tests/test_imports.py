@@ -40,7 +40,7 @@ ONE_IMPORTER = {
     "aumn.data.annotation_csv": {"data.annotations"},
     "aumn.data.wtalc": {"data.annotations"},
     "h5py": {"data.containers"},
-    "matplotlib": {"inspection_picture"},
+    "matplotlib": {"inspection_picture", "scaling"},
     "aumn.cluster.engines.build_engine": {"run"},
     "aumn.tracking.mlflow_tracker": {"run"},
 }
