@@ -57,6 +57,14 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of embedding values dropped while training (paper: none)."
     )
+    centred_queries: bool = Field(
+        False,
+        description="Eq. 4 compares queries without their mean over the video and at one length (paper: as they are), "
+        "so that background does not attend to actions.",
+    )
+    attention_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="Adam moves Eq. 5's queries and keys this many times as fast as the rest (paper: 1)."
+    )
 
     @model_validator(mode="after")
     def _check_key_width(self) -> ModelConfig:

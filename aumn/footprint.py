@@ -108,6 +108,7 @@ class _Sizes(NamedTuple):
     C: int
     taps: int
     attends: bool
+    centres: bool
     chunk: int
 
     @classmethod
@@ -119,6 +120,7 @@ class _Sizes(NamedTuple):
             R=model.bottleneck,
             taps=model.kernel,
             attends=model.self_attention,
+            centres=model.centred_queries,
             **letters,
         )
 
@@ -215,9 +217,10 @@ def _pooling(s: _Sizes) -> _Phase:
 
 
 def _mixing(s: _Sizes) -> _Phase:
-    """Eq. 4: B x T x T after the softmax; its backward pass holds three more."""
+    """Eq. 4: B x T x T after the softmax; its backward pass holds three more. Centred queries come twice besides."""
     square = s.B * s.T * s.T if s.attends else 0
-    return _Phase(saved=square + s.B * s.T * s.A, working=3 * square)
+    queries = (3 if s.attends and s.centres else 1) * s.B * s.T * s.A
+    return _Phase(saved=square + queries, working=3 * square)
 
 
 def _reading(s: _Sizes) -> _Phase:

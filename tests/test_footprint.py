@@ -42,6 +42,9 @@ CASES = {
     "long videos": make_case(2, 1500, units=7, embedding_width=64),
     "long videos, chunks": make_case(2, 1200, units=300, embedding_width=64),
     "long videos, no self-attention": make_case(2, 1500, units=300, embedding_width=64, self_attention=False),
+    "centred queries as wide as the embedding": make_case(
+        8, 60, embedding_width=256, key_ratio=1, centred_queries=True
+    ),
     "a large bank": make_case(4, 100, 20, units=16_384, embedding_width=128),
     "a large bank, micro-batches": make_case(4, 50, 20, 3, units=8_192, embedding_width=128),
 }

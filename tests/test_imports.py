@@ -34,13 +34,16 @@ ONE_IMPORTER = {
     "webdataset": set(),  # the standard library writes the same tars; tests stream them with webdataset
     "torch.distributed": {"cluster.ranks"},
     "deepspeed": {"cluster.deepspeed_engine"},
-    "mlflow": {"tracking.mlflow_tracker", "tracking.recipient", "tracking.registry", "tracking.store"},
+    "mlflow": {
+        f"tracking.{name}"
+        for name in ("mlflow_tracker", "packaging", "promotion", "recipient", "registration", "registry", "store")
+    },
     "aumn.data.annotations": {"data.packing", "data.planning", "validation", "cli.evaluation", "reporting"},
     "aumn.data.activitynet_json": {"data.annotations"},
     "aumn.data.annotation_csv": {"data.annotations"},
     "aumn.data.wtalc": {"data.annotations"},
     "h5py": {"data.containers"},
-    "matplotlib": {"inspection_picture"},
+    "matplotlib": {"inspection_picture", "scaling"},
     "aumn.cluster.engines.build_engine": {"run"},
     "aumn.tracking.mlflow_tracker": {"run"},
 }

@@ -12,7 +12,7 @@ import time
 
 import typer
 
-from aumn.cli import data, evaluation, inspection, jobs, models, report, training
+from aumn.cli import data, doctor, evaluation, inspection, jobs, models, report, training
 from aumn.cluster import preemption
 from aumn.records import InputError, Stopped
 
@@ -36,6 +36,7 @@ for command in (
     jobs.jobs,
     jobs.scaling,
     models.deliver,
+    doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(models.app, name="models")

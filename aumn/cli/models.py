@@ -38,17 +38,58 @@ def show_model(name: Annotated[str, typer.Argument(help="Registered name.")], tr
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="models:/name/version or models:/name@alias.")],
+    second: Annotated[str, typer.Argument(help="The same.")],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Two versions side by side: metrics, settings that differ, data.
+
+    Example: aumn models compare models:/aumn-thumos14@champion models:/aumn-thumos14/3
+    """
+    from aumn.tracking.promotion import compare
+
+    found = compare(first, second, tracking_uri)
+    sides = (str(found.first), str(found.second))
+    if found.metrics:
+        print_table(("metric, %", *sides, "difference"), [_metric_row(*row) for row in found.metrics])
+    print_table(("data", *sides), found.data)
+    if found.settings:
+        print_table(
+            ("setting", *sides), [(name, _value(ours), _value(theirs)) for name, ours, theirs in found.settings]
+        )
+    else:
+        print("No setting differs.")
+    if found.incomparable:
+        print(f"Their mAP cannot be compared: {found.incomparable}.")
+
+
+@app.command()
 def promote(
     name: Annotated[str, typer.Argument(help="Registered name.")],
     version: Annotated[int, typer.Argument(help="Version to promote.")],
     alias: Annotated[str, typer.Argument(help="Alias it takes over, e.g. champion.")],
     tracking_uri: TrackingUri = None,
+    force: Annotated[bool, typer.Option("--force", help="Whatever mAP the two versions record.")] = False,
 ) -> None:
-    """Give a version an alias, by which it is then looked up."""
-    from aumn.tracking import registry
+    """Give a version an alias, by which it is then looked up, unless the version that has it is better.
 
-    before = registry.promote(name, version, alias, tracking_uri)
-    print(f"models:/{name}@{alias} is version {version} now" + (f"; it was {before}." if before else "."))
+    Example: aumn models promote aumn-thumos14 3 champion
+    """
+    from aumn.tracking import promotion
+
+    done = promotion.promote(name, version, alias, tracking_uri, force=force)
+    before = f"; it was {done.before}" if done.before else ""
+    print(f"models:/{name}@{alias} is version {version} now{before}{f' ({done.remark})' if done.remark else ''}.")
+
+
+def _metric_row(name: str, ours: float | None, theirs: float | None) -> tuple[str, ...]:
+    difference = "-" if ours is None or theirs is None else f"{100 * (theirs - ours):+.1f}"
+    return name, *("-" if value is None else f"{100 * value:.1f}" for value in (ours, theirs)), difference
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else str(value)
 
 
 def deliver(

@@ -216,6 +216,14 @@ def leave(code: int = 0) -> NoReturn:
     os._exit(code)
 
 
+def backends() -> dict[str, bool]:
+    """Which ways for ranks to talk this torch has."""
+    import torch.distributed as dist
+
+    here = dist.is_available()
+    return {"gloo": here and dist.is_gloo_available(), "nccl": here and dist.is_nccl_available()}
+
+
 def group_of_one(*, cuda: bool = False) -> None:
     """A process group of this process alone, for a library that will not do without one; it is never closed."""
     import torch.distributed

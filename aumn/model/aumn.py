@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aumn.model.memory import Memory, Reading
+from aumn.model.memory import Memory, QuickLinear, Reading
 from aumn.records import Batch, Scores, VideoScores
 
 
@@ -58,6 +58,9 @@ class AUMN(nn.Module):
         bottleneck: R of the value encoder (the paper does not say; 64).
         self_attention: Eq. 4; without it X = E.
         dropout: share of embedding values dropped while training (the paper: none).
+        centred_queries: compare Eq. 4's queries without their mean over the video and at one length (the paper: as
+            they are); see `_mixing`.
+        attention_rate: how many times as fast as the rest Adam moves queries and keys (the paper: 1).
     """
 
     def __init__(
@@ -72,14 +75,17 @@ class AUMN(nn.Module):
         bottleneck: int = 64,
         self_attention: bool = True,
         dropout: float = 0.0,
+        centred_queries: bool = False,
+        attention_rate: float = 1.0,
     ) -> None:
         super().__init__()
         key_width = embedding_width // key_ratio
         self.embed = TemporalConvolution(input_width, embedding_width, kernel)
-        self.encode_query = nn.Linear(embedding_width, key_width)
-        self.memory = Memory(units, embedding_width, key_width, bottleneck, num_classes)
+        self.encode_query = QuickLinear(embedding_width, key_width, attention_rate)
+        self.memory = Memory(units, embedding_width, key_width, bottleneck, num_classes, attention_rate=attention_rate)
         self.self_attention = self_attention
         self.dropout = dropout
+        self.centred_queries = centred_queries
 
     def forward(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Scores:
         """Eq. 1-8 for training: Eq. 8's logits, Eq. 7, and Eq. 11's sums.
@@ -137,11 +143,25 @@ class AUMN(nn.Module):
         return embedded_BTF.to(features_BTD.dtype), queries_BTA.to(features_BTD.dtype)
 
     def _mixing(self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Eq. 4's softmax(Q Qᵀ / sqrt(A)), B x T x T; a video's own snippets alone are attended to."""
+        """Eq. 4's softmax(Q Qᵀ / sqrt(A)), B x T x T; a video's own snippets alone are attended to.
+
+        Queries of one video share a direction, along which those of actions grow longest while training. So as they
+        are, every snippet attends to actions most, background too; without the shared direction and the lengths, it
+        attends to its like (docs/experiments.md).
+        """
+        if self.centred_queries:
+            queries_BTA = _centred(queries_BTA, mask_BT)
         scores_BTT = (queries_BTA / math.sqrt(queries_BTA.shape[-1])) @ queries_BTA.mT
         if any(length < mask_BT.shape[1] for length in lengths):
             scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
         return scores_BTT.softmax(-1)
+
+
+def _centred(queries_BTA: Tensor, mask_BT: Tensor) -> Tensor:
+    """Queries less their mean over the video's own snippets, each sqrt(A) long."""
+    mask_BT1 = mask_BT[..., None].to(queries_BTA.dtype)
+    mean_B1A = (queries_BTA * mask_BT1).sum(1, keepdim=True) / mask_BT1.sum(1, keepdim=True)
+    return functional.normalize(queries_BTA - mean_B1A, dim=-1) * math.sqrt(queries_BTA.shape[-1])
 
 
 def _class_activation(mixed_TF: Tensor, reading: Reading) -> Tensor:

@@ -55,6 +55,7 @@ class MlflowTracker:
         self.uri = find_address(uri)
         client = None if run_id else open_store(self.uri)
         self._say, self._spool = say, Spool(spool)
+        self._config: dict[str, Any] | None = None
         try:
             if len(self._spool) and self._spool.run != run_id:
                 empty(self._spool)  # an earlier run left it here
@@ -73,6 +74,7 @@ class MlflowTracker:
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """See Tracker. MLflow's parameters never change: a continued run's new values become tags, `resumed.x.y`."""
+        self._config = dict(config)
         self._courier.post({"config": config})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -93,7 +95,7 @@ class MlflowTracker:
         check_names(name, alias)
         read_card(folder)
         place = os.path.relpath(folder, self._spool.path.parent)
-        self._courier.post({"model": {"folder": place, "name": name, "alias": alias}})
+        self._courier.post({"model": {"folder": place, "name": name, "alias": alias, "config": self._config}})
         self._courier.settle(grace_s=END_GRACE_S)
         return self._recipient.versions.get(name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
-from aumn.tracking.registry import register
+from aumn.tracking.registration import register
 from aumn.tracking.spool import Letter
 from aumn.tracking.store import explain, open_store, without_password
 
@@ -40,7 +40,7 @@ class Recipient:
         """Find out what the store has. To be called again after a refusal, which may have come after the taking."""
         client = open_store(self._uri)
         with explain(client.tracking_uri):
-            run = find_run(client, self.run_id)
+            run = _find_run(client, self.run_id)
         self._params = dict(run.data.params)
         self._last_steps = {metric.key: int(metric.step) for metric in run.to_proto().data.metrics}
         self._client = client
@@ -69,9 +69,8 @@ class Recipient:
                 client.update_run(self.run_id, status="RUNNING")
             case {"status": status, "at_ms": end_time}:
                 client.set_terminated(self.run_id, status, end_time)
-            case {"model": {"folder": folder, "name": name, "alias": alias}}:
-                version = register(self._folder / folder, name, alias, run_id=self.run_id, uri=str(client.tracking_uri))
-                self.versions[name] = version.version
+            case {"model": model}:
+                self._send_model(client, model)
             case letter:
                 raise InputError(f"{letter} in {self._folder} is none of the letters that this aumn knows.")
         return 1
@@ -91,6 +90,17 @@ class Recipient:
             client.log_batch(self.run_id, metrics=batch[first : first + MOST_METRICS])
         self._last_steps = last_steps
         return count
+
+    def _send_model(self, client: MlflowClient, model: Mapping[str, Any]) -> None:
+        version = register(
+            self._folder / model["folder"],
+            model["name"],
+            model["alias"],
+            run_id=self.run_id,
+            config=model["config"],
+            uri=str(client.tracking_uri),
+        )
+        self.versions[model["name"]] = version.version
 
     def _send_config(self, client: MlflowClient, config: Mapping[str, Any]) -> None:
         """MLflow's parameters never change: a continued run's new values become tags, `resumed.x.y`."""
@@ -119,8 +129,7 @@ def _send_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> No
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def find_run(client: MlflowClient, run_id: str) -> Run:
-    """A run that must be there."""
+def _find_run(client: MlflowClient, run_id: str) -> Run:
     from mlflow.exceptions import MlflowException
 
     try:

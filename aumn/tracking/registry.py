@@ -1,13 +1,8 @@
-"""The model registry: model artifacts by name, version and alias.
-
-A version's files are uploaded as an MLflow logged model, tied to the run that trained it, so that an `MLmodel` file in
-the artifact's folder is all that makes it an MLflow pyfunc as well.
-"""
+"""The model registry, looked into: versions by name, number and alias, and their files. See `packaging` for those."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -54,26 +49,17 @@ class ModelVersion:
     tags: dict[str, str]
 
 
-def register(folder: Path, name: str, alias: str | None = None, *, run_id: str, uri: str | None = None) -> ModelVersion:
-    """Upload a model artifact as the next version of a name, new or not; the version takes over the alias.
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a version's files say of it; `config` is that of its run, None where it was not recorded."""
 
-    A run registers the same files once: killed and repeated at any moment, this finds the version that is there.
-    """
-    check_names(name, alias)
-    tags = _describe(read_card(folder)) | {
-        "files_sha256": hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
-    }
-    client = open_store(uri)
-    with explain(client.tracking_uri):
-        if not _registered(client, name, run_id, tags):
-            _upload(client, folder, name, run_id, tags)
-        # A store that hung may have taken an upload given up long since: the first one counts.
-        version, *doubles = _registered(client, name, run_id, tags)
-        for double in doubles:
-            client.delete_model_version(name, double)
-        if alias:
-            client.set_registered_model_alias(name, alias, version)
-        return _version(client.get_model_version(name, version), _find_model(client, name).aliases)
+    name: str
+    version: int
+    card: ModelCard
+    config: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        return f"models:/{self.name}/{self.version}"
 
 
 def check_names(name: str | None = None, alias: str | None = None) -> None:
@@ -90,89 +76,70 @@ def resolve(model_uri: str, uri: str | None = None) -> Path:
     """The folder of `models:/name@alias` or `models:/name/version`: the store's own if it is on this machine, else a
     copy in the user's cache, downloaded once. Any number of ranks may ask at the same time.
     """
-    match = re.fullmatch(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>\d+))", model_uri)
-    if not match:
-        raise InputError(
-            f"{model_uri} is no registered model: write models:/<name>@<alias> or models:/<name>/<version>, "
-            "such as models:/aumn-thumos14@champion."
-        )
+    wanted = _parse(model_uri)
     client = open_store(uri)
     with explain(client.tracking_uri):
-        name = match["name"]
-        version = _find_alias(client, name, match["alias"]) if match["alias"] else int(match["version"])
-        _find_version(client, name, version)
+        name, version = _locate(client, *wanted)
         source = client.get_model_version_download_uri(name, str(version))
         return _fetch(source, client.tracking_uri, f"{name}-{version}")
+
+
+def describe(model_uri: str, uri: str | None = None) -> Description:
+    """What a version says of itself; downloads no weights."""
+    wanted = _parse(model_uri)
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        return read_description(client, *_locate(client, *wanted))
 
 
 def list_models(uri: str | None = None) -> list[RegisteredModel]:
     """Every name in the registry, alphabetically."""
     client = open_store(uri)
     with explain(client.tracking_uri):
-        return [_model(found) for found in _pages(client.search_registered_models, order_by=["name ASC"])]
+        return [_model(found) for found in pages(client.search_registered_models, order_by=["name ASC"])]
 
 
 def show_model(name: str, uri: str | None = None) -> list[ModelVersion]:
     """A model's versions, newest first."""
     client = open_store(uri)
     with explain(client.tracking_uri):
-        aliases = _find_model(client, name).aliases
-        return [_version(found, aliases) for found in _find_versions(client, name)]
+        aliases = find_model(client, name).aliases
+        return [as_version(found, aliases) for found in _find_versions(client, name)]
 
 
-def promote(name: str, version: int, alias: str, uri: str | None = None) -> int | None:
-    """Give a version an alias; the version that had it, if one did."""
-    check_names(alias=alias)
-    client = open_store(uri)
-    with explain(client.tracking_uri):
-        _find_version(client, name, version)
-        before = _find_model(client, name).aliases.get(alias)
-        client.set_registered_model_alias(name, alias, str(version))
-        return before
+def read_description(client: MlflowClient, name: str, version: int) -> Description:
+    """The same of a version that exists."""
+    import yaml
+    from mlflow.artifacts import download_artifacts
+
+    source = client.get_model_version_download_uri(name, str(version))
+    with tempfile.TemporaryDirectory() as folder:
+        for file in ("model.json", CHECKSUMS, "config.yaml"):
+            download_artifacts(f"{source}/{file}", dst_path=folder, tracking_uri=client.tracking_uri)
+        config = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+        return Description(name, version, read_card(Path(folder)), config or None)
 
 
-def _describe(card: ModelCard) -> dict[str, str]:
-    facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "aumn_version": card.aumn_version}
-    commit = {"commit": card.commit} if card.commit else {}
-    return facts | commit | {name: repr(value) for name, value in card.metrics.items()}
+def _parse(model_uri: str) -> tuple[str, str | None, int | None]:
+    """Name, and alias or version."""
+    match = re.fullmatch(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>\d+))", model_uri)
+    if not match:
+        raise InputError(
+            f"{model_uri} is no registered model: write models:/<name>@<alias> or models:/<name>/<version>, "
+            "such as models:/aumn-thumos14@champion."
+        )
+    return match["name"], match["alias"], int(match["version"]) if match["version"] else None
 
 
-def _registered(client: MlflowClient, name: str, run_id: str, tags: Mapping[str, str]) -> list[str]:
-    """The versions that this run made of these files, oldest first."""
-    found = _pages(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
-    digest = tags["files_sha256"]
-    return sorted((str(version.version) for version in found if version.tags.get("files_sha256") == digest), key=int)
+def _locate(client: MlflowClient, name: str, alias: str | None, version: int | None) -> tuple[str, int]:
+    version = _find_alias(client, name, alias) if alias else version
+    assert version is not None
+    check_version(client, name, version)
+    return name, version
 
 
-def _upload(client: MlflowClient, folder: Path, name: str, run_id: str, tags: dict[str, str]) -> None:
-    """A new version. Nothing is in the registry before all files are in the store."""
-    from mlflow.entities import LoggedModelOutput
-
-    experiment_id = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment_id, "localizer", run_id, tags, model_type="AUMN")
-    client.log_model_artifacts(model.model_id, str(folder))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    _create_name(client, name)
-    version = client.create_model_version(
-        name, model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
-    ).version
-    # As mlflow.register_model does: its UI leads from the logged model to the version by this.
-    link = json.dumps([{"name": name, "version": version}])
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
-
-
-def _create_name(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _find_model(client: MlflowClient, name: str) -> RegisteredModel:
+def find_model(client: MlflowClient, name: str) -> RegisteredModel:
+    """A model that must be there."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -180,28 +147,29 @@ def _find_model(client: MlflowClient, name: str) -> RegisteredModel:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    names = [model.name for model in _pages(client.search_registered_models, order_by=["name ASC"])]
+    names = [model.name for model in pages(client.search_registered_models, order_by=["name ASC"])]
     raise InputError(
         f"No model is registered as {name} in {without_password(client.tracking_uri)}; {_choices('names', names)}."
     )
 
 
 def _find_alias(client: MlflowClient, name: str, alias: str) -> int:
-    aliases = _find_model(client, name).aliases
+    aliases = find_model(client, name).aliases
     if alias not in aliases:
         raise InputError(f"Model {name} has no alias {alias}; {_choices('aliases', sorted(aliases))}.")
     return aliases[alias]
 
 
-def _find_version(client: MlflowClient, name: str, version: int) -> None:
-    _find_model(client, name)
+def check_version(client: MlflowClient, name: str, version: int) -> None:
+    """InputError unless the model has the version."""
+    find_model(client, name)
     versions = [int(found.version) for found in _find_versions(client, name)]
     if version not in versions:
         raise InputError(f"Model {name} has no version {version}; {_choices('versions', versions)}.")
 
 
 def _find_versions(client: MlflowClient, name: str) -> list[Any]:
-    return list(_pages(client.search_model_versions, f"name = '{name}'", order_by=["version_number DESC"]))
+    return list(pages(client.search_model_versions, f"name = '{name}'", order_by=["version_number DESC"]))
 
 
 def _choices(kind: str, choices: Sequence[object]) -> str:
@@ -211,7 +179,7 @@ def _choices(kind: str, choices: Sequence[object]) -> str:
     return f"the {kind} are {', '.join(map(str, choices[:_SHOWN]))}{more}"
 
 
-def _pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+def pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
     """What a search of MLflow finds, over all its pages."""
     token = None
     while True:
@@ -227,7 +195,8 @@ def _model(found: Any) -> RegisteredModel:
     return RegisteredModel(found.name, newest, {alias: int(version) for alias, version in found.aliases.items()})
 
 
-def _version(found: Any, aliases: Mapping[str, int]) -> ModelVersion:
+def as_version(found: Any, aliases: Mapping[str, int]) -> ModelVersion:
+    """What MLflow found, in our words."""
     version = int(found.version)
     return ModelVersion(
         found.name,

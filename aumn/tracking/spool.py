@@ -3,7 +3,7 @@
     {"run": "0f3c...", "store": "http://lab:5000"}          whom the letters are for; without passwords
     {"metrics": {"loss": 0.5}, "step": 10, "at_ms": ...}    one letter a line
     {"config": {...}}  {"tags": {...}}  {"status": "FINISHED", "at_ms": ...}
-    {"model": {"folder": "model", "name": "aumn-thumos14", "alias": null}}    the folder as seen from the file's
+    {"model": {"folder": "model", "name": "aumn-thumos14", "alias": null, "config": ...}}    beside this file
 
 The file is there only while something waits. A letter may be in it that was delivered just before a kill: delivering
 drops what the store has (see `recipient`). One process has a spool open at a time.

@@ -16,9 +16,14 @@ def embed(net: AUMN, features_TD: Tensor) -> Tensor:  # Eq. 1
     return torch.relu(out_FT.T)
 
 
+def queries(net: AUMN, embedded_TF: Tensor) -> Tensor:
+    return (embedded_TF @ net.encode_query.weight.T + net.encode_query.bias) * net.encode_query.rate
+
+
 def keys_and_values(net: AUMN) -> tuple[Tensor, Tensor]:  # Eq. 2, 3
     memory = net.memory
-    keys_KA = memory.units_KF @ memory.encode_key.weight.T + memory.encode_key.bias
+    key = memory.encode_key
+    keys_KA = (memory.units_KF @ key.weight.T + key.bias) * key.rate
     hidden_KR = torch.relu(memory.units_KF @ memory.encode_hidden.weight.T + memory.encode_hidden.bias)
     w2_RFC, b2_FC = memory.values_RFC[:-1], memory.values_RFC[-1]
     return keys_KA, torch.einsum("kr,rfc->kfc", hidden_KR, w2_RFC) + b2_FC
@@ -27,11 +32,15 @@ def keys_and_values(net: AUMN) -> tuple[Tensor, Tensor]:  # Eq. 2, 3
 def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
     """Every quantity of Eq. 1-8, 11 and 15 for one video."""
     embedded_TF = embed(net, features_TD)
-    queries_TA = embedded_TF @ net.encode_query.weight.T + net.encode_query.bias
+    queries_TA = queries(net, embedded_TF)
     scale = queries_TA.shape[1] ** 0.5
     mixed_TF = embedded_TF
     if net.self_attention:
-        similarity_TT = torch.softmax(queries_TA @ queries_TA.T / scale, dim=1)
+        compared_TA = queries_TA
+        if net.centred_queries:
+            compared_TA = queries_TA - queries_TA.mean(0)
+            compared_TA = scale * compared_TA / compared_TA.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        similarity_TT = torch.softmax(compared_TA @ compared_TA.T / scale, dim=1)
         mixed_TF = (similarity_TT + torch.eye(len(features_TD), dtype=features_TD.dtype)) @ embedded_TF  # Eq. 4
     keys_KA, values_KFC = keys_and_values(net)
     s_TK = torch.sigmoid(queries_TA @ keys_KA.T / scale)  # Eq. 5

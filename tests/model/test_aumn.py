@@ -16,7 +16,8 @@ SHAPES = [
     {"units": 1, "bottleneck": 5, "kernel": 3, "self_attention": True},
     {"units": 7, "bottleneck": 9, "kernel": 3, "self_attention": True},
     {"units": 4, "bottleneck": 3, "kernel": 1, "self_attention": False},
-    {"units": 41, "bottleneck": 6, "kernel": 5, "self_attention": True},
+    {"units": 41, "bottleneck": 6, "kernel": 5, "self_attention": True, "attention_rate": 5},
+    {"units": 7, "bottleneck": 3, "kernel": 2, "self_attention": True, "centred_queries": True},
     {"units": 300, "bottleneck": 2, "kernel": 4, "self_attention": False},
 ]
 LENGTHS, WIDTH, CLASSES = (13, 1, 8, 11), 10, 14
@@ -104,7 +105,7 @@ def test_padding_and_the_company_of_other_videos_change_nothing(settings):
         assert_close(together.attention_BT[index, : len(video)], alone.attention_BT[0])
 
 
-@pytest.mark.parametrize("settings", SHAPES[:4])
+@pytest.mark.parametrize("settings", SHAPES[:-1])
 def test_an_empty_micro_batch_gives_zero_gradients_for_every_parameter(settings):
     net = make_network(**settings)
     scores = net(torch.zeros(0, 1, WIDTH, dtype=torch.float64), torch.zeros(0, 1, dtype=torch.bool), [], [])
@@ -112,6 +113,19 @@ def test_an_empty_micro_batch_gives_zero_gradients_for_every_parameter(settings)
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad == 0).all(), name
+
+
+def test_a_higher_attention_rate_starts_from_the_same_scores_and_moves_queries_that_much_faster():
+    plain, quick = make_network(**SHAPES[1]), make_network(**SHAPES[1], attention_rate=8)
+    assert_close(run(quick, make_videos()).logits_BC, run(plain, make_videos()).logits_BC)
+    embedded_TF = torch.randn(9, 12, dtype=torch.float64)
+    started = reference.queries(plain, embedded_TF)
+    for net in (plain, quick):
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-6)
+        run(net, make_videos()).attention_BT.sum().backward()
+        optimizer.step()
+    moved, moved_quickly = (reference.queries(net, embedded_TF) - started for net in (plain, quick))
+    assert_close(moved_quickly, 8 * moved, rtol=1e-3, atol=0)
 
 
 def test_unit_sums_alone_are_those_of_the_full_pass_dropout_included():

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from aumn.records import InputError
-from aumn.tracking.artifacts import log_artifacts
+from aumn.tracking.history import attach
 from aumn.tracking.tracker import NullTracker, Tracker
 from tests.tracking.reading import read_history, read_run
 
@@ -111,15 +111,11 @@ def test_settings_changed_on_resuming_are_tags(track):
 
 
 def test_artifacts_lie_beside_the_database(track, store, tmp_path):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "index.html").write_text("hello")
-    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "report.html").write_text("hello")
     tracker = track()
-    log_artifacts(tmp_path / "report", "report", run_id=tracker.run_id, uri=store)
-    log_artifacts(tmp_path / "metrics.json", "evaluation", run_id=tracker.run_id, uri=store)
+    attach(tracker.run_id, tmp_path / "report.html", "report", store)
     kept = tmp_path / "a store" / "mlartifacts" / tracker.run_id / "artifacts"
-    assert (kept / "report" / "index.html").read_text() == "hello"
-    assert (kept / "evaluation" / "metrics.json").read_text() == "{}"
+    assert (kept / "report" / "report.html").read_text() == "hello"
 
 
 def test_two_trackers_at_once_do_not_meet(track):
@@ -144,7 +140,7 @@ DEFAULT_STORE = """
 import os, sys
 from pathlib import Path
 from aumn.tracking import registry
-from aumn.tracking.artifacts import log_artifacts
+from aumn.tracking.history import attach
 from aumn.tracking.mlflow_tracker import MlflowTracker
 assert not {"mlflow", "torch"} & sys.modules.keys(), "imported before it is used"
 
@@ -152,7 +148,7 @@ tracker = MlflowTracker(spool=Path("run/undelivered.jsonl"))
 address = tracker.uri
 os.chdir("/")
 tracker.log_metrics({"loss": 1.0}, 0)
-log_artifacts(Path(sys.argv[1]), "code", run_id=tracker.run_id, uri=address)
+attach(tracker.run_id, Path(sys.argv[1]), "code", address)
 tracker.finish("finished")
 from mlflow.telemetry.utils import is_telemetry_disabled
 assert is_telemetry_disabled()

@@ -1,24 +1,34 @@
 """The registry in a real sqlite store; test_server.py does the same through a server."""
 
-import os
+import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import torch
 
 from aumn.checkpoint import read_model
 from aumn.records import InputError
-from aumn.tracking.registry import check_names, list_models, promote, register, resolve, show_model
+from aumn.tracking.mlflow_tracker import MlflowTracker
+from aumn.tracking.promotion import promote
+from aumn.tracking.registration import register
+from aumn.tracking.registry import check_names, list_models, resolve, show_model
+from aumn.tracking.spool import NAME
+from tests.tracking.conftest import save_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
 
 
-@pytest.fixture
-def versions(store, track, artifact) -> str:
-    """A store with two models: aumn-thumos14 of three versions, the second one champion, and another."""
-    for alias in (None, "champion", None):
-        track(run_name="training").register_model(artifact, "aumn-thumos14", alias)
-    track().register_model(artifact, "aumn-anet", None)
+@pytest.fixture(scope="module")
+def versions(blank_database, tmp_path_factory) -> str:
+    """A store with two models: aumn-thumos14 of three versions, the second one champion, and another. Not to change."""
+    folder = tmp_path_factory.mktemp("versions")
+    shutil.copy(blank_database, folder / "mlflow.db")
+    store, artifact = f"sqlite:///{folder / 'mlflow.db'}", save_card(folder / "model")
+    for name, alias in [("thumos14", None), ("thumos14", "champion"), ("thumos14", None), ("anet", None)]:
+        tracker = MlflowTracker(store, spool=folder / NAME)
+        tracker.register_model(artifact, f"aumn-{name}", alias)
+        tracker.finish("finished")
     return store
 
 
@@ -34,9 +44,10 @@ def test_a_model_is_registered_and_found_by_alias_and_version(store, track, arti
         assert card.classes == ("Golf", "Diving")
 
 
-def test_a_local_store_is_not_copied(versions, tmp_path):
+def test_a_local_store_is_not_copied(versions, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = resolve("models:/aumn-thumos14@champion", versions)
-    assert found.is_relative_to(tmp_path / "a store" / "mlartifacts")
+    assert found.is_relative_to(Path(versions.removeprefix("sqlite:///")).parent / "mlartifacts")
     assert not (tmp_path / "cache").exists()
 
 
@@ -45,7 +56,7 @@ def test_a_version_says_where_it_comes_from(versions):
     assert tags["dataset"] == "spliced"
     assert tags["dataset_identity"] == "sha256:0123"
     assert tags["commit"] == "c0ffee"
-    assert float(tags["mAP/average"]) == 1 / 3
+    assert float(tags["testing/mAP/average"]) == 1 / 3
 
 
 def test_models_are_listed(versions):
@@ -62,13 +73,6 @@ def test_versions_are_shown_newest_first_with_their_aliases(versions):
     assert shown == [(3, ()), (2, ("champion",)), (1, ())]
 
 
-def test_promoting_moves_the_alias(versions):
-    assert promote("aumn-thumos14", 3, "champion", versions) == 2
-    assert promote("aumn-thumos14", 3, "challenger", versions) is None
-    assert show_model("aumn-thumos14", versions)[0].aliases == ("challenger", "champion")
-    assert resolve("models:/aumn-thumos14@champion", versions) == resolve("models:/aumn-thumos14/3", versions)
-
-
 def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, track, artifact):
     from mlflow import MlflowClient
 
@@ -80,29 +84,6 @@ def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, track, ar
     logged = client.get_logged_model(output.model_id)
     assert logged.artifact_location == version.source
     assert (logged.source_run_id, str(logged.status)) == (tracker.run_id, "READY")
-
-
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
-def test_with_an_mlmodel_file_a_version_is_a_pyfunc(store, track, artifact, tmp_path, monkeypatch):
-    import mlflow.pyfunc
-    from mlflow.models import Model
-
-    (tmp_path / "answering.py").write_text(
-        "def _load_pyfunc(path):\n"
-        "    class Answer:\n"
-        "        def predict(self, inputs, params=None):\n"
-        "            return path\n"
-        "    return Answer()\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    model = Model()
-    model.add_flavor("python_function", loader_module="answering", env={})
-    model.save(artifact / "MLmodel")
-    track().register_model(artifact, "aumn", "champion")
-    folder = resolve("models:/aumn@champion", store)
-    weights_file = mlflow.pyfunc.load_model(str(folder)).predict(None) + "/model.safetensors"
-    assert os.path.samefile(weights_file, folder / "model.safetensors")
-    assert read_model(folder)[1].dataset == "spliced"
 
 
 # What cannot be found
@@ -163,9 +144,9 @@ def test_an_alias_that_the_registry_cannot_hold(alias):
 
 
 @pytest.mark.parametrize("alias", ["champion", "v3-tuned", "2026_01", "latest-good"])
-def test_aliases_that_are_taken_by_mlflow_too(versions, alias):
-    promote("aumn-anet", 1, alias, versions)
-    assert list_models(versions)[0].aliases == {alias: 1}
+def test_aliases_that_are_taken_by_mlflow_too(store, track, artifact, alias):
+    track().register_model(artifact, "aumn", alias)
+    assert list_models(store)[0].aliases == {alias: 1}
 
 
 def test_only_model_artifacts_are_registered(store, track, tmp_path):

@@ -1,16 +1,22 @@
 """Runs and models through a real MLflow server, which alone knows where files lie."""
 
+import base64
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
 from aumn.checkpoint import read_model
+from aumn.one_video import load_network, localize_video
 from aumn.records import InputError
-from aumn.tracking.registry import list_models, promote, resolve, show_model
+from aumn.tracking.promotion import Promotion, compare, promote
+from aumn.tracking.registry import list_models, resolve, show_model
 from tests.tracking.servers import Server
+from tests.tracking.test_pyfunc import make_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,13 +24,18 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def server(blank_database, tmp_path, monkeypatch):
-    """The address of a server that holds all files itself."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    server = Server(tmp_path, blank_database)
+@pytest.fixture(scope="module")
+def running(blank_database, tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"), blank_database)
     yield server.address
     server.end()
+
+
+@pytest.fixture
+def server(running, tmp_path, monkeypatch) -> str:
+    """The address of a server that holds all files itself; they are cached anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return running
 
 
 def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
@@ -43,10 +54,9 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
 
     history = MlflowClient(server).get_metric_history(tracker.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.5), (1, 0.25)]
-    assert [(model.name, model.newest_version, model.aliases) for model in list_models(server)] == [
-        ("aumn", 2, {"champion": 2})
-    ]
-    assert promote("aumn", 1, "champion", server) == 2
+    listed = {model.name: (model.newest_version, model.aliases) for model in list_models(server)}
+    assert listed["aumn"] == (2, {"champion": 2})
+    assert promote("aumn", 1, "champion", server) == Promotion(2, None)
     assert [version.aliases for version in show_model("aumn", server)] == [(), ("champion",)]
     assert show_model("aumn", server)[0].tags["dataset"] == "spliced"
 
@@ -56,5 +66,51 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
     assert found[0].parent == tmp_path / "cache" / "aumn" / "models"
     assert os.listdir(found[0].parent) == [found[0].name]
     assert torch.equal(read_model(found[0])[0]["memory"], torch.arange(6.0).reshape(3, 2))
+    assert not compare("models:/aumn/1", "models:/aumn@champion", server).settings
     with pytest.raises(InputError, match=r"Model aumn has no version 3; the versions are 2, 1"):
         resolve("models:/aumn/3", server)
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+def test_mlflow_loads_a_model_through_a_server(server, track, tmp_path, monkeypatch):
+    import mlflow
+
+    track(server).register_model(make_model(tmp_path), "aumn-whole", "champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    model = mlflow.pyfunc.load_model("models:/aumn-whole@champion")
+    network, card = load_network(resolve("models:/aumn-whole@champion"))
+    arrays = model.input_example
+    frame = model.predict(arrays, params={"fps": 25.0})
+    assert list(frame.score) == list(localize_video(network, card, arrays, fps=25.0).score_N)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers nobody, and remembers who asked."""
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.headers["Authorization"])
+        self.send_error(401, "Unauthorized")
+
+    do_POST = do_GET
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.mark.parametrize("where", ["the environment", "the address"])
+def test_credentials_reach_the_server_and_nobody_else(where, track, monkeypatch):
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        server.seen = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        if where == "the address":
+            address = f"http://me:s3cret@{host}"
+        else:
+            address = f"http://{host}"
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
+        with pytest.raises(InputError, match=r"The tracking store http://.* refused: .*401") as error:
+            track(address)
+        server.shutdown()
+    assert set(server.seen) == {"Basic " + base64.b64encode(b"me:s3cret").decode()}
+    assert "s3cret" not in str(error.value)

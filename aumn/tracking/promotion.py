@@ -1,0 +1,120 @@
+"""Comparing versions, and giving an alias to the better one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aumn.records import InputError
+from aumn.tracking.measure import measure, why_incomparable
+from aumn.tracking.registry import Description, check_names, check_version, describe, find_model, read_description
+from aumn.tracking.store import explain, open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_OF_THE_PLACE = ("run.folder", "data.shards", "tracking.")
+"""Settings that say where a run was, not what it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two versions side by side; a row is a name and what each has, None where it has nothing of the kind."""
+
+    first: Description
+    second: Description
+    metrics: list[tuple[str, float | None, float | None]]
+    settings: list[tuple[str, Any, Any]]  # those that differ
+    data: list[tuple[str, str, str]]
+    incomparable: str | None  # why their mAP say nothing of each other
+
+
+def compare(first_uri: str, second_uri: str, uri: str | None = None) -> Comparison:
+    """Two versions, each `models:/name/version` or `models:/name@alias`."""
+    first, second = describe(first_uri, uri), describe(second_uri, uri)
+    ours, theirs = first.card.metrics, second.card.metrics
+    return Comparison(
+        first,
+        second,
+        [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}],
+        list(_differing(_settings(first, second), _settings(second, first))),
+        [(name, _facts(first)[name], _facts(second)[name]) for name in _facts(first)],
+        _why_incomparable(first, second),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What promoting did: the version that had the alias, if one did, and why the two were not compared, if so."""
+
+    before: int | None
+    remark: str | None
+
+
+def promote(name: str, version: int, alias: str, uri: str | None = None, *, force: bool = False) -> Promotion:
+    """Give a version an alias.
+
+    Without `force`, InputError where the version that has the alias records a higher mAP, or one that this version
+    cannot be compared with. A version without an mAP makes way for any.
+    """
+    check_names(alias=alias)
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        check_version(client, name, version)
+        before = find_model(client, name).aliases.get(alias)
+        remark = None
+        if before not in {None, version} and not force:
+            remark = _judge(client, name, version, before, alias)
+        client.set_registered_model_alias(name, alias, str(version))
+        return Promotion(before, remark)
+
+
+def _judge(client: MlflowClient, name: str, version: int, before: int, alias: str) -> str | None:
+    new, old = read_description(client, name, version), read_description(client, name, before)
+    ours, theirs = measure(new.card, new.config), measure(old.card, old.config)
+    why = why_incomparable(ours, theirs)
+    if theirs is None:
+        return f"version {before} records no mAP to compare with"
+    if why is not None:
+        raise InputError(
+            f"{new} cannot be compared with version {before}, which is @{alias} now: {why}. Measure both alike on the "
+            "same videos, or pass --force."
+        )
+    assert ours is not None
+    if ours.average < theirs.average:
+        raise InputError(
+            f"{new} has mAP {ours}, less than the {100 * theirs.average:.1f}% of version {before}, which is @{alias} "
+            "now: promote a better one, or pass --force."
+        )
+    return None
+
+
+def _why_incomparable(first: Description, second: Description) -> str | None:
+    return why_incomparable(measure(first.card, first.config), measure(second.card, second.config))
+
+
+def _settings(of: Description, other: Description) -> dict[str, Any]:
+    """All of the run's where both have them, else those of the network and of localization."""
+    sections: Mapping[str, Any] = {"model": of.card.model, "localize": of.card.localize}
+    if of.config and other.config:
+        sections = of.config
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name) and not name.startswith(_OF_THE_PLACE):
+            yield name, ours.get(name), theirs.get(name)
+
+
+def _facts(of: Description) -> dict[str, str]:
+    card = of.card
+    return {
+        "dataset": card.dataset,
+        "identity": card.dataset_identity,
+        "classes": f"{len(card.classes)}",
+        "streams": ", ".join(f"{stream} {width}" for stream, width in card.streams.items()),
+        "stride": f"{card.stride_frames} frames",
+        "commit": card.commit or "unknown",
+    }

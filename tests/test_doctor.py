@@ -1,0 +1,170 @@
+"""`aumn doctor` here, and on machines that lack things, hang or refuse: a finding each, never a traceback."""
+
+import http.server
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aumn import doctor, doctor_services
+from aumn.doctor import CHECKS, SERVICES, Finding, examine
+
+from .launching import QUIET, aumn
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+def script(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_it_says_of_everything_what_is_here(tmp_path: Path) -> None:
+    process = aumn("doctor", "--json", cwd=tmp_path, MLFLOW_TRACKING_URI="")
+    findings = {row["what"]: row for row in json.loads(process.stdout)}
+    assert list(findings) == [*CHECKS, *SERVICES, "MLflow store"]
+    assert findings["Python"]["found"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
+    assert all(f"{name} " in findings["packages"]["found"] for name in ("torch", "deepspeed", "mlflow"))
+    assert "gloo" in findings["collectives"]["found"]
+    assert findings["MLflow store"]["found"] == f"{tmp_path}/mlflow.db, made when it is first used"
+    assert all(row["remedy"] for row in findings.values() if row["state"] != "works")
+    assert process.returncode == any(row["state"] == "broken" for row in findings.values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_text_has_a_line_for_each_and_a_remedy_below() -> None:
+    process = aumn("doctor", PATH="/nowhere")
+    assert "--  SLURM: no sbatch, squeue, scontrol, srun on PATH\n    aumn submit works with --local" in process.stdout
+    assert process.stdout.count("\nok  ") + process.stdout.startswith("ok  ") >= 3
+    assert process.stderr == ""
+
+
+@pytest.mark.parametrize("missing", ["torch", "mlflow", "deepspeed"])
+def test_without_a_library(missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; from aumn.cli import main; main()"
+    command = [sys.executable, "-c", code, "doctor", "--json"]
+    process = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, timeout=60, check=False)
+    findings = {row["what"]: row for row in json.loads(process.stdout)}
+    assert ("could not be looked at" in findings["CUDA"]["found"]) == (missing == "torch")
+    assert findings["Python"]["state"] == "works"
+
+
+def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["h5py>=3.14", "numpy>=2.2", "no_such_package[extra]>=1,<2", "pytest>=9; extra == 'dev'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _name: wanted)
+    state, found, remedy = CHECKS["packages"]()
+    assert (state, remedy) == ("broken", "pip install no_such_package.")
+    assert "numpy 2" in found
+    assert "pytest" not in found
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "h5py" else "1")
+    assert CHECKS["packages"]()[::2] == ("limited", "pip install h5py (without h5py no HDF5 features).")
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst() -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setitem(CHECKS, "memory", burst)
+    found = by_name(examine())
+    assert found["memory"] == Finding(
+        "memory",
+        "limited",
+        "could not be looked at: ZeroDivisionError('nobody thought of this')",
+        "Look at it by hand.",
+    )
+    assert found["Python"].state == "works"
+
+
+def test_slurm_that_answers_hangs_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in doctor_services.NEEDED:
+        script(tmp_path / "bin", name, "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(doctor_services, "PATIENCE_S", 1)
+    script(tmp_path / "bin", "scontrol", "echo 'Slurmctld(primary) at login1 is UP'")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert doctor_services.find_slurm() == ("works", "Slurmctld(primary) at login1 is UP", "")
+    script(tmp_path / "bin", "scontrol", "echo 'Slurmctld(primary) at login1 is DOWN'; exit 1")
+    state, found, remedy = doctor_services.find_slurm()
+    assert (state, found) == ("limited", "the controller does not answer: Slurmctld(primary) at login1 is DOWN")
+    assert remedy == "aumn submit works with --local and --dry-run alone until it does."
+    script(tmp_path / "bin", "scontrol", "exec sleep 30")
+    started_s = time.perf_counter()
+    assert doctor_services.find_slurm()[:2] == ("limited", "scontrol ping: no answer in 1 s")
+    assert time.perf_counter() - started_s < 10
+
+
+def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_services.socket, "gethostname", lambda: "no-such-machine.invalid")
+    state, found, remedy = doctor_services.find_names()
+    assert state == "limited"
+    assert found.startswith("no-such-machine.invalid")
+    assert "set GLOO_SOCKET_IFNAME=lo" in remedy
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    code = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.code if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    found = http.server.HTTPServer(("127.0.0.1", 0), _Answer)
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{found.server_port}"
+    found.shutdown()
+    found.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "found"),
+    [(200, "works", "answers 200"), (401, "limited", "wants credentials"), (502, "limited", "answers 502")],
+)
+def test_a_server_that_answers(server: str, monkeypatch: pytest.MonkeyPatch, code: int, state: str, found: str) -> None:
+    monkeypatch.setattr(_Answer, "code", code)
+    assert doctor_services.find_store(server)[:2] == (state, f"{server} {found}")
+
+
+def test_stores_that_cannot_be_reached(tmp_path: Path) -> None:
+    state, found, remedy = doctor_services.find_store("http://user:secret@127.0.0.1:9")
+    assert (state, "secret" in found) == ("limited", False)
+    assert found.startswith("http://***@127.0.0.1:9 does not answer (")
+    assert "Runs go on and keep their metrics" in remedy
+    assert doctor_services.find_store(str(tmp_path))[0] == "broken"
+    assert doctor_services.find_store("postgresql://u:p@h/db") == (
+        "limited", "postgresql://***@h/db was not tried", "aumn models list tries it."
+    )  # fmt: skip
+
+
+def test_few_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        state, found, remedy = CHECKS["open files"]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (state, found.split()[0]) == ("limited", "512")
+    assert remedy.startswith("Sets of hundreds of shards need more: ulimit -n ")
+
+
+def test_a_broken_machine_ends_with_code_1(tmp_path: Path) -> None:
+    process = aumn("doctor", "--tracking-uri", str(tmp_path))
+    assert process.returncode == 1
+    assert "!!  MLflow store: " in process.stdout
