@@ -123,6 +123,11 @@ class RunSection(Section):
     log_every: Count = Field(10, description="Steps between lines of metrics.")
     checkpoint_every: Count = Field(500, description="Steps between checkpoints; the last step always has one.")
     keep_checkpoints: Count = Field(2, description="How many of the newest checkpoints are kept.")
+    hang_timeout_s: Count = Field(
+        600,
+        description="After how many seconds without a word from another rank a rank ends; more than one rank may ever "
+        "work alone, as on an evaluation's longest videos.",
+    )
 
 
 class EngineConfig(Section):

@@ -1,4 +1,4 @@
-"""Folders that are on the disk whole or not at all, and that tell when they were damaged since.
+"""Files and folders that are on the disk whole or not at all; folders also tell when they were damaged since.
 
 A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads it.
 """
@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aumn.records import InputError
@@ -37,6 +37,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         remove_folder(path)
     partial.rename(path)
+    sync(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path`, in place of what had the name, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -25,6 +25,19 @@ class InputError(ValueError):
         super().__init__("\n  ".join((message, *details)))
 
 
+class Stopped(BaseException):
+    """This process was asked to stop and does; nothing is wrong, and the same command goes on later.
+
+    No Exception, so that no library takes it for a failure of its own; see `cluster.preemption`.
+    """
+
+    told_by_another_rank: bool | None = None
+
+    def __init__(self, sentence: str, *, signal: int, code: int) -> None:
+        super().__init__(sentence)
+        self.signal, self.code = signal, code
+
+
 @dataclass(frozen=True, slots=True)
 class Video:
     """A video as training and localization see it: which actions it holds, never when.

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from aumn.cluster import preemption
 from aumn.cluster.engines import Engine
 from aumn.config import OptimizerConfig, RunSection
 from aumn.finite import FiniteWatch, HostCopy
@@ -72,16 +73,19 @@ def train(
     *,
     first_step: int,
     watch: FiniteWatch,
-    after_step: Callable[[int, dict[str, float] | None], None],
+    after_step: Callable[[int, dict[str, float] | None, int], None],
 ) -> None:
     """Run steps `first_step`, ..., `run.steps` - 1.
 
-    `after_step(done, metrics)` is called on every rank after each step, with the number of steps done, and on the steps
-    that `run.log_every` names with the metrics, summed over ranks. Who keeps what a step leaves settles `watch` first.
+    `after_step(done, metrics, signal)` is called on every rank after each step: with the number of steps done; on the
+    steps that `run.log_every` names with the metrics, summed over ranks; and with the signal that asked some rank to
+    stop (0: none did), the same on every rank. It then keeps what is to be kept and raises `Stopped`. Who keeps what a
+    step leaves settles `watch` first.
     """
     clock = _Clock(loader, engine)
     with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
         for step in steps:
+            answer = engine.ranks.ask(preemption.asked)
             report = train_step(engine, step, weights)
             rate = learning_rate(optimizer, step.index, run.steps)
             norms = engine.update(rate)
@@ -92,7 +96,7 @@ def train(
             if done % run.log_every == 0 or done == run.steps:
                 metrics = _summed(engine, report) | _engine_metrics(engine, norms)
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
-            after_step(done, metrics)
+            after_step(done, metrics, answer())
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:

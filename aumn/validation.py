@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 import torch
 
 from aumn.checkpoint import ModelCard
+from aumn.cluster import preemption
 from aumn.cluster.ranks import Ranks
 from aumn.config import RunConfig
 from aumn.data.annotations import read_ground_truth
@@ -67,14 +69,19 @@ class Validation:
         """Whether a checkpoint may be chosen by this measure."""
         return self.name == HELD_OUT
 
-    def measure(self, network: TwoStream, ranks: Ranks, device: torch.device) -> dict[str, float]:
-        """Mean average precision by threshold and on average, the same on every rank."""
+    def measure(self, network: TwoStream, ranks: Ranks, device: torch.device) -> dict[str, float] | None:
+        """Mean average precision by threshold and on average, the same on every rank.
+
+        None where a rank was asked to stop meanwhile; it leaves the rest of its videos.
+        """
         network.eval()
         batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
         videos = {self.shards.videos[index].id: self.shards.videos[index] for index in self.indices}
-        on_device = (batch.to(device) for batch in batches)
+        on_device = (batch.to(device) for batch in takewhile(lambda _: not preemption.asked(), batches))
         detections = localize(network, on_device, videos, self.card, rules=self.rules)
         network.train()
+        if ranks.ask(preemption.asked)():
+            return None
         result = evaluate(detections, self.ground_truth, self.tious, ranks)
         metrics = {f"mAP/{tiou}": value for tiou, value in zip(result.tious, result.map_T, strict=True)}
         return metrics | {"mAP/average": result.average}

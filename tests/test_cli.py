@@ -136,6 +136,12 @@ def test_two_runs_of_one_seed_are_bit_identical_and_a_resumed_run_too(place, tmp
     assert weights(place.run_folder) == weights(again) == weights(resumed) != half
 
 
+def test_a_finished_run_says_so_and_registers_nothing_anew(place):
+    again = succeed(place.aumn("train", place.config, "--resume", ranks=2))
+    assert "run is finished: step 6 of 6, its model is in" in again.stderr
+    assert "registered" not in again.stderr
+
+
 def test_training_never_opens_temporal_ground_truth(place, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(place.shards, shards)
@@ -234,8 +240,8 @@ WRONG = {
     "a run that exists": (["train", "tiny.yaml"], r"run already holds a run: pass --resume"),
     "other settings on resume": (["train", "tiny.yaml", "--resume", "run.seed=1"], r"run\.seed: the run has 0, now 1"),
     "no run to resume": (["train", "tiny.yaml", "--resume", "run.folder=x"], r"x holds no checkpoint to resume"),
-    "a finished run to resume": (
-        ["train", "tiny.yaml", "--resume"], r"step 6, and run\.steps=6: there is nothing left to train",
+    "fewer steps than a run has": (
+        ["train", "tiny.yaml", "--resume", "run.steps=4"], r"at step 6, beyond run\.steps=4: set run\.steps to 6",
     ),
     "an absent device": (["train", "tiny.yaml", "run.device=cuda", "run.folder=x"], r"device=cuda needs a GPU a rank"),
     "nothing held out": (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aumn"
-STAGES = {"train", "localize", "one_video", "scoring", "evaluate", "validation", "report", "reporting", "run", "cli"}
+STAGES = {"train", "localize", "one_video", "scoring", "evaluate", "validation", "report", "reporting", "cli"}
+STAGES |= {"run", "recorder", "resume"}
 FORBIDDEN = {
     "records": {""},
     "model": {"", *STAGES, "data", "cluster", "tracking", "config", "checkpoint", "localization"},
@@ -16,6 +17,7 @@ FORBIDDEN = {
     "data": {*STAGES, "model", "cluster", "tracking", "checkpoint", "localization", "config"},
     "checkpoint": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "durable": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
+    "run_record": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "optimizer_state": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "cluster": {*STAGES, "model", "data", "tracking", "localization"},
     "tracking": {*STAGES, "model", "data", "cluster", "localization"},

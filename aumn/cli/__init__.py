@@ -13,7 +13,8 @@ import time
 import typer
 
 from aumn.cli import data, doctor, evaluation, inspection, jobs, models, report, training
-from aumn.records import InputError
+from aumn.cluster import preemption
+from aumn.records import InputError, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,8 @@ app.add_typer(models.app, name="models")
 
 
 def main() -> None:
-    """Run a command; what the user can mend is one sentence on stderr and exit code 2."""
+    """Run a command; what the user can mend is one sentence on stderr and exit code 2 (docs/interruptions.md)."""
+    preemption.listen()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started_s = time.time()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -69,12 +71,16 @@ def _run(arguments: list[str]) -> int:
         if _is_mine_to_tell(error):
             print(f"aumn: {_sentence(error)}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        if _is_mine_to_tell(stopped):
+            print(f"aumn: {stopped}", file=sys.stderr)
+        return stopped.code
     return 0
 
 
-def _is_mine_to_tell(error: Exception) -> bool:
+def _is_mine_to_tell(error: BaseException) -> bool:
     """Whether no other rank tells it. Before the ranks are connected, all find the same, and the first one speaks."""
-    if not isinstance(error, InputError) or error.told_by_another_rank is not None:
+    if not isinstance(error, InputError | Stopped) or error.told_by_another_rank is not None:
         return not getattr(error, "told_by_another_rank", False)
     return _is_first_rank()
 

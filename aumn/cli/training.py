@@ -46,7 +46,8 @@ def train(
     from aumn.run import run_training
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
-    with connect(cuda=settings.run.device == "cuda") as ranks, progress("training", "steps", silent=not bar) as advance:
+    connected = connect(cuda=settings.run.device == "cuda", timeout_s=settings.run.hang_timeout_s)
+    with connected as ranks, progress("training", "steps", silent=not bar) as advance:
         run_training(settings, ranks, resume=resume, say=_say if ranks.is_first else _say_nothing, advance=advance)
 
 

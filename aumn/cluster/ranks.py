@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from aumn.records import InputError
+from aumn.cluster.preemption import stopped
+from aumn.records import InputError, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,26 @@ class Ranks:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
             self.sums.total_s += time.perf_counter() - start_s
         return tensor
+
+    def ask(self, question: Callable[[], int]) -> Callable[[], int]:
+        """Start to find the highest of the ranks' whole numbers; the call that is returned waits for it.
+
+        Put before a step's compute and waited for behind it, the question costs the step nothing. Alone, it is put when
+        the answer is wanted.
+        """
+        if self.size == 1:
+            return question
+        import torch
+        import torch.distributed as dist
+
+        answer = torch.tensor([question()])  # on the host whatever the device, so that no device is waited for
+        work = dist.all_reduce(answer, op=dist.ReduceOp.MAX, async_op=True)
+
+        def highest() -> int:
+            work.wait()
+            return int(answer.item())
+
+        return highest
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value (any picklable object of our own making), in rank order, on every rank."""
@@ -149,14 +170,18 @@ def read_environment(environment: Mapping[str, str]) -> Ranks:
 
 @contextmanager
 def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
-    """Join the run's other ranks for the length of a `with` block; alone, this does nothing and imports nothing."""
+    """Join the run's other ranks for the length of a `with` block; alone, this does nothing and imports nothing.
+
+    A rank that waits for another one for longer than `timeout_s` ends with an error. To start they have TIMEOUT_S.
+    """
     ranks = read_environment(os.environ)
     if ranks.size == 1:
         yield ranks
         return
     import torch.distributed as dist
 
-    store = _store(dist, timeout_s)
+    store = _store(dist)
+    _wait_for_all(store, ranks)
     dist.init_process_group(
         _backend(cuda),
         store=store,
@@ -166,13 +191,11 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
     )
     try:
         yield ranks
-    except InputError as error:
+    except (InputError, Stopped) as error:
         error.told_by_another_rank = _tell(store, error)
         raise
     except RuntimeError:
-        if _left_for_a_reason(store):  # and so broke our collective
-            silent = InputError("Another rank stopped and said why.")
-            silent.told_by_another_rank = True
+        if silent := _reason_of_another(store):  # which broke our collective
             raise silent from None
         raise
     finally:
@@ -209,30 +232,42 @@ def group_of_one(*, cuda: bool = False) -> None:
         )
 
 
-def _tell(store: Any, error: InputError) -> bool:
+def _tell(store: Any, error: InputError | Stopped) -> bool:
     """Let the others know that this rank leaves for a reason; whether another one tells that very reason."""
     with suppress(RuntimeError):  # the first rank, which may serve the store, can be gone
-        store.add(_LEFT, 1)
+        store.set(_LEFT, str(error.signal if isinstance(error, Stopped) else 0))
         return bool(store.add(f"told/{error}", 1) > 1)
     return True
 
 
-def _left_for_a_reason(store: Any) -> bool:
+def _reason_of_another(store: Any) -> InputError | Stopped | None:
+    """What to raise, without a word, where another rank left for a reason that it tells."""
     with suppress(RuntimeError):
-        return bool(store.check([_LEFT]))
-    return False
+        if store.check([_LEFT]):
+            number = int(store.get(_LEFT))
+            silent = stopped(number) if number else InputError("Another rank stopped and said why.")
+            silent.told_by_another_rank = True
+            return silent
+    return None
 
 
 def _backend(cuda: bool) -> str:
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
-def _store(dist: Any, timeout_s: float) -> Any:
+def _wait_for_all(store: Any, ranks: Ranks) -> None:
+    """However long a rank takes to start, it is no hang; nor is it longer than the store's own patience."""
+    if store.add("started", 1) == ranks.size:
+        store.set("all_started", "")
+    store.wait(["all_started"])
+
+
+def _store(dist: Any) -> Any:
     """The rendezvous store, with a prefix for this attempt.
 
     torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
     """
-    timeout = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=TIMEOUT_S)
     agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = _master()
     first = read_environment(os.environ).is_first

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from aumn.records import InputError
+from aumn.records import InputError, Stopped
 
 Result = TypeVar("Result")
 
@@ -34,12 +34,17 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
                 "A worker process was killed, perhaps for want of memory: run the same command again with fewer "
                 "--workers; what is finished is kept."
             ) from None
+        except (Stopped, KeyboardInterrupt, GeneratorExit):  # do not wait for what is being written
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which lets running tasks finish
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent is asked to stop too, and ends us
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()

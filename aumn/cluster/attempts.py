@@ -1,0 +1,26 @@
+"""Is this process a launcher's next attempt at something it has started before, and which launch is it?
+
+Attempts are torchrun's `--max-restarts` and SLURM's requeueing. Both start the very same command again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def is_restart(environment: Mapping[str, str]) -> bool:
+    """Whether the launcher says that it has started this command before."""
+    counts = (environment.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count not in {"", "0"} for count in counts)
+
+
+def launch_id(environment: Mapping[str, str]) -> str | None:
+    """What all attempts of one launch have in common and no other launch has; None: nobody would start it again."""
+    if job := environment.get("SLURM_JOB_ID"):
+        return f"SLURM job {job} of {environment.get('SLURM_CLUSTER_NAME', 'the cluster')}"
+    if run := environment.get("TORCHELASTIC_RUN_ID"):
+        # Where torchrun was given no name for the launch, its agent's process is one.
+        return f"torchrun {run}" if run != "none" else f"torchrun {socket.gethostname()} {os.getppid()}"
+    return None

@@ -1,0 +1,105 @@
+"""Being asked to stop: SIGTERM and SIGUSR1 (a cluster wants its machine back), SIGINT (Ctrl-C).
+
+Asked once, a command ends as soon as that leaves nothing half-done: `Stopped` is raised wherever it is, except inside
+`finish_first`, where training ends its step and writes a checkpoint. Asked again, it ends at once, with 128 + signal.
+The command line listens; a program that uses aumn as a library keeps its own handlers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aumn.records import Stopped
+
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+"""What a command that was asked to stop exits with. 75, the system's EX_TEMPFAIL, says: run me again."""
+
+ECHO_S = 1.0
+"""A signal so soon after the first is the same request: SLURM and torchrun may both hand it to a rank."""
+
+STUCK_S = 5.0
+"""How long a call that no signal can interrupt, such as waiting for other ranks, may hold up the end."""
+
+
+class _Request:
+    """What this process was asked, and whether its main thread is where it may not be interrupted."""
+
+    signal: signal.Signals | None = None
+    finishing = False
+    heard = threading.Event()
+
+
+_request = _Request()
+
+
+def listen() -> None:
+    """From now on, be asked; for a program's main thread, once. A signal that is ignored, as nohup does, stays so."""
+    ears, system = socket.socketpair()
+    system.setblocking(False)
+    # Python runs handlers between two instructions of the main thread, so never while that waits in a collective for a
+    # rank that is gone. What the system writes here is read by a thread.
+    signal.set_wakeup_fd(system.detach(), warn_on_full_buffer=False)
+    for number in CODES:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
+    threading.Thread(target=_watch, args=(ears,), name="aumn-signals", daemon=True).start()
+
+
+def asked() -> int:
+    """The signal that asked this process to stop; 0: none did."""
+    return _request.signal or 0
+
+
+def stopped(number: int, state: str = "nothing is half-written; run the same command again") -> Stopped:
+    """What to raise when a signal has asked this rank, or another one, to stop; `state` says how to go on."""
+    name, code = signal.Signals(number).name, CODES[signal.Signals(number)]
+    return Stopped(f"Stopped by {name}: {state} (exit code {code}).", signal=number, code=code)
+
+
+@contextmanager
+def finish_first() -> Iterator[None]:
+    """A block that no signal interrupts: what runs in it looks at `asked` where it can stop."""
+    _request.finishing = True
+    try:
+        yield
+    finally:
+        _request.finishing = False
+    if number := asked():
+        raise stopped(number)
+
+
+def _handle(number: int, _frame: object) -> None:
+    """In the main thread."""
+    if _request.heard.is_set():
+        return
+    _request.signal = signal.Signals(number)
+    _request.heard.set()
+    if not _request.finishing:
+        raise stopped(number)
+
+
+def _watch(ears: socket.socket) -> None:
+    """End the process where it was asked again, or where its main thread cannot know that it was asked."""
+    first_s: float | None = None
+    while True:
+        for number in ears.recv(64):
+            if number not in CODES:
+                continue
+            if first_s is None:
+                first_s = time.monotonic()
+                threading.Thread(target=_leave_if_stuck, args=(number,), daemon=True).start()
+            elif time.monotonic() - first_s > ECHO_S:
+                os._exit(128 + number)
+
+
+def _leave_if_stuck(number: int) -> None:
+    if not _request.heard.wait(STUCK_S) and not _request.finishing:
+        print(f"aumn: {stopped(number)}", file=sys.stderr, flush=True)
+        os._exit(CODES[signal.Signals(number)])

@@ -1,0 +1,104 @@
+"""Runs that are stopped, killed and started again, in real processes: the final model is the undisturbed run's."""
+
+import json
+import re
+import shutil
+import signal
+import time
+
+import pytest
+from torch.testing import assert_close
+
+from aumn.checkpoint import read_model
+
+from .launching import python, succeed
+from .tiny import Tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """With an undisturbed run on two ranks, `whole`."""
+    tiny = Tiny(tmp_path_factory.mktemp("tiny"))
+    succeed(tiny.train("whole", ranks=2))
+    return tiny
+
+
+@pytest.mark.slow
+def test_whichever_rank_is_killed_torchrun_restarts_end_in_the_same_model_and_one_gapless_tracked_run(tiny):
+    tracked = ("tracking.enabled=true", "tracking.uri=sqlite:///mlflow.db")
+    with tiny.start("killed", *tracked, ranks=2, options=["--max-restarts", 3]) as run:
+        run.wait_for("step 3/60")  # before the first checkpoint
+        run.kill(rank=1)
+        run.wait_for(r"(?s)steps 0 to.*steps 0 to.*step 24/60")
+        run.kill(rank=0)
+        run.wait_for(r"(?s)steps 2[01] to.*model: ")  # all steps are done, and it is not finished
+        run.kill(rank=0)
+        ended = run.finish()
+    assert ended.returncode == 0, ended.stderr
+    assert "is finished: step 60 of 60" in ended.stderr or "steps 60 to 60" in ended.stderr
+    assert tiny.model("killed") == tiny.model("whole")
+    code = """
+import mlflow
+client = mlflow.MlflowClient("sqlite:///mlflow.db")
+(run,) = client.search_runs([client.get_experiment_by_name("aumn").experiment_id])
+print(run.info.status, *[metric.step for metric in client.get_metric_history(run.info.run_id, "loss")])
+print(*[metric.step for metric in client.get_metric_history(run.info.run_id, "held_out/mAP/average")])
+"""
+    loss, precision = succeed(python("-W", "ignore", "-c", code, cwd=tiny.root)).stdout.splitlines()
+    assert loss.split() == ["FINISHED", *map(str, range(3, 61, 3))]
+    assert precision.split() == [*map(str, range(10, 61, 10))]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_with_the_same_or_another_number(tiny):
+    with tiny.start("stopped", ranks=2) as run:
+        run.wait_for("step 24/60")
+        run.kill(signal.SIGUSR1, rank=1)
+        ended = run.finish()
+    (path, step) = re.search(r"aumn: Stopped by SIGUSR1: (\S+) holds step (\d+) of 60; the same", ended.stderr).groups()
+    assert ended.stderr.count("Stopped by") == 1
+    assert ended.stderr.count("exitcode  : 75") == 2
+    assert int(step) == tiny.steps("stopped")[-1] == int(path[-8:]) >= 24
+    shutil.copytree(tiny.root / "stopped", tiny.root / "alone")
+    succeed(tiny.train("stopped", "--resume", ranks=2))
+    assert tiny.model("stopped") == tiny.model("whole")
+    succeed(tiny.train("alone", "--resume"))
+    expected, found = (read_model(tiny.root / run / "model")[0] for run in ("whole", "alone"))
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_found_by_the_hang_timeout_and_the_run_restarted(tiny):
+    options = ["--max-restarts", 1, "--shutdown-timeout", 2]
+    with tiny.start("hung", "run.hang_timeout_s=5", ranks=2, options=options) as run:
+        run.wait_for("step 15/60")
+        run.kill(signal.SIGSTOP, rank=1)
+        stopped_s = time.monotonic()
+        run.wait_for(r"(?s)steps 0 to.*steps (7|10|14|1.) to", timeout_s=90)
+        took_s = time.monotonic() - stopped_s
+        assert run.finish().returncode == 0
+    assert 5 < took_s < 60
+    assert tiny.model("hung") == tiny.model("whole")
+
+
+@pytest.mark.slow
+def test_stopped_at_any_moment_again_and_again_a_process_alone_ends_in_the_same_model(tiny):
+    """Evaluating takes most of the time here, so most signals come in the midst of it."""
+    settings = ["run.steps=8", "evaluation.every=1", "run.checkpoint_every=3", "engine.precision=fp16"]
+    settings += ["evaluation.videos=training", "data.holdout_share=0"]
+    succeed(tiny.train("undisturbed", *settings))
+    resume, broken_off = [], 0
+    for number in [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]:
+        with tiny.start("signals", *settings, *resume) as run:
+            run.wait_for(r"step \d: mAP")
+            run.kill(number)
+            ended = run.finish(timeout_s=30)
+        assert ended.returncode == (130 if number == signal.SIGINT else 75), ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert f"Stopped by {number.name}: " in ended.stderr
+        last = tiny.root / "signals" / "checkpoints" / f"step_{tiny.steps('signals')[-1]:08d}"
+        broken_off += json.loads((last / "trainer.json").read_text())["evaluation_due"]
+        resume = ["--resume"]
+    assert broken_off
+    succeed(tiny.train("signals", *settings, "--resume"))
+    assert tiny.model("signals") == tiny.model("undisturbed")

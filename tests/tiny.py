@@ -1,0 +1,54 @@
+"""A run that takes seconds: tiny features, their shard set, and a config for tests of real processes."""
+
+from pathlib import Path
+
+import yaml
+
+from .launching import aumn, succeed
+from .running import start
+
+SETTINGS = {
+    "data": {"snippets": 24, "holdout_share": 0.2},
+    "model": {"embedding_width": 16, "units": 3, "bottleneck": 4, "dropout": 0.2},
+    "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5},
+    "batch": {"global_videos": 6},  # the last step of an epoch is smaller
+    "run": {"steps": 60, "log_every": 3, "checkpoint_every": 7},
+    "evaluation": {"videos": "held_out", "every": 10},
+    "tracking": {"enabled": False},
+}
+
+
+class Tiny:
+    """A folder with a packed set of 30 videos and a config of many settings at once; `run` names a run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.config = root, root / "tiny.yaml"
+        features, gt = root / "features", root / "features" / "gt.json"
+        self.shards = root / "shards"
+        succeed(aumn("synth", features, "--videos", 36, "--classes", 3, "--width", 12, "--snippets", 40, cwd=root))
+        succeed(aumn("pack", features, self.shards, "--annotations", gt, cwd=root))
+        settings = {section: dict(fields) for section, fields in SETTINGS.items()}
+        settings["data"]["shards"] = str(self.shards)
+        settings["run"]["folder"] = str(root / "run")
+        self.config.write_text(yaml.safe_dump(settings))
+
+    def command(self, run: str, *overrides: object) -> list[object]:
+        """`python` arguments that train into a run's folder."""
+        return ["-m", "aumn", "train", self.config, f"run.folder={self.root / run}", *overrides]
+
+    def start(self, run: str, *overrides: object, **options):
+        """Train in the background; see `running.start`."""
+        return start(*self.command(run, *overrides), cwd=self.root, **options)
+
+    def train(self, run: str, *overrides: object, **options):
+        """Train and wait; see `launching.aumn`."""
+        _, _, *arguments = self.command(run, *overrides)
+        return aumn(*arguments, cwd=self.root, **options)
+
+    def model(self, run: str) -> dict[str, bytes]:
+        """Every byte of the run's final model, metrics and card included."""
+        return {path.name: path.read_bytes() for path in sorted((self.root / run / "model").iterdir())}
+
+    def steps(self, run: str) -> list[int]:
+        """The steps of the run's checkpoints."""
+        return sorted(int(path.name[5:]) for path in (self.root / run / "checkpoints").glob("step_*"))
