@@ -21,20 +21,22 @@ import json
 import logging
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from aumn.durable import check_folder, read_checked, remove_folder, remove_leftovers, whole_folder
+from aumn.durable import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, whole_folder
 from aumn.records import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+
+Read = TypeVar("Read")
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep_last: int, be
         _write_tensors(folder / "trainer.safetensors", checkpoint.trainer_tensors)
         _write_facts(folder / "trainer.json", {"step": checkpoint.step, **checkpoint.trainer_facts})
     if best:
-        _mark_best(run_dir, path)
+        mark_best(run_dir, path)
     _drop_old(run_dir, checkpoint.step, keep_last)
     return path
 
@@ -140,20 +142,21 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
     Where there are some and all are damaged, it is an error: the user decides whether to start over.
     """
-    damage: list[str] = []
-    for _, path in reversed(_steps(run_dir)):
-        try:
-            check_folder(path, remedy="")
-        except InputError as error:
-            damage.append(str(error).strip())
-            continue
-        for problem in damage:
-            logger.warning("%s Continuing from %s, the checkpoint before it.", problem, path.name)
-        return path
-    if damage:
-        headline = f"No checkpoint in {run_dir / 'checkpoints'} is whole: remove that folder to train from the start."
-        raise InputError(headline, *damage)
-    return None
+    found = _last_whole(run_dir, lambda path: check_folder(path, remedy=""))
+    return found and found[0]
+
+
+def read_last_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint] | None:
+    """The same, read as it is checked."""
+    return _last_whole(run_dir, read_checkpoint)
+
+
+def mark_best(run_dir: Path, path: Path) -> None:
+    """Let `<run>/best` point to a checkpoint of the run."""
+    link = run_dir / ".best.partial"  # a link cannot be redirected in one step, but a new one renamed over it
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.relative_to(run_dir))
+    link.replace(run_dir / "best")
 
 
 def source_commit() -> str | None:
@@ -167,6 +170,23 @@ def source_commit() -> str | None:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _last_whole(run_dir: Path, read: Callable[[Path], Read]) -> tuple[Path, Read] | None:
+    damage: list[str] = []
+    for _, path in reversed(_steps(run_dir)):
+        try:
+            checkpoint = read(path)
+        except DamagedError as error:
+            damage.append(error.problem)
+            continue
+        for problem in damage:
+            logger.warning("%s Continuing from %s, the checkpoint before it.", problem, path.name)
+        return path, checkpoint
+    if damage:
+        headline = f"No checkpoint in {run_dir / 'checkpoints'} is whole: remove that folder to train from the start."
+        raise InputError(headline, *damage)
+    return None
 
 
 def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -199,7 +219,7 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 def _read_facts(folder: Path, name: str, *, kind: str) -> dict[str, Any]:
     if not (folder / name).exists():
-        raise InputError(f"{folder} is no {kind}: it has no {name}. {_remedy(folder)}")
+        raise DamagedError(f"{folder} is no {kind}: it has no {name}.", _remedy(folder))
     data = read_checked(folder, name, remedy=_remedy(folder))
     try:
         facts = json.loads(data)
@@ -231,14 +251,6 @@ def _steps(run_dir: Path) -> list[tuple[int, Path]]:
     """The run's checkpoints, whole or damaged, by step."""
     named = ((re.fullmatch(r"step_(\d{8,})", path.name), path) for path in run_dir.glob("checkpoints/*"))
     return sorted((int(match[1]), path) for match, path in named if match)
-
-
-def _mark_best(run_dir: Path, path: Path) -> None:
-    """A link cannot be redirected in one step, but a new one can be renamed over it."""
-    link = run_dir / ".best.partial"
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.relative_to(run_dir))
-    link.replace(run_dir / "best")
 
 
 def _drop_old(run_dir: Path, step: int, keep_last: int) -> None:

@@ -17,6 +17,14 @@ from aumn.records import InputError
 CHECKSUMS = "SHA256SUMS"
 
 
+class DamagedError(InputError):
+    """Files are not what was written; `problem` is the sentence without the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to put files into, which becomes `path` when the block ends well and vanishes when it does not.
@@ -122,11 +130,11 @@ def _read_checksums(folder: Path, remedy: str) -> dict[str, str]:
 
 def _compare(file: Path, checksum: str, expected: str | None, remedy: str) -> None:
     if checksum != expected:
-        raise InputError(
-            f"{file} does not match its checksum in {CHECKSUMS}: it was damaged, cut short or edited. {remedy}"
+        raise DamagedError(
+            f"{file} does not match its checksum in {CHECKSUMS}: it was damaged, cut short or edited.", remedy
         )
 
 
-def _unreadable(file: Path, error: Exception, remedy: str) -> InputError:
+def _unreadable(file: Path, error: Exception, remedy: str) -> DamagedError:
     reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-    return InputError(f"{file} {reason}. {remedy}")
+    return DamagedError(f"{file} {reason}.", remedy)

@@ -23,7 +23,10 @@ IN_FLIGHT = STEPS_AHEAD + 2  # steps of features in memory: read ahead, being re
 
 @dataclass(frozen=True)
 class Footprint:
-    """One rank's needs. What it holds at its peak is `held_bytes`, beyond the 0.3 GB that Python and torch take."""
+    """One rank's needs. What it holds at its peak is `held_bytes`, beyond the 0.3 GB that Python and torch take.
+
+    The first rank holds `first_rank_bytes` in host memory while it writes a checkpoint and trains on.
+    """
 
     parameters: dict[str, dict[str, int]]  # stream -> part -> count
     micro_batches: int
@@ -34,6 +37,8 @@ class Footprint:
     optimizer_bytes: int
     activations_bytes: int  # forward and backward of one micro-batch at their peak, beyond the gradients
     features_bytes: int
+    snapshot_bytes: int  # the first rank's copy of weights and Adam's state, while a checkpoint is written
+    gathered_bytes: int  # the same under ZeRO, gathered on the first rank while the copy is made
     moved_bytes: int  # sent in a step by this rank, and as much received
 
     def rows(self) -> list[tuple[str, int]]:
@@ -45,6 +50,7 @@ class Footprint:
             (f"activations of {self.micro_videos} videos x {self.snippets} snippets", self.activations_bytes),
             (f"features of {IN_FLIGHT} steps, read ahead", self.features_bytes),
             ("together", self.held_bytes),
+            ("together on the first rank while a checkpoint is written", self.first_rank_bytes),
         ]
 
     @property
@@ -52,6 +58,12 @@ class Footprint:
         """Everything a rank holds at the step's peak."""
         kept = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
         return kept + self.activations_bytes + self.features_bytes
+
+    @property
+    def first_rank_bytes(self) -> int:
+        """Everything the first rank holds meanwhile; no step is under way while the copy is made."""
+        beside = max(self.activations_bytes, self.gathered_bytes)
+        return self.held_bytes - self.activations_bytes + self.snapshot_bytes + beside
 
 
 def predict(
@@ -155,6 +167,8 @@ def footprint(
         optimizer_bytes=FLOAT_BYTES * 2 * _share(count, ranks, zero >= 1),  # Adam's two moments
         activations_bytes=FLOAT_BYTES * (peak - count),
         features_bytes=FLOAT_BYTES * IN_FLIGHT * step_videos * snippets * sum(widths.values()),
+        snapshot_bytes=FLOAT_BYTES * 3 * count,
+        gathered_bytes=FLOAT_BYTES * 3 * count if zero >= 1 else 0,
         moved_bytes=FLOAT_BYTES * _moved(count, config.model.units * len(widths), ranks, zero, micro_batches),
     )
 

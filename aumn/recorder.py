@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aumn.checkpoint import Checkpoint, save_checkpoint, save_model
+from torch import Tensor
+
+from aumn.checkpoint import Checkpoint, save_model
 from aumn.cluster.engines import Engine
 from aumn.cluster.preemption import asked, stopped
 from aumn.config import RunConfig
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
+from aumn.records import InputError
 from aumn.resume import Progress
 from aumn.run_record import RunRecord
+from aumn.saving import CheckpointWriter
 from aumn.tracking.tracker import Tracker
 from aumn.validation import Validation
 
@@ -31,6 +35,7 @@ class Recorder:
     tracker: Tracker
     progress: Progress
     record: RunRecord
+    writer: CheckpointWriter  # the first rank's alone is ever used
     say: Callable[[str], None]
     advance: Callable[[int, int], None]
 
@@ -58,7 +63,8 @@ class Recorder:
         run, tracking = self.config.run, self.config.tracking
         if not self.engine.ranks.is_first:
             return
-        folder = save_model(run.folder / "model", weights, self.progress.card)
+        self.writer.wait()
+        folder = self._write_model(weights)
         self.say(f"model: {folder}")
         name = tracking.model_name if tracking.enabled else None
         if not self.record.holds(run.steps, name):  # else this is a run that was killed just before its end
@@ -73,19 +79,20 @@ class Recorder:
 
     def _evaluate_save_and_stop_if(self, signal: int) -> None:
         """What follows a step, where it is due; a signal comes before an evaluation, and may come during one."""
-        run, step = self.config.run, self.progress.step
-        best = False
+        run, step, ranks = self.config.run, self.progress.step, self.engine.ranks
+        best = None
         if self.progress.evaluation_due and not signal:
             best = self._evaluate()
-            signal = self.engine.ranks.ask(asked)() if self.progress.evaluation_due else 0
-        if step % run.checkpoint_every == 0 or step == run.steps or best or signal:
-            path = self._save(best=best)
+            signal = ranks.ask(asked)() if self.progress.evaluation_due else 0
+        if best is not None:
+            self._save_best(best)
+        elif step % run.checkpoint_every == 0 or step == run.steps or signal:
+            self._save()
         if signal:
-            path = self.engine.ranks.broadcast(path)  # no rank leaves before it is on the disk
-            raise stopped(signal, f"{path} holds step {step} of {run.steps}; the same command with --resume goes on")
+            raise stopped(signal, ranks.broadcast(self._how_to_go_on() if ranks.is_first else None))
 
-    def _evaluate(self) -> bool:
-        """Measure and log; whether a checkpoint should be kept as the best, which only held-out videos may decide.
+    def _evaluate(self) -> float | None:
+        """Measure and log; the mAP if it is the best so far, which only held-out videos may decide.
 
         Evaluation stays due where a rank was asked to stop meanwhile.
         """
@@ -95,16 +102,52 @@ class Recorder:
         with self.engine.whole_network():
             metrics = validation.measure(self.network, self.engine.ranks, self.engine.device)
         if metrics is None:
-            return False
+            return None
         self.progress.evaluation_due = False
         named = {f"{validation.name}/{name}": value for name, value in metrics.items()}
         self.tracker.log_metrics(named, self.progress.step)
         self.say(f"step {self.progress.step}: {validation.describe(metrics)}")
         self.progress.card = self.progress.card.model_copy(update={"metrics": named})
-        if not validation.is_held_out or metrics["mAP/average"] <= self.progress.best:
-            return False
-        self.progress.best = metrics["mAP/average"]
-        return True
+        average = metrics["mAP/average"]
+        return average if validation.is_held_out and average > self.progress.best else None
+
+    def _save_best(self, best: float) -> None:
+        """What is not on the disk is not the best, so training waits for this one."""
+        before = self.progress.best, self.progress.best_step
+        self.progress.best, self.progress.best_step = best, self.progress.step
+        self._save(best=True)
+        ranks = self.engine.ranks
+        if not ranks.broadcast(self.writer.wait() if ranks.is_first else None):
+            self.progress.best, self.progress.best_step = before
+
+    def _save(self, *, best: bool = False) -> None:
+        """Begin to write a checkpoint."""
+        self.watch.settle()
+        tensors, optimizer = self.engine.trainer_state()
+        weights = self.engine.weights()
+        if self.engine.ranks.is_first:
+            facts = {**self.progress.facts(), "optimizer": optimizer}
+            self.writer.save(Checkpoint(self.progress.step, weights, self.progress.card, tensors, facts), best=best)
+
+    def _how_to_go_on(self) -> str:
+        """After being stopped; true whatever the disk did."""
+        step = f"step {self.progress.step} of {self.config.run.steps}"
+        if self.writer.wait():
+            return f"{self.writer.last} holds {step}; go on by the same command with --resume"
+        if self.writer.last is None:
+            return f"{step} could not be saved, and no checkpoint is whole; start again by the same command"
+        return f"{step} could not be saved; go on from {self.writer.last} by the same command with --resume"
+
+    def _write_model(self, weights: Mapping[str, Tensor]) -> Path:
+        path = self.config.run.folder / "model"
+        try:
+            return save_model(path, weights, self.progress.card)
+        except OSError as error:
+            last = self.writer.last
+            again = f"run the same command with --resume, which goes on from {last}" if last else "train again"
+            raise InputError(
+                f"The trained model cannot be written to {path}: {error}. Free space, or mend the folder; then {again}."
+            ) from error
 
     def _register(self, folder: Path, name: str) -> str | None:
         """The version that the model became, if it is tracked at all."""
@@ -115,18 +158,6 @@ class Recorder:
         registered = f"models:/{name}/{version}"
         self.say(f"registered: {registered}{f', which is now models:/{name}@{alias}' if alias else ''}")
         return registered
-
-    def _save(self, *, best: bool) -> Path:
-        self.watch.settle()
-        tensors, optimizer = self.engine.trainer_state()
-        weights, folder = self.engine.weights(), self.config.run.folder
-        path = folder
-        if self.engine.ranks.is_first:
-            self.tracker.flush()  # so that a run resumed from here has its metrics up to here
-            facts = {**self.progress.facts(), "optimizer": optimizer}
-            checkpoint = Checkpoint(self.progress.step, weights, self.progress.card, tensors, facts)
-            path = save_checkpoint(folder, checkpoint, keep_last=self.config.run.keep_checkpoints, best=best)
-        return path
 
 
 def _line(done: int, steps: int, metrics: dict[str, float]) -> str:

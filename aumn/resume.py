@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aumn import __version__
-from aumn.checkpoint import Checkpoint, ModelCard, last_checkpoint, read_checkpoint, source_commit
+from aumn.checkpoint import Checkpoint, ModelCard, mark_best, read_checkpoint, read_last_checkpoint, source_commit
 from aumn.cluster.attempts import is_restart, launch_id
 from aumn.cluster.engines import Engine
 from aumn.cluster.ranks import Ranks
@@ -43,12 +43,13 @@ class Progress:
     step: int = 0
     tracking_run: str | None = None
     best: float = -1.0
+    best_step: int = 0
     evaluation_due: bool = False  # of this very step: the run was stopped before, or in the midst of it
     config: dict[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """For a checkpoint, beside its step and its card."""
-        names = ("tracking_run", "best", "evaluation_due", "config")
+        names = ("tracking_run", "best", "best_step", "evaluation_due", "config")
         return {name: getattr(self, name) for name in names}
 
 
@@ -58,6 +59,7 @@ class Start:
 
     progress: Progress
     record: RunRecord
+    path: Path | None = None
     checkpoint: Checkpoint | None = None
 
     def load_into(self, engine: Engine) -> None:
@@ -72,15 +74,18 @@ def find_start(config: RunConfig, shards: ShardSet, ranks: Ranks, *, resume: boo
 
     The first rank looks, and the others follow: a shared file system may show them different things.
     """
-    path, record = ranks.broadcast(_choose(config.run.folder, resume=resume) if ranks.is_first else None)
+    found, record = _look(config.run.folder, resume=resume) if ranks.is_first else (None, RunRecord())
+    path, record = ranks.broadcast((found and found[0], record))
     if path is None:
         return Start(_begin(config, shards, record.tracking_run), record)
-    checkpoint = read_checkpoint(path)
+    checkpoint = found[1] if found else read_checkpoint(path)
     facts = {name: value for name, value in checkpoint.trainer_facts.items() if name != "optimizer"}
     progress = Progress(card=checkpoint.card, step=checkpoint.step, **facts)
     _refuse_another_run(progress, config, shards, path)
     progress.config = config.model_dump(mode="json")
-    return Start(progress, record, checkpoint)
+    if ranks.is_first and progress.best_step == progress.step:
+        mark_best(config.run.folder, path)  # a run may have been killed just before it did
+    return Start(progress, record, path, checkpoint)
 
 
 def is_finished(config: RunConfig, start: Start) -> bool:
@@ -94,18 +99,18 @@ def is_finished(config: RunConfig, start: Start) -> bool:
     )
 
 
-def _choose(folder: Path, *, resume: bool) -> tuple[Path | None, RunRecord]:
+def _look(folder: Path, *, resume: bool) -> tuple[tuple[Path, Checkpoint] | None, RunRecord]:
     """The checkpoint to go on from, and the run's record, renewed for this launch."""
     record, launch = RunRecord.read(folder), launch_id(os.environ)
     again = is_restart(os.environ) and record.launch is not None and record.launch == launch
     exists = (folder / "model").exists() or any((folder / "checkpoints").glob("step_*"))
     if exists and not (resume or again):
         raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
-    path = last_checkpoint(folder) if resume or again else None
-    if path is None and resume:
+    found = read_last_checkpoint(folder) if resume or again else None
+    if found is None and resume:
         raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
     _check_writable(folder)
-    return path, replace(record, launch=launch) if resume or again else RunRecord(launch=launch)
+    return found, replace(record, launch=launch) if resume or again else RunRecord(launch=launch)
 
 
 def _begin(config: RunConfig, shards: ShardSet, tracking_run: str | None) -> Progress:

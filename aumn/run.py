@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -25,6 +25,7 @@ from aumn.model.losses import LossWeights
 from aumn.recorder import Recorder
 from aumn.records import InputError, Stopped
 from aumn.resume import Progress, find_start, is_finished
+from aumn.saving import CheckpointWriter
 from aumn.tracking.tracker import NullTracker, Tracker
 from aumn.train import train
 from aumn.validation import Validation
@@ -65,9 +66,12 @@ def run_training(
         f"{config.run.folder}: {len(training)} training videos, {len(held_out)} held out; steps {progress.step} to "
         f"{config.run.steps} of {config.batch.global_videos} videos on {ranks.size} rank{'s' * (ranks.size > 1)}."
     )
-    watch = FiniteWatch(engine)
-    recorder = Recorder(config, engine, network, watch, validation, tracker, progress, start.record, say, advance)
-    with _outcome(tracker):
+    run, watch, record = config.run, FiniteWatch(engine), start.record
+    writer = CheckpointWriter(
+        run.folder, keep_last=run.keep_checkpoints, last=start.path, secure=tracker.flush, say=say
+    )
+    recorder = Recorder(config, engine, network, watch, validation, tracker, progress, record, writer, say, advance)
+    with _outcome(tracker), closing(writer):
         recorder.note(tracking_run=progress.tracking_run)
         with preemption.finish_first():
             recorder.catch_up()

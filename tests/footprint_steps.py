@@ -3,26 +3,44 @@
 `tensors`: the highest sum of what PyTorch's allocator gave out and took back over a step, from the profiler; it has no
 noise and no blind spot, since a step allocates nothing else of size. `process`: how far the resident memory of this
 process has grown since before the network was built (a tiny one has been trained then), at the highest moment of a
-step; the caller sets MALLOC_MMAP_THRESHOLD_ so that freed tensors go back to the system at once.
+step; the caller sets MALLOC_MMAP_THRESHOLD_ so that freed tensors go back to the system at once. `saving`: the same,
+of a step during which a checkpoint is written.
 """
 
 import gc
 import json
 import sys
+import tempfile
+import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from aumn.checkpoint import Checkpoint, ModelCard
 from aumn.cluster.engines import TorchEngine, build_engine
 from aumn.cluster.ranks import Ranks, connect, leave
 from aumn.config import RunConfig
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step
+from aumn.saving import CheckpointWriter
 from aumn.train import train_step
 
 WIDTHS = {"rgb": 96, "flow": 160}
+CARD = ModelCard(
+    model={},
+    localize={},
+    classes=(),
+    streams={},
+    stride_frames=16,
+    dataset="",
+    dataset_identity="",
+    metrics={},
+    aumn_version="",
+    commit=None,
+)
 WEIGHTS = LossWeights(0.01, 0.02, 0.05, "mean")
 
 
@@ -63,7 +81,7 @@ def tensor_bytes(config: RunConfig, classes: int) -> int:
     return int(sizes.cumsum(0).max())
 
 
-def process_bytes(config: RunConfig, classes: int, ranks: Ranks) -> int:
+def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: CheckpointWriter | None = None) -> int:
     """Peak of one step beyond what this process held before the network was built and without features."""
     tiny = config.model_copy(update={"model": config.model.model_copy(update={"units": 99, "embedding_width": 8})})
     step = make_step(config, classes, ranks)
@@ -74,8 +92,15 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks) -> int:
     for _ in range(2):  # DDP orders its buckets anew at the second step
         take(engine, step)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
+    if writer:
+        writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
     take(engine, step)
     return _resident("VmHWM") - before
+
+
+def make_writer(folder: Path) -> CheckpointWriter:
+    """Its thread waits until a step has been taken, so that the step's peak meets the snapshot."""
+    return CheckpointWriter(folder, keep_last=1, last=None, secure=lambda: time.sleep(3), say=print)
 
 
 def _resident(field: str) -> int:
@@ -89,6 +114,10 @@ def main() -> None:
     with connect() as ranks:
         if what == "tensors":
             found = [tensor_bytes(config, classes) for config, classes in configs]
+        elif what == "saving":
+            with tempfile.TemporaryDirectory() as folder, closing(make_writer(Path(folder))) as writer:
+                found = [process_bytes(config, classes, ranks, writer) for config, classes in configs]
+                assert writer.wait()
         else:
             found = [process_bytes(config, classes, ranks) for config, classes in configs]
         if ranks.is_first:

@@ -17,9 +17,9 @@ import torch
 from aumn.checkpoint import (
     Checkpoint,
     ModelCard,
-    last_checkpoint,
     read_card,
     read_checkpoint,
+    read_last_checkpoint,
     read_model,
     save_checkpoint,
     save_model,
@@ -145,7 +145,7 @@ def test_other_files_may_lie_in_an_artifact(tmp_path):
 def test_a_card_is_read_without_torch(tmp_path):
     save_model(tmp_path / "model", make_weights(0), CARD)
     code = (
-        "import sys; from pathlib import Path; from aumn.checkpoint import read_card, last_checkpoint;"
+        "import sys; from pathlib import Path; from aumn.checkpoint import read_card;"
         f"print(read_card(Path({str(tmp_path / 'model')!r})).dataset); assert 'torch' not in sys.modules"
     )
     assert (
@@ -181,13 +181,15 @@ def test_a_run_can_be_moved_with_its_best(tmp_path):
 
 
 def test_no_checkpoint_yet_is_none(tmp_path):
-    assert last_checkpoint(tmp_path) is None
-    assert last_checkpoint(tmp_path / "nowhere") is None
+    assert read_last_checkpoint(tmp_path) is None
+    assert read_last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_the_last_checkpoint_is_the_highest_step_not_the_newest_file(tmp_path):
     save_steps(tmp_path, 90_000_000, 100_000_000, 800)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_100000000"
+    path, checkpoint = read_last_checkpoint(tmp_path)
+    assert path == tmp_path / "checkpoints" / "step_100000000"
+    assert checkpoint.step == 100_000_000
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_the_last_checkpoint_is_the_highest_step_not_the_newest_file(tmp_path):
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path, caplog, name, damage):
     *_, before, newest = save_steps(tmp_path, 100, 200, 300)
     damage(newest / name)
-    assert last_checkpoint(tmp_path) == before
+    assert read_last_checkpoint(tmp_path)[0] == before
     (warning,) = caplog.messages
     assert str(newest) in warning
     assert warning.endswith("Continuing from step_00000200, the checkpoint before it.")
@@ -211,7 +213,7 @@ def test_training_does_not_start_over_where_every_checkpoint_is_damaged(tmp_path
     with pytest.raises(
         InputError, match=r"No checkpoint in .* is whole: remove that folder to train from the start"
     ) as error:
-        last_checkpoint(tmp_path)
+        read_last_checkpoint(tmp_path)
     assert "step_00000100/model.safetensors is missing." in str(error.value)
 
 
@@ -343,7 +345,7 @@ for step in range(1, 10_000):
         time.sleep(float(torch.rand((), generator=generator)) * 0.1)
         writer.send_signal(signal.SIGKILL)
         said = [int(line) for line in writer.communicate()[0].split()]
-        newest = read_checkpoint(last_checkpoint(tmp_path))
+        newest = read_last_checkpoint(tmp_path)[1]
         assert newest.step >= max(said, default=3)
         assert_same(newest.weights, make_weights(newest.step))
         for path in (tmp_path / "checkpoints").glob("step_*"):

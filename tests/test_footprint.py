@@ -74,6 +74,15 @@ def test_the_whole_process_grows_by_what_was_predicted(ranks):
     assert found.held_bytes - found.features_bytes == pytest.approx(json.loads(succeed(run).stdout)[0], rel=0.15)
 
 
+def test_the_first_rank_holds_a_snapshot_more_while_it_writes_a_checkpoint():
+    case = make_case(2, 16, units=32_768, embedding_width=128)
+    command = (footprint_steps.__file__, "saving", json.dumps([case]))
+    run = succeed(python(*command, environment={"MALLOC_MMAP_THRESHOLD_": "65536"}))
+    found = predict(case)
+    assert found.first_rank_bytes - found.features_bytes == pytest.approx(json.loads(run.stdout)[0], rel=0.15)
+    assert found.first_rank_bytes > 1.3 * found.held_bytes  # so that the snapshot could not be missed
+
+
 @pytest.mark.parametrize("name", ["the paper's bank: form 1", "chunks"])
 def test_parameters_are_those_of_the_network_part_by_part(name):
     case = CASES[name]

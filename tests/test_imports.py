@@ -17,6 +17,7 @@ FORBIDDEN = {
     "data": {*STAGES, "model", "cluster", "tracking", "checkpoint", "localization", "config"},
     "checkpoint": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "durable": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
+    "saving": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "run_record": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "optimizer_state": {*STAGES, "model", "cluster", "tracking", "data", "localization"},
     "cluster": {*STAGES, "model", "data", "tracking", "localization"},
