@@ -59,7 +59,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_with_the
     assert ended.stderr.count("Stopped by") == 1
     assert ended.stderr.count("exitcode  : 75") == 2
     assert int(step) == tiny.steps("stopped")[-1] == int(path[-8:]) >= 24
-    shutil.copytree(tiny.root / "stopped", tiny.root / "alone")
+    shutil.copytree(tiny.root / "stopped", tiny.root / "alone", symlinks=True)
     succeed(tiny.train("stopped", "--resume", ranks=2))
     assert tiny.model("stopped") == tiny.model("whole")
     succeed(tiny.train("alone", "--resume"))
@@ -77,7 +77,7 @@ def test_a_stopped_rank_is_found_by_the_hang_timeout_and_the_run_restarted(tiny)
         run.wait_for(r"(?s)steps 0 to.*steps (7|10|14|1.) to", timeout_s=90)
         took_s = time.monotonic() - stopped_s
         assert run.finish().returncode == 0
-    assert 5 < took_s < 60
+    assert 5 < took_s < 120  # 12 s on an idle machine
     assert tiny.model("hung") == tiny.model("whole")
 
 
