@@ -25,12 +25,12 @@ class Running:
         """All that was printed so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, *, timeout_s: float = 60) -> re.Match[str]:
+    def wait_for(self, pattern: str, *, timeout_s: float = 240) -> re.Match[str]:
         """Wait until the output matches."""
         self.wait_until(lambda: re.search(pattern, self.output), what=repr(pattern), timeout_s=timeout_s)
         return re.search(pattern, self.output)
 
-    def wait_until(self, happened: Callable[[], object], *, what: str = "it", timeout_s: float = 60) -> None:
+    def wait_until(self, happened: Callable[[], object], *, what: str = "it", timeout_s: float = 240) -> None:
         """Poll until `happened()`, e.g. a path's `exists`; the command must not end before."""
         deadline_s = time.monotonic() + timeout_s
         while not happened():
@@ -63,7 +63,7 @@ class Running:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def finish(self, *, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def finish(self, *, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Wait for the end; output and errors come together, as stderr."""
         try:
             self.process.wait(timeout_s)

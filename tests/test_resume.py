@@ -74,7 +74,7 @@ def test_a_stopped_rank_is_found_by_the_hang_timeout_and_the_run_restarted(tiny)
         run.wait_for("step 15/60")
         run.kill(signal.SIGSTOP, rank=1)
         stopped_s = time.monotonic()
-        run.wait_for(r"(?s)steps 0 to.*steps (7|10|14|1.) to", timeout_s=90)
+        run.wait_for(r"(?s)steps 0 to.*steps (7|10|14|1.) to")
         took_s = time.monotonic() - stopped_s
         assert run.finish().returncode == 0
     assert 5 < took_s < 120  # 12 s on an idle machine
@@ -92,7 +92,7 @@ def test_stopped_at_any_moment_again_and_again_a_process_alone_ends_in_the_same_
         with tiny.start("signals", *settings, *resume) as run:
             run.wait_for(r"step \d: mAP")
             run.kill(number)
-            ended = run.finish(timeout_s=30)
+            ended = run.finish()
         assert ended.returncode == (130 if number == signal.SIGINT else 75), ended.stderr
         assert "Traceback" not in ended.stderr
         assert f"Stopped by {number.name}: " in ended.stderr

@@ -1,4 +1,4 @@
-"""Is this process a launcher's next attempt at something it has started before, and which launch is it?
+"""The launcher that started this process: is this its next attempt at the same command, and is it still there?
 
 Attempts are torchrun's `--max-restarts` and SLURM's requeueing. Both start the very same command again.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Mapping
 
 
@@ -24,3 +26,18 @@ def launch_id(environment: Mapping[str, str]) -> str | None:
         # Where torchrun was given no name for the launch, its agent's process is one.
         return f"torchrun {run}" if run != "none" else f"torchrun {socket.gethostname()} {os.getppid()}"
     return None
+
+
+def end_with_launcher(environment: Mapping[str, str]) -> None:
+    """From now on, end this process when torchrun has ended without ending it, as after a kill -9.
+
+    Its ranks would train on, write into the run that the next launch goes on with, and wait for no one.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        threading.Thread(target=_watch, args=(os.getppid(),), name="aumn-launcher", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from aumn.cluster.attempts import end_with_launcher
 from aumn.cluster.preemption import stopped
 from aumn.records import InputError, Stopped
 
@@ -180,6 +181,7 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
         return
     import torch.distributed as dist
 
+    end_with_launcher(os.environ)
     store = _store(dist)
     _wait_for_all(store, ranks)
     dist.init_process_group(

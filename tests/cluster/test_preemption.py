@@ -42,7 +42,7 @@ def run(body: str, *signals: tuple[float, int]) -> subprocess.CompletedProcess[s
         for after_s, number in signals:
             time.sleep(after_s)
             program.kill(number)
-        return program.finish(timeout_s=30)
+        return program.finish()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(tmp_path):
         packing.wait_until(lambda: list(tmp_path.glob("stopped.partial/progress/*.json")), what="a finished shard")
         packing.kill(signal.SIGTERM)
         asked_s = time.monotonic()
-        ended = packing.finish(timeout_s=30)
+        ended = packing.finish()
         took_s = time.monotonic() - asked_s
     assert ended.returncode == 75, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -110,7 +110,7 @@ def test_a_command_that_is_starting_ends_too(tmp_path):
         maps = Path(f"/proc/{command.process.pid}/maps")
         command.wait_until(lambda: "libtorch" in maps.read_text(), what="import of torch")
         command.kill(signal.SIGTERM)
-        ended = command.finish(timeout_s=30)
+        ended = command.finish()
     assert ended.returncode == 75, ended.stderr
     assert ended.stderr.startswith("aumn: Stopped by SIGTERM: nothing is half-written")
     assert not list(tmp_path.iterdir())
