@@ -38,6 +38,7 @@ class Recorder:
     writer: CheckpointWriter  # the first rank's alone is ever used
     say: Callable[[str], None]
     advance: Callable[[int, int], None]
+    all_stop: bool = False  # every rank has been told to stop, at the same step
 
     def catch_up(self) -> None:
         """Evaluate what the run was stopped in the midst of evaluating, as if it had not been."""
@@ -89,6 +90,7 @@ class Recorder:
         elif step % run.checkpoint_every == 0 or step == run.steps or signal:
             self._save()
         if signal:
+            self.all_stop = True
             raise stopped(signal, ranks.broadcast(self._how_to_go_on() if ranks.is_first else None))
 
     def _evaluate(self) -> float | None:

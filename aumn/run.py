@@ -30,6 +30,8 @@ from aumn.tracking.tracker import NullTracker, Tracker
 from aumn.train import train
 from aumn.validation import Validation
 
+GO_ON = "the same command with --resume goes on from the last whole checkpoint"
+
 
 def run_training(
     config: RunConfig,
@@ -71,22 +73,36 @@ def run_training(
         run.folder, keep_last=run.keep_checkpoints, last=start.path, secure=tracker.flush, say=say
     )
     recorder = Recorder(config, engine, network, watch, validation, tracker, progress, record, writer, say, advance)
-    with _outcome(tracker), closing(writer):
-        recorder.note(tracking_run=progress.tracking_run)
-        with preemption.finish_first():
-            recorder.catch_up()
-            train(
-                engine,
-                loader,
-                config.run,
-                config.optimizer,
-                _loss_weights(config),
-                first_step=progress.step,
-                watch=watch,
-                after_step=recorder.after_step,
-            )
-        recorder.publish()  # by the first rank; the others leave
+    try:
+        with _outcome(tracker), closing(writer):
+            _train_and_publish(config, engine, loader, watch, recorder)
+    finally:
+        if recorder.all_stop:
+            ranks.barrier()  # a launcher ends the others as soon as one has left
     recorder.note(finished=True)
+
+
+def _train_and_publish(
+    config: RunConfig, engine: Engine, loader: TrainingLoader, watch: FiniteWatch, recorder: Recorder
+) -> None:
+    progress = recorder.progress
+    recorder.note(tracking_run=progress.tracking_run)
+    with preemption.finish_first(GO_ON):
+        recorder.catch_up()
+        train(
+            engine,
+            loader,
+            config.run,
+            config.optimizer,
+            _loss_weights(config),
+            first_step=progress.step,
+            watch=watch,
+            after_step=recorder.after_step,
+        )
+    try:
+        recorder.publish()  # by the first rank; the others leave
+    except Stopped as stop:
+        raise preemption.stopped(stop.signal, GO_ON) from None
 
 
 @contextmanager

@@ -68,8 +68,11 @@ def _run(arguments: list[str]) -> int:
     except (InputError, OSError) as error:
         if "--debug" in sys.argv:
             raise
+        preemption.leaving()
         if _is_mine_to_tell(error):
             print(f"aumn: {_sentence(error)}", file=sys.stderr)
+        elif getattr(error, "told_by_another_rank", None) is None:
+            time.sleep(2)  # torchrun ends the others as soon as one has left, and the first one is to be heard
         return 2
     except Stopped as stopped:
         if _is_mine_to_tell(stopped):

@@ -57,22 +57,34 @@ def asked() -> int:
     return _request.signal or 0
 
 
-def stopped(number: int, state: str = "nothing is half-written; run the same command again") -> Stopped:
+AGAIN = "nothing is half-written; run the same command again"
+
+
+def stopped(number: int, state: str = AGAIN) -> Stopped:
     """What to raise when a signal has asked this rank, or another one, to stop; `state` says how to go on."""
+    leaving()
     name, code = signal.Signals(number).name, CODES[signal.Signals(number)]
     return Stopped(f"Stopped by {name}: {state} (exit code {code}).", signal=number, code=code)
 
 
+def leaving() -> None:
+    """This process is about to end anyway: torchrun's SIGTERM, sent as soon as another rank has left, is no news."""
+    _request.heard.set()
+
+
 @contextmanager
-def finish_first() -> Iterator[None]:
-    """A block that no signal interrupts: what runs in it looks at `asked` where it can stop."""
+def finish_first(state: str = AGAIN) -> Iterator[None]:
+    """A block that no signal interrupts: what runs in it looks at `asked` where it can stop.
+
+    Where it did not stop, though asked, it is as soon as the block is done; `state` says how to go on then.
+    """
     _request.finishing = True
     try:
         yield
     finally:
         _request.finishing = False
     if number := asked():
-        raise stopped(number)
+        raise stopped(number, state)
 
 
 def _handle(number: int, _frame: object) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from aumn.cluster.attempts import end_with_launcher
-from aumn.cluster.preemption import stopped
+from aumn.cluster.preemption import leaving, stopped
 from aumn.records import InputError, Stopped
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
     try:
         yield ranks
     except (InputError, Stopped) as error:
+        leaving()
         error.told_by_another_rank = _tell(store, error)
         raise
     except RuntimeError:
@@ -237,6 +238,8 @@ def group_of_one(*, cuda: bool = False) -> None:
 def _tell(store: Any, error: InputError | Stopped) -> bool:
     """Let the others know that this rank leaves for a reason; whether another one tells that very reason."""
     with suppress(RuntimeError):  # the first rank, which may serve the store, can be gone
+        if isinstance(error, Stopped) and store.check([_LEFT]):
+            return True  # torchrun sends SIGTERM to the others as soon as one has left
         store.set(_LEFT, str(error.signal if isinstance(error, Stopped) else 0))
         return bool(store.add(f"told/{error}", 1) > 1)
     return True

@@ -1,0 +1,67 @@
+"""How long a checkpoint keeps training waiting: written behind its back, against waited for.
+
+python tests/bench/checkpoints.py [K]
+"""
+
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from aumn.checkpoint import Checkpoint
+from aumn.cluster.ranks import Ranks
+from aumn.config import RunConfig
+from aumn.saving import CheckpointWriter
+from tests.footprint_steps import CARD, WIDTHS, build, make_step, take
+
+ROUNDS, STEPS = 5, 4
+SETTINGS = {"data": {"shards": "-", "snippets": 100}, "batch": {"global_videos": 8, "micro_videos": 8}}
+
+
+def main(units: int) -> None:
+    WIDTHS.update(rgb=1024, flow=1024)
+    settings = {**SETTINGS, "run": {"folder": "-", "steps": 1}, "model": {"units": units}}
+    config = RunConfig.model_validate(settings)
+    engine, step = build(config, 200, Ranks()), make_step(config, 200, Ranks())
+    take(engine, step)
+    size = sum(tensor.nbytes for tensor in (*engine.weights().values(), *engine.trainer_state()[0].values()))
+    print(f"K={units:,}, two streams, C=200: a checkpoint of {size / 1e6:,.0f} MB; medians of {ROUNDS}")
+    with tempfile.TemporaryDirectory() as folder:
+        writer = CheckpointWriter(Path(folder), keep_last=1, last=None, secure=lambda: None, say=print)
+        with closing(writer):
+            rounds = [measure(engine, step, writer, index) for index in range(ROUNDS)]
+    for name in rounds[0]:
+        print(f"{name:<48} {median(found[name] for found in rounds):7.3f} s")
+
+
+def measure(engine, step, writer: CheckpointWriter, index: int) -> dict[str, float]:
+    quiet_s = seconds(lambda: [take(engine, step) for _ in range(STEPS)])
+    waited_s = seconds(lambda: (save(engine, writer, 2 * index), writer.wait()))
+    stall_s = seconds(lambda: save(engine, writer, 2 * index + 1))
+    beside_s = seconds(lambda: [take(engine, step) for _ in range(STEPS)])
+    assert writer.wait()
+    return {
+        "stall when training waits for the write": waited_s,
+        "stall now: the snapshot": stall_s,
+        f"{STEPS} steps, nothing being written": quiet_s,
+        f"{STEPS} steps, beside the write": beside_s,
+        "stall now, slower steps included": stall_s + beside_s - quiet_s,
+    }
+
+
+def save(engine, writer: CheckpointWriter, index: int) -> None:
+    writer.save(Checkpoint(index, engine.weights(), CARD, *engine.trainer_state()))
+
+
+def seconds(call) -> float:
+    start_s = time.perf_counter()
+    call()
+    return time.perf_counter() - start_s
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 4096)
