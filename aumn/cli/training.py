@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -120,7 +121,8 @@ def _model_folder(model: str, tracking_uri: str | None) -> Path:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a log on a full disk is no reason to stop
+        print(line, file=sys.stderr, flush=True)
 
 
 def _say_nothing(_line: str) -> None:
