@@ -55,7 +55,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_with_the
         run.wait_for("step 24/60")
         run.kill(signal.SIGUSR1, rank=1)
         ended = run.finish()
-    (path, step) = re.search(r"aumn: Stopped by SIGUSR1: (\S+) holds step (\d+) of 60; the same", ended.stderr).groups()
+    (path, step) = re.search(r"aumn: Stopped by SIGUSR1: (\S+) holds step (\d+) of 60; go on", ended.stderr).groups()
     assert ended.stderr.count("Stopped by") == 1
     assert ended.stderr.count("exitcode  : 75") == 2
     assert int(step) == tiny.steps("stopped")[-1] == int(path[-8:]) >= 24
