@@ -69,7 +69,7 @@ def draw(videos: list[AnnotatedVideo], folder: Path) -> tuple[Detections, Ground
         for instance in video.annotations:
             truth.append((index, label_of[instance.label], instance.start_s, instance.end_s))
             jitter = random.normal(0, 0.15, (6, 2)) * (instance.end_s - instance.start_s)
-            for start_s, end_s in np.sort([[instance.start_s, instance.end_s]] + jitter, axis=1).tolist():
+            for start_s, end_s in np.sort(jitter + [instance.start_s, instance.end_s], axis=1).tolist():
                 found.append((index, label_of[instance.label], random.random(), start_s, end_s))
         for start_s, end_s in np.sort(random.uniform(0, duration_s, (6, 2)), axis=1).tolist():
             found.append((index, kept[0], random.random() / 2, start_s, end_s))
@@ -84,7 +84,7 @@ def draw(videos: list[AnnotatedVideo], folder: Path) -> tuple[Detections, Ground
 
 
 def measure_in_browser(page: Path) -> dict[str, float]:
-    """Seconds in Chromium: to the first view, to the list of videos with one of them drawn, to the next video, to a search."""
+    """Seconds in Chromium: to the first view, to the videos with one of them drawn, to the next one, to a search."""
     from tests.report.browser import open_browser
 
     with tempfile.TemporaryDirectory() as profile, open_browser(Path(profile)) as browser:
@@ -98,7 +98,6 @@ def measure_in_browser(page: Path) -> dict[str, float]:
         start_s = time.perf_counter()
         browser.open(page)
         seconds = {"open": time.perf_counter() - start_s}
-        key = "document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{}', bubbles: true}}))"
         name = "document.querySelector('.detail h2')?.textContent"
         press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'j', bubbles: true}))"
         seconds["videos"] = timed("document.getElementById('tab-videos').click()", f"Boolean({name})")
@@ -107,7 +106,6 @@ def measure_in_browser(page: Path) -> dict[str, float]:
         search = "const s = document.querySelector('.side input'); s.value = 'v_z'; s.dispatchEvent(new Event('input'))"
         seconds["search"] = timed(search, "true")
         assert browser.complaints() == []
-        del key
     return seconds
 
 
