@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.data.annotations import read_durations, read_ground_truth
-from aumn.evaluate import choose_tious
+from aumn.evaluate import Evaluation, choose_tious
 from aumn.localization.detections import read_detections
 from aumn.localization.snippet_scores import FOLDER
 from aumn.records import InputError
@@ -51,7 +51,8 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
             read_ground_truth(choices.annotations, choices.subset)  # what is wrong with it is told before the work
             detections = Path(temporary) / "detections"
             _localize(run, shards, detections, choices, advance)
-        _write(out, run, detections, choices, tious, say)
+        evaluation = _write(out, run, detections, tious, choices)
+    say(_sentence(out, evaluation))
     if run and run.tracking_run and attach:
         _attach(run, run.tracking_run, out, choices.tracking_uri, say)
 
@@ -103,7 +104,7 @@ def _other_subset(run: Run, shards: Path) -> str:
     return others[0]
 
 
-def _write(out: Path, run: Run | None, detections: Path, choices: Choices, tious: tuple[float, ...], say: Say) -> None:
+def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...], choices: Choices) -> Evaluation:
     found, metadata = read_detections(detections)
     subset = choices.subset or metadata.get("subset")
     truth = read_ground_truth(choices.annotations, subset)
@@ -114,9 +115,12 @@ def _write(out: Path, run: Run | None, detections: Path, choices: Choices, tious
         durations_s=read_durations(choices.annotations),
         training=_training(run, choices.tracking_uri) if run else None,
     )
-    evaluation = write_report(out, report, found, truth, tious).evaluation
-    population = evaluation.population
-    say(
+    return write_report(out, report, found, truth, tious).evaluation
+
+
+def _sentence(out: Path, evaluation: Evaluation) -> str:
+    population, tious = evaluation.population, evaluation.tious
+    return (
         f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
         f"{population.instances:,} instances, {population.classes:,} classes; {out.stat().st_size / 1e6:.1f} MB"
     )

@@ -69,7 +69,7 @@ def draw(videos: list[AnnotatedVideo], folder: Path) -> tuple[Detections, Ground
         for instance in video.annotations:
             truth.append((index, label_of[instance.label], instance.start_s, instance.end_s))
             jitter = random.normal(0, 0.15, (6, 2)) * (instance.end_s - instance.start_s)
-            for start_s, end_s in np.sort(jitter + [instance.start_s, instance.end_s], axis=1).tolist():
+            for start_s, end_s in np.sort(jitter + np.array([instance.start_s, instance.end_s]), axis=1).tolist():
                 found.append((index, label_of[instance.label], random.random(), start_s, end_s))
         for start_s, end_s in np.sort(random.uniform(0, duration_s, (6, 2)), axis=1).tolist():
             found.append((index, kept[0], random.random() / 2, start_s, end_s))
