@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.data.annotations import read_durations, read_ground_truth
-from aumn.evaluate import choose_tious
+from aumn.evaluate import Evaluation, choose_tious
 from aumn.localization.detections import read_detections
 from aumn.localization.snippet_scores import FOLDER
 from aumn.records import InputError
-from aumn.report.build import Report, write_report
+from aumn.report.build import Report, write_comparison, write_report
 from aumn.report.runs import Run, Training, facts_of, is_run, open_run
 
 Say = Callable[[str], None]
@@ -39,29 +39,53 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     A run is localized first, on this rank alone, unless `choices.detections` has been already. The subset is the one
     that was localized, or the one that the run did not train on; thresholds and shard set are by default the run's.
     """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: name the file to write, such as {out / 'report.html'}.")
     run = open_run(what) if is_run(what) else None
+    tious = _choose_tious(run, choices)
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
         detections = choices.detections or what
         if run and not choices.detections:
+            shards = choices.shards or Path(run.config["data"]["shards"])
+            choices = replace(choices, subset=choices.subset or _other_subset(run, shards))
+            read_ground_truth(choices.annotations, choices.subset)  # what is wrong with it is told before the work
             detections = Path(temporary) / "detections"
-            _localize(run, detections, choices, advance)
-        _write(out, run, detections, choices, say)
+            _localize(run, shards, detections, choices, advance)
+        evaluation = _write(out, run, detections, tious, choices)
+    say(_sentence(out, evaluation))
     if run and run.tracking_run and attach:
         _attach(run, run.tracking_run, out, choices.tracking_uri, say)
 
 
-def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
+def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
+    """Put several runs side by side, by what their folders hold; nothing is localized or measured again."""
+    for folder in folders:
+        if not is_run(folder):
+            raise InputError(f"{folder} is no run: several folders are compared as runs, each with its checkpoints.")
+    comparison = write_comparison(out, [open_run(folder) for folder in folders])
+    differing = ", ".join(comparison["differing"]) or "nothing but the seed"
+    say(f"{out}: {len(folders)} runs, {len(comparison['groups'])} settings; they differ in {differing}")
+
+
+def _choose_tious(run: Run | None, choices: Choices) -> tuple[float, ...]:
+    protocol = choices.protocol
+    if run and not (protocol or choices.tiou):
+        protocol = run.config["evaluation"]["protocol"]
+    return choose_tious(protocol, choices.tiou)
+
+
+def _localize(run: Run, shards: Path, out: Path, choices: Choices, advance: Advance) -> None:
     from aumn.cluster.ranks import Ranks
     from aumn.localize import localize_subset
 
-    shards = choices.shards or Path(run.config["data"]["shards"])
+    assert choices.subset
     localize_subset(
         run.model,
         shards,
         out,
         Ranks(),
         model=str(run.model),
-        subset=choices.subset or _other_subset(run, shards),
+        subset=choices.subset,
         device=choices.device,
         advance=advance,
         with_scores=True,
@@ -80,9 +104,7 @@ def _other_subset(run: Run, shards: Path) -> str:
     return others[0]
 
 
-def _write(out: Path, run: Run | None, detections: Path, choices: Choices, say: Say) -> None:
-    protocol = choices.protocol or (run.config["evaluation"]["protocol"] if run and not choices.tiou else None)
-    tious = choose_tious(protocol, choices.tiou)
+def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...], choices: Choices) -> Evaluation:
     found, metadata = read_detections(detections)
     subset = choices.subset or metadata.get("subset")
     truth = read_ground_truth(choices.annotations, subset)
@@ -93,9 +115,12 @@ def _write(out: Path, run: Run | None, detections: Path, choices: Choices, say: 
         durations_s=read_durations(choices.annotations),
         training=_training(run, choices.tracking_uri) if run else None,
     )
-    evaluation = write_report(out, report, found, truth, tious).evaluation
-    population = evaluation.population
-    say(
+    return write_report(out, report, found, truth, tious).evaluation
+
+
+def _sentence(out: Path, evaluation: Evaluation) -> str:
+    population, tious = evaluation.population, evaluation.tious
+    return (
         f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
         f"{population.instances:,} instances, {population.classes:,} classes; {out.stat().st_size / 1e6:.1f} MB"
     )

@@ -28,7 +28,7 @@ FORBIDDEN = {
     "localize": {*STAGES - {"localize", "one_video", "scoring"}, "tracking"},
     "one_video": {*STAGES - {"one_video"}, "data", "cluster", "tracking", "config"},
     "scoring": {*STAGES - {"scoring"}, "tracking", "data"},
-    "report": {*STAGES - {"report", "evaluate"}, "model", "data", "tracking", "config"},
+    "report": {*STAGES - {"report", "evaluate"}, "model", "data", "tracking"},
 }
 ONE_IMPORTER = {
     "webdataset": set(),  # the standard library writes the same tars; tests stream them with webdataset

@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from aumn.cli.options import TrackingUri
+from aumn.records import InputError
 
 
 def report(
-    what: Annotated[Path, typer.Argument(help="A run's folder, or detections.")],
-    annotations: Annotated[Path, typer.Option(help="Ground truth: ActivityNet-layout JSON, or a shard set.")],
+    what: Annotated[list[Path], typer.Argument(help="A run's folder, or detections; or several runs, to compare.")],
     out: Annotated[Path, typer.Option(help="The page to write.")],
+    annotations: Annotated[
+        Path | None, typer.Option(help="Ground truth: ActivityNet-layout JSON, or a shard set. Not for several runs.")
+    ] = None,
     subset: Annotated[
         str | None, typer.Option(help="Default: the one that was localized, or the one the run did not train on.")
     ] = None,
@@ -30,13 +33,23 @@ def report(
     """Write one self-contained HTML page: mAP, errors, every video, the action units, training curves.
 
     It opens from disk and needs no network. A run is localized first, on this machine alone; a large subset is better
-    localized on many ranks by aumn localize --scores, then given as --detections.
+    localized on many ranks by aumn localize --scores, then given as --detections. Several runs make a page that
+    compares them: mAP over K, the ablation table, every setting.
 
     Example: aumn report runs/demo --annotations build/features/gt.json --out build/report.html
     """
     from aumn.console import progress
-    from aumn.reporting import Choices, report_of
+    from aumn.reporting import Choices, compare_runs, report_of
 
+    if len(what) > 1:
+        if annotations or detections:
+            raise InputError(
+                "Several runs are compared by the mAP they have: leave --annotations and --detections out."
+            )
+        compare_runs(what, out, say=print)
+        return
+    if annotations is None:
+        raise InputError("--annotations is missing: give the ground truth, an ActivityNet-layout JSON or a shard set.")
     choices = Choices(annotations, subset, protocol, tiou, detections, shards, tracking_uri, device)
     with progress("localizing", "videos") as advance:
-        report_of(what, out, choices, attach=attach, say=print, advance=advance)
+        report_of(what[0], out, choices, attach=attach, say=print, advance=advance)

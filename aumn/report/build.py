@@ -13,7 +13,8 @@ from aumn.localization.snippet_scores import ScoredModel, SnippetScores, read_sc
 from aumn.records import Detections, GroundTruth
 from aumn.report.measures import Measured, classes, errors, measure, overview
 from aumn.report.page import write_page
-from aumn.report.runs import Training
+from aumn.report.runs import Run, Training
+from aumn.report.sweep import compare
 from aumn.report.units import summarize_units
 from aumn.report.videos import list_videos, pack_videos
 
@@ -56,6 +57,14 @@ def write_report(
     packed = pack_videos(measured, scores, numbers, model.classes if model else ())
     write_page(out, report.title, contents, packed)
     return measured
+
+
+def write_comparison(out: Path, runs: Sequence[Run]) -> dict[str, Any]:
+    """Several runs on one page: K sweep, ablation, every setting; the comparison, for a line about it."""
+    comparison = compare(runs)
+    title = f"{len(runs)} runs"
+    write_page(out, title, {"version": __version__, "title": title, "sweep": comparison})
+    return comparison
 
 
 def _training(training: Training | None) -> dict[str, Any] | None:

@@ -94,9 +94,8 @@ function stacks(columns, { height = 250, label, width = 480 } = {}) {
   return chart.svg;
 }
 
-/** Horizontal bars; a bar is {name, value, text, kind}. */
-function bars(rows, label) {
-  const most = Math.max(...rows.map((row) => row.value), 1e-9);
+/** Horizontal bars; a bar is {name, value, text, kind}; the longest possible one is `most`. */
+function bars(rows, label, most = Math.max(...rows.map((row) => row.value), 1e-9)) {
   return h('table', { 'aria-label': label }, h('tbody', {}, rows.map((row) => h('tr', {},
     h('th', { scope: 'row', style: { fontWeight: 'inherit' } }, row.name),
     h('td', { class: 'bar left', style: { width: '55%' } }, h('span', { class: row.kind ? `kinded ${row.kind}` : null, style: { width: `${(100 * Math.max(0, row.value)) / most}%` } })),

@@ -35,7 +35,7 @@ function classesView() {
       lines([{ name: 'interpolated precision', points: curve.length ? curve : [[0, 0], [1, 0]] },
         { name: 'precision at each found instance', points: raw, dash: '0 100', colour: 'var(--rgb)', marks: true }],
       { x: [0, 1], y: [0, 1], xTitle: 'recall', yTitle: 'precision', height: 300, label: `Precision and recall of ${row.name}` }),
-      h('h3', {}, 'AP by threshold'),
+      h('h3', {}, 'AP by threshold', 1),
       bars(ap.map((of, t) => ({ name: `tIoU ${data.overview.tious[t]}`, value: of[row.index], text: percent(of[row.index]) })), 'AP by threshold'),
       h('p', {}, h('button', { class: 'link', type: 'button', onclick: () => openVideos({ label: row.index }) }, 'Its videos')));
   }

@@ -23,7 +23,7 @@ function errorsView() {
         bars(lengths.names.map((name, index) => {
           const missed = lengths.missed[t][index], of = lengths.instances[index];
           return { name: `${name}  ${under[index]}`, value: of ? missed / of : 0, kind: 'k6', text: `${missed} of ${of} (${percent(of ? missed / of : 0, 0)} %)` };
-        }), 'Share of instances missed by length')),
+        }), 'Share of instances missed by length', 1)),
       h('section', { class: 'card w12' }, h('h2', {}, 'The kinds'),
         h('dl', {}, KINDS.map((_, index) => [h('dt', {}, kind(index)), h('dd', {}, MEANINGS[index])])),
         h('p', { class: 'soft' }, 'After Alwassel, Heilbron, Escorcia and Ghanem, Diagnosing Error in Temporal Action Detectors, ECCV 2018.')));

@@ -1,3 +1,94 @@
+// Several runs: mAP by setting, over K (the paper's Figure 4), and by what was left out (its Table 4).
+
+const ABLATED = [
+  ['sparsity Ls', (value) => value('loss.sparsity_rgb') > 0 || value('loss.sparsity_flow') > 0],
+  ['diversity Ld', (value) => value('loss.diversity') > 0],
+  ['homogeneity Lh', (value) => value('loss.homogeneity') > 0],
+  ['self-attention', (value) => value('model.self_attention')],
+];
+const isAblated = (name) => name.startsWith('loss.') || name === 'model.self_attention';
+
 function sweepView() {
-  return h('div');
+  const { sweep } = data;
+  const overUnits = sweep.differing.includes('model.units'), ablated = sweep.differing.some(isAblated), width = overUnits && ablated ? 'w6' : 'w12';
+  const runs = sum(sweep.groups.map((group) => group.runs.length));
+  const intro = h('section', { class: 'card w12' }, h('h2', {}, 'Runs side by side'),
+    h('p', {}, `${plural(runs, 'run')}, ${plural(sweep.groups.length, 'setting')}. mAP in percent on ${sweep.measured.replace('_', ' ')} videos, at each run’s last step; `
+      + 'mean and sample standard deviation over seeds.'),
+    h('p', { class: 'soft' }, `Trained on ${sweep.data.join(' and on ')}.${sweep.data.length > 1 ? ' These are different data: compare with care.' : ''}`));
+  return h('div', { class: 'grid' }, intro,
+    overUnits && h('section', { class: `card ${width}` }, h('h2', {}, 'mAP by number of action units K'), unitsFigure()),
+    ablated && h('section', { class: `card ${width}` }, h('h2', {}, 'What each part adds'), ablationTable()),
+    h('section', { class: 'card w12' }, h('h2', {}, 'Every setting'), h('div', { class: 'scroll' }, settingsTable())),
+    h('section', { class: 'card w12' }, h('h2', {}, 'Every run'), h('div', { class: 'scroll' }, runsTable())));
+}
+
+const average = (group) => group.mean?.at(-1);
+const spread = (group, index) => (group.mean ? percent(group.mean.at(index)) + (group.deviation ? ` ± ${percent(group.deviation.at(index))}` : '') : '–');
+const text = (value) => (value === true ? 'on' : value === false ? 'off' : value === null ? 'none' : String(value));
+const settingOf = (group, name) => (name in group.settings ? group.settings[name] : data.sweep.common[name]);
+
+/** Average mAP over K, a line for each combination of the other settings, with whiskers of one deviation. */
+function unitsFigure() {
+  const others = data.sweep.differing.filter((name) => name !== 'model.units'), series = new Map();
+  for (const group of data.sweep.groups.filter(average)) {
+    const name = others.map((other) => `${other.split('.').at(-1)} ${text(group.settings[other])}`).join(', ') || 'average mAP';
+    if (!series.has(name)) series.set(name, []);
+    series.get(name).push(group);
+  }
+  const counts = [...new Set(data.sweep.groups.map((group) => group.settings['model.units']))].sort((a, b) => a - b);
+  const log = counts.at(-1) / counts[0] > 20, X = (units) => (log ? Math.log2(units) : units);
+  const drawn = [...series].map(([name, groups]) => ({ name, marks: true,
+    points: groups.sort((a, b) => a.settings['model.units'] - b.settings['model.units']).map((group) => [X(group.settings['model.units']), 100 * average(group), spread(group, -1)]) }));
+  const tops = data.sweep.groups.filter(average).map((group) => 100 * (average(group) + (group.deviation?.at(-1) ?? 0)));
+  const shown = counts.length > 9 ? counts.filter((units, index) => !log || index === 0 || X(units) - X(counts[index - 1]) > 0.7 || Number.isInteger(X(units))) : counts;
+  const figure = lines(drawn, { x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, Math.max(...tops) * 1.08], xTicks: shown.map(X), xText: (x) => thousands(Math.round(log ? 2 ** x : x)),
+    xTitle: log ? 'K, a logarithmic scale' : 'K', yTitle: 'average mAP, %', height: 290, width: 560, label: 'Average mAP over the number of action units' });
+  whiskers(figure, drawn, series, X, tops, counts);
+  return h('figure', { style: { margin: 0, maxWidth: '50rem' } }, figure, drawn.length > 1 ? key(drawn) : null);
+}
+
+function whiskers(figure, drawn, series, X, tops, counts) {
+  const chart = axes({ x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, Math.max(...tops) * 1.08], height: 290, width: 560, xTitle: ' ', yTitle: ' ' });
+  [...series.values()].forEach((groups, index) => groups.filter((group) => group.deviation).forEach((group) => {
+    const [middle, half, x] = [100 * average(group), 100 * group.deviation.at(-1), chart.X(X(group.settings['model.units']))];
+    figure.append(h('path', { class: 'curve', style: { stroke: SERIES[index % SERIES.length] },
+      d: `M${x - 4} ${chart.Y(middle - half)}h8m-4 0V${chart.Y(middle + half)}m-4 0h8` }));
+  }));
+}
+
+/** As the paper's Table 4: a mark for each part that is there. */
+function ablationTable() {
+  const others = data.sweep.differing.filter((name) => !isAblated(name));
+  const groups = [...data.sweep.groups].sort((a, b) => sum(ABLATED.map(([, has]) => has((name) => settingOf(a, name)) - has((name) => settingOf(b, name)))) || (average(a) ?? 0) - (average(b) ?? 0));
+  return h('div', { class: 'scroll' }, h('table', { id: 'ablation' },
+    h('caption', {}, 'A dot: the part is there. The average is over all thresholds.'),
+    h('thead', {}, h('tr', {}, [...ABLATED.map(([name]) => name), ...others, 'average mAP', ''].map((name) => h('th', { scope: 'col' }, name)))),
+    h('tbody', {}, groups.map((group) => h('tr', {}, ABLATED.map(([name, has], index) => {
+      const on = has((setting) => settingOf(group, setting));
+      return h(index ? 'td' : 'th', { scope: index ? null : 'row', style: { textAlign: 'center' }, 'aria-label': `${name} ${on ? 'on' : 'off'}` }, on ? '●' : '○');
+    }), others.map((name) => h('td', {}, text(group.settings[name]))), h('td', {}, spread(group, -1)),
+    h('td', { class: 'bar left' }, h('span', { style: { width: `${100 * (average(group) ?? 0) / Math.max(...data.sweep.groups.map((one) => average(one) ?? 0), 1e-9)}%` } })))))));
+}
+
+function settingsTable() {
+  const { differing, tious } = data.sweep;
+  const column = (name, index) => ({ title: name, value: (group) => group.mean?.at(index) ?? -1, cell: (group) => spread(group, index) });
+  return table([
+    ...(differing.length ? differing : ['settings']).map((name, index) => ({ title: name, value: (group) => group.settings[name], first: true, left: index > 0,
+      cell: (group) => (differing.length ? text(group.settings[name]) : 'the same') })),
+    { title: 'runs', value: (group) => group.runs.length, cell: (group) => group.runs.length },
+    ...tious.map((tiou, index) => column(`mAP @ ${tiou}`, index)), column('average', tious.length),
+  ], data.sweep.groups, { sort: 0, descending: false }).element;
+}
+
+function runsTable() {
+  const { tious } = data.sweep;
+  return table([
+    { title: 'run', value: (run) => run.folder, cell: (run) => run.folder, first: true, kind: 'name' },
+    { title: 'seed', value: (run) => run.seed, cell: (run) => run.seed, first: true },
+    { title: 'step', value: (run) => run.step, cell: (run) => `${thousands(run.step)} of ${thousands(run.steps)}` },
+    ...[...tious, 'average'].map((name, index) => ({ title: index < tious.length ? `mAP @ ${name}` : name, value: (run) => run.map?.[index] ?? -1,
+      cell: (run) => (run.map ? percent(run.map[index]) : 'not measured') })),
+  ], data.sweep.groups.flatMap((group) => group.runs), { sort: 0, descending: false }).element;
 }

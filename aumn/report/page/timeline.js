@@ -259,6 +259,6 @@ function timeAxis(c, X, view, y, width) {
     const x = X(tick);
     if (x < GUTTER || x > width - 14) continue;
     line(c, x, y + 4, x, y + 8);
-    c.fillText(tick < 60 && view.to < 60 ? `${short(tick)} s` : seconds(tick).replace(/\.0$/, ''), x, y + 20);
+    c.fillText(tick < 60 ? `${short(tick)} s` : seconds(tick).replace(/\.0$/, ''), x, y + 20);
   }
 }

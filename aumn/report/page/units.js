@@ -30,7 +30,7 @@ function picture(found, choose, only) {
     h('div', { class: 'scroll', style: { maxHeight: '34rem' } }, h('table', { class: 'heat' },
       h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'class'), found.units.map((unit, k) => h('th', { scope: 'col' },
         h('button', { type: 'button', title: `Unit ${unit + 1}`, 'aria-pressed': String(only === k), onclick: () => choose(k) }, unit + 1))))),
-      h('tbody', {}, rows.map((row) => h('tr', { class: row.sum ? 'sum' : null }, h('th', { scope: 'row', style: { fontWeight: row.sum ? 600 : 'inherit' } }, row.name),
+      h('tbody', {}, rows.map((row) => h('tr', { class: row.sum ? 'sum' : null }, h('th', { scope: 'row', style: { fontWeight: row.sum ? 600 : 'inherit' }, title: row.name }, row.name),
         found.units.map((_, k) => cell(row.label === null ? found.mean[k] : found.classes[k][row.label], k))))))));
 }
 
@@ -44,6 +44,6 @@ function unitTable(found, only) {
     h('caption', {}, 'Leads: the share of snippets whose most similar unit it is. Sharing classes: those whose snippets are more similar to it than snippets are on average.'),
     h('thead', {}, h('tr', {}, ['unit', 'mean', 'leads', 'sharing classes', 'snippets that excite it most (press one to see it)'].map((title, index) => h('th', { scope: 'col', class: index > 2 ? 'left' : null }, title)))),
     h('tbody', {}, rows.map(({ unit, k }) => h('tr', {}, h('th', { scope: 'row' }, `unit ${unit + 1}`), h('td', {}, found.mean[k].toFixed(2)), h('td', {}, `${percent(found.leads[k], 0)} %`),
-      h('td', { class: 'name left', style: { verticalAlign: 'top' } }, classesOf(k).slice(0, only === null ? 5 : 50).map((one) => `${one.name} ${one.value.toFixed(2)}`).join(', ') || 'none stands out'),
+      h('td', { class: 'name left', style: { minWidth: '13rem' } }, classesOf(k).slice(0, only === null ? 5 : 50).map((one) => `${one.name} ${one.value.toFixed(2)}`).join(', ') || 'none stands out'),
       h('td', { class: 'left', style: { whiteSpace: 'normal' } }, h('div', { class: 'chips' }, found.top[k].slice(0, only === null ? 5 : 12).map(chip))))))));
 }

@@ -1,0 +1,150 @@
+"""`aumn report` as a user meets it: a run, its detections, many units, MLflow, and what is wrong in one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from aumn.cli.report import report
+from aumn.cluster.ranks import Ranks
+from aumn.data.loader import whole_videos
+from aumn.data.shards import ShardSet
+from aumn.localization.snippet_scores import KEPT_UNITS, STEPS, read_scores
+from aumn.localize import load_network, localize_subset
+from aumn.records import InputError
+from tests.launching import aumn, succeed
+from tests.report.cases import contents_of
+
+UNITS = 66  # more than are kept, so that they have to be chosen
+SETTINGS = {
+    "data": {"snippets": 24},
+    "model": {"embedding_width": 16, "units": UNITS, "bottleneck": 4},
+    "batch": {"global_videos": 8},
+    "run": {"steps": 4, "log_every": 2},
+    "evaluation": {"videos": "testing"},
+    "tracking": {"uri": "sqlite:///mlflow.db"},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a short run in it."""
+    root = tmp_path_factory.mktemp("report")
+    succeed(aumn("synth", "features", "--videos", 24, "--classes", 3, "--width", 12, "--snippets", 30, cwd=root))
+    succeed(aumn("pack", "features", "shards", "--annotations", "features/gt.json", cwd=root))
+    settings = {section: dict(fields) for section, fields in SETTINGS.items()}
+    settings["data"]["shards"], settings["run"]["folder"] = "shards", "run"
+    (root / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    succeed(aumn("train", "tiny.yaml", cwd=root))
+    return root
+
+
+@pytest.fixture(scope="module")
+def reported(place: Path) -> Path:
+    said = succeed(aumn("report", "run", "--annotations", "features/gt.json", "--out", "run.html", cwd=place)).stdout
+    assert "run.html: mAP " in said
+    assert "on 8 videos, " in said
+    assert "kept with the run in MLflow as report/run.html (run " in said
+    return place / "run.html"
+
+
+@pytest.fixture(scope="module")
+def localized(place: Path) -> Path:
+    """Detections with scores, from two ranks."""
+    command = ("localize", "run/model", "shards", "--subset", "testing", "--out", "detections", "--scores")
+    succeed(aumn(*command, cwd=place, ranks=2))
+    return place / "detections"
+
+
+def test_a_run_is_reported_as_evaluate_measures_it(place, reported, localized):
+    command = ("evaluate", localized, "--annotations", "features/gt.json", "--protocol", "thumos14", "--json", "m.json")
+    succeed(aumn(*command, cwd=place))
+    expected = json.loads((place / "m.json").read_text())
+    overview = contents_of(reported)["overview"]
+    assert overview["map"] == list(expected["mAP"].values())
+    assert overview["population"] == expected["population"]
+
+
+def test_training_curves_are_those_of_the_runs_record(reported):
+    training = contents_of(reported)["training"]
+    assert training["note"] is None
+    assert training["curves"]["loss"][0] == [2, 4]
+    assert training["curves"]["testing/mAP/average"][0] == [4]
+
+
+def test_mlflow_has_the_page(place, reported):
+    (kept,) = place.glob("mlartifacts/*/artifacts/report/run.html")
+    assert kept.read_bytes() == reported.read_bytes()
+
+
+def test_scores_of_two_ranks_are_the_models_own_on_the_units_most_similar(place, localized):
+    network, _ = load_network(place / "run" / "model")
+    shards = ShardSet.open(place / "shards")
+    similarity, means = {}, {"rgb": [], "flow": []}
+    for batch in whole_videos(shards, shards.indices("testing"), rank=0, world_size=1):
+        found = network.similarity(batch, {"rgb": range(UNITS), "flow": range(UNITS)})
+        for stream, similarity_TK in found.items():
+            similarity[batch.videos[0], stream] = similarity_TK
+            means[stream].append(similarity_TK.mean(0))
+    model, rows = read_scores(localized / "scores")
+    assert model.units == UNITS
+    seen = set()
+    for row in rows:
+        mean_K = np.mean(means[row.stream], axis=0)
+        assert row.units == sorted(np.argsort(-mean_K, kind="stable")[:KEPT_UNITS].tolist())
+        whole_TK = similarity[row.video, row.stream]
+        assert np.abs(row.similarity_kT.T / STEPS - whole_TK[:, row.units]).max() <= 0.5 / STEPS + 1e-6
+        # Eq. 7: the attention is the highest similarity, over all units
+        assert np.abs(row.attention_T / STEPS - whole_TK.max(1)).max() <= 0.5 / STEPS + 1e-6
+        seen.add((row.video, row.stream))
+    assert seen == set(similarity)
+
+
+def test_detections_that_are_there_are_taken_and_say_where_they_come_from(place, localized):
+    command = ("report", localized, "--annotations", "features/gt.json", "--out", "d.html", "--protocol", "activitynet")
+    said = succeed(aumn(*command, cwd=place)).stdout
+    assert "kept with" not in said
+    contents = contents_of(place / "d.html")
+    assert contents["facts"]["Model"] == "run/model"
+    assert contents["overview"]["tious"][0] == 0.5
+    assert contents["training"] is None
+    assert {row["stream"] for row in contents["units"]} == {"rgb", "flow"}
+
+
+def test_one_rank_keeps_the_same_scores(place, localized, tmp_path):
+    options = {"model": "run/model", "subset": "testing", "device": "cpu", "advance": lambda _done, _total: None}
+    localize_subset(place / "run" / "model", place / "shards", tmp_path / "one", Ranks(), **options, with_scores=True)
+    one, two = (
+        {(row.video, row.stream): row for row in read_scores(folder / "scores")[1]}
+        for folder in (tmp_path / "one", localized)
+    )
+    assert one.keys() == two.keys()
+    for key, row in one.items():
+        assert row.units == two[key].units
+        np.testing.assert_array_equal(row.similarity_kT, two[key].similarity_kT)
+        np.testing.assert_array_equal(row.cas_cT, two[key].cas_cT)
+
+
+GIVEN = {"annotations": Path("features/gt.json"), "protocol": "thumos14"}
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        (["run"], {}, r"--annotations is missing: give the ground truth"),
+        (["run", "run"], GIVEN, r"leave --annotations and --detections out"),
+        (["run", "shards"], {}, r"shards is no run: several folders are compared as runs"),
+        (["nothing"], GIVEN, r"nothing does not exist: give a folder of Parquet parts"),
+        (["run"], GIVEN | {"annotations": Path("gone.json")}, r"There is no ground truth at gone.json"),
+        (["run"], GIVEN | {"subset": "tset"}, r"gt.json has no subset 'tset'; it has training"),
+        (["run"], GIVEN | {"tiou": "0.5"}, r"Give either --protocol thumos14 or activitynet, or --tiou"),
+        (["run"], GIVEN | {"out": Path("features")}, r"features is a folder: name the file to write"),
+    ],
+)
+def test_what_is_wrong_is_told_before_any_work(place, monkeypatch, what, options, message):
+    monkeypatch.chdir(place)
+    with pytest.raises(InputError, match=message):
+        report([Path(name) for name in what], **{"out": Path("wrong.html")} | options)
+    assert not Path("wrong.html").exists()

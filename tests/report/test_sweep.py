@@ -1,0 +1,129 @@
+"""Several runs on one page: grouped over seeds, over K, by what was left out."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aumn.checkpoint import Checkpoint, ModelCard, save_checkpoint
+from aumn.config import RunConfig
+from aumn.records import InputError
+from aumn.report.build import write_comparison
+from aumn.report.runs import open_run
+from tests.report.cases import contents_of
+
+TIOUS = ("0.1", "0.2")
+
+
+def make_run(
+    folder: Path, overrides: Mapping[str, Any], values: tuple[float, ...] | None, videos: str = "test"
+) -> Path:
+    """A run's folder as training leaves it, with this mAP at each threshold and on average."""
+    settings: dict[str, dict[str, Any]] = {"data": {"shards": "x"}, "run": {"folder": str(folder), "steps": 10}}
+    for name, value in overrides.items():
+        section, _, field = name.partition(".")
+        settings.setdefault(section, {})[field] = value
+    config = RunConfig.model_validate(settings).model_dump(mode="json")
+    names = [f"{videos}/mAP/{tiou}" for tiou in (*TIOUS, "average")]
+    card = ModelCard(
+        model=config["model"],
+        localize=config["localize"],
+        classes=("a",),
+        streams={"rgb": 1, "flow": 1},
+        stride_frames=16,
+        dataset="x",
+        dataset_identity="1f",
+        metrics=dict(zip(names, values, strict=True)) if values else {},
+        aumn_version="0",
+        commit=None,
+    )
+    facts = {"tracking_run": None, "best": -1.0, "config": config, "optimizer": {}}
+    save_checkpoint(folder, Checkpoint(10, {"w": torch.zeros(1)}, card, {"w": torch.zeros(1)}, facts), keep_last=1)
+    return folder
+
+
+def sweep(root: Path) -> list[Path]:
+    """K = 1, 3, 64 with two seeds each, and one run that came to no mAP."""
+    folders = [
+        make_run(
+            root / f"k{units}-s{seed}",
+            {"model.units": units, "run.seed": seed},
+            (units / 100 + seed / 50, 0.0, units / 200 + seed / 100),
+        )
+        for units in (1, 3, 64)
+        for seed in (0, 1)
+    ]
+    return [*folders, make_run(root / "k3-s2", {"model.units": 3, "run.seed": 2}, None)]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_line_with_mean_and_deviation(tmp_path):
+    comparison = write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in sweep(tmp_path / "runs")])
+    assert contents_of(tmp_path / "sweep.html")["sweep"] == comparison
+    assert comparison["differing"] == ["model.units"]
+    assert (comparison["measured"], comparison["tious"]) == ("test", ["0.1", "0.2"])
+    assert [group["settings"] for group in comparison["groups"]] == [{"model.units": units} for units in (1, 3, 64)]
+    of_three = comparison["groups"][1]
+    assert [run["map"] for run in of_three["runs"]] == [[0.03, 0.0, 0.015], [0.05, 0.0, pytest.approx(0.025)], None]
+    assert of_three["mean"] == pytest.approx([0.04, 0.0, 0.02])
+    assert of_three["deviation"] == pytest.approx([statistics.stdev([0.03, 0.05]), 0, statistics.stdev([0.015, 0.025])])
+
+
+def test_what_makes_no_other_model_is_no_difference(tmp_path):
+    changes = {"run.log_every": 3, "tracking.experiment": "other", "data.shards": "elsewhere"}
+    folders = [
+        make_run(tmp_path / "a", {}, (0.1, 0.1, 0.1)),
+        make_run(tmp_path / "b", changes, (0.2, 0.2, 0.2)),
+    ]
+    comparison = write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in folders])
+    assert comparison["differing"] == []
+    assert len(comparison["groups"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            [("b", "held_out", (0.1, 0.1, 0.1))],
+            r"on different videos do not compare: .*a has one on test, .*b on held_out",
+        ),
+        ([("a", "test", None)], r"None of the 1 runs has an mAP, such as .*a: train with evaluation.videos=held_out"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(tmp_path, others, message):
+    folders = [make_run(tmp_path / "a", {}, (0.1, 0.1, 0.1))] if others[0][0] != "a" else []
+    folders += [make_run(tmp_path / name, {}, values, videos) for name, videos, values in others]
+    with pytest.raises(InputError, match=message):
+        write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in folders])
+
+
+@pytest.mark.browser
+def test_the_page_draws_map_over_k_and_tables(browser, tmp_path):
+    write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in sweep(tmp_path / "runs")])
+    browser.open(tmp_path / "sweep.html")
+    (figure,) = browser.all("svg[aria-label='Average mAP over the number of action units']")
+    titles = browser.run(
+        "return [...arguments[0].querySelectorAll('circle title')].map((one) => one.textContent)", figure
+    )
+    assert [title.split(", ")[-1] for title in titles] == ["1.0 ± 0.7", "2.0 ± 0.7", "32.5 ± 0.7"]
+    assert "not measured" in browser.texts("#panel-sweep td")
+    assert browser.complaints() == []
+
+
+@pytest.mark.browser
+def test_the_page_has_the_ablation_table_from_little_to_all(browser, tmp_path):
+    bare = {"model.self_attention": False, "loss.diversity": 0, "loss.homogeneity": 0}
+    rows = [{}, bare, bare | {"loss.sparsity_rgb": 0, "loss.sparsity_flow": 0}, {"model.self_attention": False}]
+    runs = [make_run(tmp_path / str(n), row, (0.4 - n / 10,) * 3) for n, row in enumerate(rows)]
+    write_comparison(tmp_path / "ablation.html", [open_run(folder) for folder in runs])
+    browser.open(tmp_path / "ablation.html")
+    table = [browser.texts(f"#ablation tbody tr:nth-child({n}) > *")[:5] for n in range(1, 5)]
+    assert table == [
+        ["○", "○", "○", "○", "20.0"],
+        ["●", "○", "○", "○", "30.0"],
+        ["●", "●", "●", "○", "10.0"],
+        ["●", "●", "●", "●", "40.0"],
+    ]
+    assert browser.complaints() == []
