@@ -67,20 +67,31 @@ def compare(
 @app.command()
 def promote(
     name: Annotated[str, typer.Argument(help="Registered name.")],
-    version: Annotated[int, typer.Argument(help="Version to promote.")],
+    version: Annotated[str, typer.Argument(help="Version to promote: its number, or an alias of it as @challenger.")],
     alias: Annotated[str, typer.Argument(help="Alias it takes over, e.g. champion.")],
     tracking_uri: TrackingUri = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever mAP the two versions record.")] = False,
+    if_better: Annotated[
+        bool, typer.Option("--if-better", help="A worse version is no error; nothing is done.")
+    ] = False,
 ) -> None:
     """Give a version an alias, by which it is then looked up, unless the version that has it is better.
 
     Example: aumn models promote aumn-thumos14 3 champion
     """
     from aumn.tracking import promotion
+    from aumn.tracking.registry import find_version_number
 
-    done = promotion.promote(name, version, alias, tracking_uri, force=force)
+    number = find_version_number(name, version, tracking_uri)
+    try:
+        done = promotion.promote(name, number, alias, tracking_uri, force=force)
+    except promotion.NotBetterError as refusal:
+        if not if_better:
+            raise
+        print(f"models:/{name}@{alias} stays as it is: {refusal}")
+        return
     before = f"; it was {done.before}" if done.before else ""
-    print(f"models:/{name}@{alias} is version {version} now{before}{f' ({done.remark})' if done.remark else ''}.")
+    print(f"models:/{name}@{alias} is version {number} now{before}{f' ({done.remark})' if done.remark else ''}.")
 
 
 def _metric_row(name: str, ours: float | None, theirs: float | None) -> tuple[str, ...]:

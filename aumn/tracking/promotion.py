@@ -52,11 +52,15 @@ class Promotion:
     remark: str | None
 
 
+class NotBetterError(InputError):
+    """The version that has the alias records a higher mAP."""
+
+
 def promote(name: str, version: int, alias: str, uri: str | None = None, *, force: bool = False) -> Promotion:
     """Give a version an alias.
 
-    Without `force`, InputError where the version that has the alias records a higher mAP, or one that this version
-    cannot be compared with. A version without an mAP makes way for any.
+    Without `force`, NotBetterError where the version that has the alias records a higher mAP, InputError where it
+    records one that this version cannot be compared with. A version without an mAP makes way for any.
     """
     check_names(alias=alias)
     client = open_store(uri)
@@ -83,7 +87,7 @@ def _judge(client: MlflowClient, name: str, version: int, before: int, alias: st
         )
     assert ours is not None
     if ours.average < theirs.average:
-        raise InputError(
+        raise NotBetterError(
             f"{new} has mAP {ours}, less than the {100 * theirs.average:.1f}% of version {before}, which is @{alias} "
             "now: promote a better one, or pass --force."
         )

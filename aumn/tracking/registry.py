@@ -92,6 +92,17 @@ def describe(model_uri: str, uri: str | None = None) -> Description:
         return read_description(client, *_locate(client, *wanted))
 
 
+def find_version_number(name: str, which: str, uri: str | None = None) -> int:
+    """Of `which`: a number as it is, or @alias looked up."""
+    if which.isdecimal():
+        return int(which)
+    if not which.startswith("@"):
+        raise InputError(f"{which!r} is no version of {name}: give its number, or an alias of it such as @challenger.")
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        return _find_alias(client, name, which[1:])
+
+
 def list_models(uri: str | None = None) -> list[RegisteredModel]:
     """Every name in the registry, alphabetically."""
     client = open_store(uri)

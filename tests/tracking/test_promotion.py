@@ -7,6 +7,7 @@ from aumn.tracking.promotion import Promotion, compare, promote
 from aumn.tracking.registration import register
 from aumn.tracking.registry import find_model
 from aumn.tracking.store import open_store
+from tests.launching import aumn, succeed
 from tests.tracking.conftest import save_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
@@ -114,3 +115,15 @@ def test_versions_of_other_data_are_compared_as_far_as_that_goes(add, store):
     assert found.settings == [("model.units", 3, 4), ("model.dropout", 0.5, None)]
     assert ("dataset", "spliced", "other") in found.data
     assert found.incomparable == "the second records no mAP"
+
+
+def test_a_pipeline_promotes_by_alias_and_takes_a_worse_version_for_no_failure(add, store):
+    add("champion", metrics=measured(0.3))
+    add("challenger", metrics=measured(0.2))
+    command = ("models", "promote", "aumn", "@challenger", "champion", "--tracking-uri", store)
+    assert aumn(*command).returncode == 2
+    kept = succeed(aumn(*command, "--if-better")).stdout
+    assert kept.startswith("models:/aumn@champion stays as it is: models:/aumn/2 has mAP 20.0%")
+    assert holder(store) == 1
+    add("challenger", metrics=measured(0.4))
+    assert "models:/aumn@champion is version 3 now; it was 1." in succeed(aumn(*command, "--if-better")).stdout
