@@ -1,0 +1,64 @@
+"""The commands of the registry and of delivery, as they answer."""
+
+import pytest
+from typer.testing import CliRunner
+
+from aumn.cli import app
+from aumn.records import InputError
+from aumn.tracking.registration import register
+from aumn.tracking.spool import NAME, Spool
+from tests.tracking.conftest import save_card
+from tests.tracking.test_promotion import CONFIG, measured
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
+
+
+def answer(*arguments: object) -> list[str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [" ".join(line.split()) for line in result.output.splitlines()]
+
+
+def refusal(*arguments: object) -> str:
+    with pytest.raises(InputError) as error:
+        answer(*arguments)
+    return str(error.value)
+
+
+@pytest.fixture
+def two_versions(store, track, tmp_path, monkeypatch) -> None:
+    """The second has a lower mAP and another learning rate."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    for average, rate in ((0.3, 0.1), (0.25, 0.2)):
+        folder = save_card(tmp_path / "artifact", metrics=measured(average))
+        config = {**CONFIG, "optimizer": {"learning_rate": rate}}
+        register(folder, "aumn", run_id=track().run_id, config=config)
+
+
+def test_compare_shows_metrics_settings_and_data(two_versions):
+    shown = answer("models", "compare", "models:/aumn/1", "models:/aumn/2")
+    assert "metric, % models:/aumn/1 models:/aumn/2 difference" in shown
+    assert "testing/mAP/average 30.0 25.0 -5.0" in shown
+    assert "optimizer.learning_rate 0.1 0.2" in shown
+    assert "identity sha256:0123 sha256:0123" in shown
+    shown = answer("models", "compare", "models:/aumn/1", "models:/aumn/1")
+    assert "No setting differs." in shown
+
+
+def test_promote_says_what_it_did_or_why_not(two_versions):
+    promote = ("models", "promote", "aumn")
+    assert answer(*promote, 1, "champion") == ["models:/aumn@champion is version 1 now."]
+    assert "pass --force" in refusal(*promote, 2, "champion")
+    assert answer(*promote, 2, "champion", "--force") == ["models:/aumn@champion is version 2 now; it was 1."]
+
+
+def test_deliver_says_what_it_delivered(store, track, tmp_path):
+    tracker = track()
+    spool = Spool(tmp_path / "run" / NAME)
+    spool.address(tracker.run_id, store)
+    for letter in ({"metrics": {"loss": 1.0}, "step": 4, "at_ms": 1}, {"status": "FINISHED", "at_ms": 2}):
+        spool.append(letter)
+    spool.close()
+    run = tmp_path / "run"
+    assert answer("deliver", run) == [f"{run}: delivered the metrics of step 4 and how the run ended."]
+    assert answer("deliver", run) == [f"{run}: nothing waits to be delivered."]
