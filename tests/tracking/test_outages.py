@@ -9,11 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from aumn.data.packing import pack
+from aumn.data.synthetic import synthesize
 from aumn.records import InputError
 from aumn.tracking.delivery import deliver
-from aumn.tracking.registry import show_model
+from aumn.tracking.registry import describe, show_model
 from aumn.tracking.spool import NAME, Spool
+from tests.launching import aumn, succeed
 from tests.tracking.reading import read_history, read_run
 from tests.tracking.servers import Server
 
@@ -131,6 +135,41 @@ def test_for_good_the_end_says_what_is_missing_and_one_command_delivers_it(
     assert run.info.end_time < ended_ms
     (version,) = show_model("aumn", store)
     assert (version.aliases, version.run_id) == (("champion",), tracker.run_id)
+
+
+SETTINGS = """
+data: {{shards: {folder}/shards, snippets: 8}}
+model: {{embedding_width: 8, units: 3, bottleneck: 2}}
+batch: {{global_videos: 4}}
+run: {{folder: {folder}/run, steps: 6, log_every: 1, checkpoint_every: 2}}
+tracking: {{uri: "{store}", model_name: tiny, alias: challenger}}
+"""
+
+
+@pytest.mark.slow
+def test_training_resumed_without_its_store_ends_well_and_is_delivered_later(store, breakable, tmp_path):
+    synthesize(tmp_path / "features", videos=9, seed=0, classes=2, units=5, width=6, mean_snippets=16)
+    pack(tmp_path / "features", tmp_path / "shards", tmp_path / "features" / "gt.json", name="tiny", workers=1)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(SETTINGS.format(folder=tmp_path, store=store))
+    succeed(aumn("train", config, "run.steps=2", "tracking.model_name=null", "tracking.alias=null"))
+    breakable.smash()
+    said = succeed(aumn("train", config, "--resume")).stderr
+    breakable.mend()
+    assert said.count("Training goes on") == 1, said
+    assert "registered" not in said
+    assert (
+        f"metrics of steps 3 to 6, the model tiny and how the run ended. It lies in {tmp_path / 'run' / NAME}" in said
+    )
+    command = ("deliver", tmp_path / "run")
+    assert (
+        "delivered the metrics of steps 3 to 6, the model tiny and how the run ended" in succeed(aumn(*command)).stdout
+    )
+    client = MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("aumn").experiment_id])
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert (run.info.status, run.data.tags["resumed.run.steps"]) == ("FINISHED", "6")
+    assert describe("models:/tiny@challenger", store).config["run"]["steps"] == 6
 
 
 KILLED = """
