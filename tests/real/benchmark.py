@@ -1,6 +1,6 @@
 """The two benchmarks on real input, through the product's own commands: features, shards, two DDP ranks, registry, mAP.
 
-    python -m tests.real.benchmark spliced_i3d --seeds 0 1 2 [section.field=value ...]
+    python -m tests.real.benchmark spliced_i3d --seeds 0 1 2 [--config FILE] [section.field=value ...]
 
 prints each seed's mAP on the test videos, and their mean and standard deviation. The features come from the scripts in
 SHARED/tools (default: ../shared), whose docstrings say what they are.
@@ -39,13 +39,21 @@ def make_shards(name: str, tools: Path, folder: Path, *options: str, shuffle_lab
     return shards
 
 
-def run(name: str, shards: Path, folder: Path, *overrides: str, ranks: int = 2, timeout_s: float = 3600) -> dict:
+def run(
+    name: str,
+    shards: Path,
+    folder: Path,
+    *overrides: str,
+    config: Path | None = None,
+    ranks: int = 2,
+    timeout_s: float = 3600,
+) -> dict:
     """Train, register, localize the test videos with the model looked up by alias, evaluate: the metrics."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     store = f"sqlite:///{folder}/mlflow.db"
     settings = (f"data.shards={shards}", f"run.folder={folder}/run", f"tracking.uri={store}", *overrides)
-    config = REPOSITORY / "configs" / f"{name}.yaml"
+    config = config or REPOSITORY / "configs" / f"{name}.yaml"
     succeed(aumn("train", config, *settings, ranks=ranks, timeout_s=timeout_s))
     model = f"models:/aumn-{name.replace('_', '-')}@challenger"
     found, metrics = folder / "detections", folder / "metrics.json"
@@ -77,6 +85,7 @@ def main() -> None:
     parser.add_argument("name", choices=SCRIPTS)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", type=Path, help="default: configs/NAME.yaml")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     arguments = parser.parse_intermixed_args()
@@ -86,7 +95,8 @@ def main() -> None:
     rows = []
     for seed in arguments.seeds:
         overrides = (f"run.seed={seed}", *arguments.overrides)
-        metrics = run(arguments.name, shards, folder / f"seed_{seed}", *overrides, ranks=arguments.ranks)
+        place = folder / f"seed_{seed}"
+        metrics = run(arguments.name, shards, place, *overrides, config=arguments.config, ranks=arguments.ranks)
         if not rows:
             print(f"{arguments.name}, test videos: {metrics['population']}")
             print(f"{'tIoU':>6} " + " ".join(f"{tiou:>6}" for tiou in (*metrics["mAP"], "avg")))
