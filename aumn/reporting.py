@@ -137,15 +137,19 @@ def _facts(
 
 
 def _training(run: Run, tracking_uri: str | None) -> Training:
-    """The run's metrics over its steps; where there are none, why."""
-    if run.tracking_run is None:
+    """The run's metrics over its steps: those that its store has, and those that still wait in its folder."""
+    if not run.config["tracking"]["enabled"]:
         return Training({}, "This run was not tracked (tracking.enabled=false), so there are no training curves.")
-    from aumn.tracking.history import read_metrics
+    from aumn.tracking.history import read_metrics, read_undelivered
 
+    waiting = read_undelivered(run.folder)
+    note = f"Some of the metrics wait for the store: `aumn deliver {run.folder}` brings them." if waiting else None
     try:
-        return Training(read_metrics(run.tracking_run, tracking_uri or run.tracking_uri))
+        stored = read_metrics(run.tracking_run, tracking_uri or run.tracking_uri) if run.tracking_run else {}
     except InputError as error:
-        return Training({}, f"There are no training curves. {error}")
+        stored, note = {}, f"Only metrics that wait in the run's folder can be shown. {error}"
+    names = sorted(stored.keys() | waiting.keys())
+    return Training({name: stored.get(name, {}) | waiting.get(name, {}) for name in names}, note)
 
 
 def _attach(run: Run, run_id: str, out: Path, tracking_uri: str | None, say: Say) -> None:

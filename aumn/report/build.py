@@ -72,10 +72,10 @@ def _training(training: Training | None) -> dict[str, Any] | None:
     if training is None:
         return None
 
-    def finite(values: list[float]) -> list[float | None]:
-        return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+    def finite(value: float) -> float | None:
+        return float(f"{value:.5g}") if math.isfinite(value) else None
 
-    curves = {name: [steps, finite(values)] for name, (steps, values) in training.curves.items()}
+    curves = {name: [list(curve), list(map(finite, curve.values()))] for name, curve in training.curves.items()}
     return {"curves": curves, "note": training.note}
 
 

@@ -30,9 +30,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Steps and values of each metric; or a sentence that says why there are none."""
+    """Each metric's values by step, and where some are missing a sentence that says why."""
 
-    curves: dict[str, tuple[list[int], list[float]]]
+    curves: dict[str, dict[int, float]]
     note: str | None = None
 
 

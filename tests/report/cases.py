@@ -37,7 +37,7 @@ FOUND = [
 ]
 UNITS = 4
 SNIPPETS = 25
-TRAINING = Training({"loss": ([10, 20, 30], [3.0, float("nan"), 1.0]), "rgb/total": ([10, 20], [2.0, 1.0])})
+TRAINING = Training({"loss": {10: 3.0, 20: float("nan"), 30: 1.0}, "rgb/total": {10: 2.0, 20: 1.0}})
 
 
 def tables() -> tuple[Detections, GroundTruth]:

@@ -139,6 +139,9 @@ def test_an_address_leads_to_a_video_and_a_unit_to_its_snippet(page, case):
     page.wait(lambda: page.texts(".detail h2") == ["v1"])
     page.tab("units")
     video, snippet, *_, similarity = contents_of(case)["units"][0]["top"][0][0]
+    picture = "const c = document.querySelector('.moment canvas');"
+    picture += "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((value) => value > 0)"
+    page.wait(lambda: page.run(picture))
     page.one("#panel-units .chips button").click()
     page.wait(lambda: page.texts(".detail h2") == [sorted(VIDEOS)[video]])
     page.wait(lambda: f"RGB snippet {snippet}: attention " in page.texts(".readout")[0])
@@ -151,4 +154,20 @@ def test_detections_without_scores_make_a_page_too(browser, tmp_path):
     assert not browser.all("#tab-units")
     watch(browser)
     assert drawn(browser) > 5
+    assert browser.complaints() == []
+
+
+def test_it_works_in_mlflows_frame_that_has_no_address_and_no_storage(browser, case, tmp_path):
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe sandbox="allow-scripts" src="{case.as_uri()}" width=1200 height=800></iframe>')
+    browser.driver.get(outer.as_uri())
+    browser.driver.switch_to.frame(browser.one("iframe"))
+    try:
+        browser.wait(lambda: browser.run("return document.documentElement.dataset.ready") == "yes")
+        watch(browser)
+        browser.press("j")
+        browser.wait(lambda: browser.texts(".detail h2") == ["v1"])
+        assert drawn(browser) > 30
+    finally:
+        browser.driver.switch_to.default_content()
     assert browser.complaints() == []

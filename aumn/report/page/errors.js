@@ -4,21 +4,22 @@ function errorsView() {
   const grid = h('div', { class: 'grid' });
   function draw() {
     const { errors, overview } = data, t = state.t, tiou = overview.tious[t];
-    const legend = h('div', { class: 'legend' }, KINDS.map((_, index) => kind(index)));
+    const legend = h('div', { class: 'legend' }, KINDS.slice(0, 6).map((_, index) => kind(index)));
     const groups = errors.profile[t].map((counts, index) => ({ name: `${index + 1}G`, counts })).filter((group) => sum(group.counts));
     const { lengths } = errors;
     const bound = (value) => short(Number(value.toPrecision(3)));
     const under = lengths.names.map((_, index) => `${bound(lengths.bounds_s[index])}–${bound(lengths.bounds_s[index + 1])} s`);
+    const byLength = lengths.names.map((name, index) => ({ name, under: under[index], counts: lengths.kinds[t][index] }));
     grid.replaceChildren(
       h('section', { class: 'card w7' }, h('h2', {}, `Detections by rank, at tIoU ${tiou}`), legend,
         h('figure', { style: { margin: 0 } }, stacks(groups, { label: 'Share of each kind by rank', height: 270, width: 620 }),
-          h('figcaption', {}, 'G is the number of instances of a class: 1G are the best G detections of each class, 2G the next G, and so on.'))),
+          h('figcaption', {}, 'G is the number of instances of a class: 1G are the best G detections of each class, 2G the next G, and so on.')), asTable('rank', groups)),
       h('section', { class: 'card w5' }, h('h2', {}, 'What each costs'),
         h('p', { class: 'soft' }, 'By how many points mAP would rise if this kind of error were not there. Gains do not add up.'),
         bars(errors.gain[t].map((gain, index) => ({ name: kind(index), value: gain, kind: `k${index}`, text: `+${percent(gain)}` })).slice(1), 'mAP gained without each kind of error')),
       h('section', { class: 'card w7' }, h('h2', {}, 'Detections by length of their instance'),
-        stacks(lengths.names.map((name, index) => ({ name, under: under[index], counts: lengths.kinds[t][index] })), { label: 'Share of each kind by length', width: 620 }),
-        h('p', { class: 'soft', style: { marginTop: '1.1rem' } }, 'A fifth of the instances in each group. A detection goes with the instance it overlaps most, or by its own length.')),
+        stacks(byLength, { label: 'Share of each kind by length', width: 620 }),
+        h('p', { class: 'soft', style: { marginTop: '1.1rem' } }, 'A fifth of the instances in each group. A detection goes with the instance it overlaps most, or by its own length.'), asTable('length', byLength)),
       h('section', { class: 'card w5' }, h('h2', {}, 'Missed instances by length'),
         bars(lengths.names.map((name, index) => {
           const missed = lengths.missed[t][index], of = lengths.instances[index];
@@ -31,4 +32,12 @@ function errorsView() {
   draw();
   onChange((changes) => 't' in changes && draw());
   return grid;
+}
+
+/** The numbers of stacked columns, for whoever reads them rather than sees them. */
+function asTable(title, groups) {
+  return h('details', {}, h('summary', {}, 'As a table'), h('div', { class: 'scroll' }, table([
+    { title, cell: (group) => `${group.name} ${group.under ?? ''}` },
+    ...KINDS.slice(0, 6).map((name, index) => ({ title: name, cell: (group) => thousands(group.counts[index]) })),
+  ], groups).element));
 }

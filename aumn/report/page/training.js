@@ -3,7 +3,7 @@
 function trainingView() {
   const { training } = data;
   if (!training) return h('section', { class: 'card' }, h('p', {}, 'No run was given, so there are no training curves: aumn report RUN shows them.'));
-  if (training.note) return h('section', { class: 'card' }, h('p', {}, training.note));
+  const note = training.note && h('section', { class: 'card w12' }, h('p', {}, training.note));
   const groups = new Map();
   for (const [name, [steps, values]] of Object.entries(training.curves)) {
     const cut = name.indexOf('/'), stream = cut > 0 && ['rgb', 'flow'].includes(name.slice(0, cut)) ? name.slice(0, cut) : null;
@@ -21,5 +21,5 @@ function trainingView() {
     return drawn.length && h('section', { class: 'card w4' }, h('h2', {}, title.replace(/_/g, ' ')),
       h('figure', { style: { margin: 0 } }, lines(drawn, { yText: title.startsWith('mAP') ? (value) => `${short(100 * value)} %` : short, xTitle: 'step', width: 420, height: 210, label: `${title} over steps` }), drawn.length > 1 || drawn[0].name !== title ? key(drawn) : null));
   });
-  return h('div', { class: 'grid' }, cards);
+  return h('div', { class: 'grid' }, note, cards);
 }

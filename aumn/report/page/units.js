@@ -13,6 +13,7 @@ function unitsView() {
       h('section', { class: found.units.length > 10 ? 'card w12' : 'card w7' }, h('h2', {}, only === null ? 'What excites each unit most' : `What excites unit ${found.units[only] + 1} most`), unitTable(found, only)));
   }
   draw();
+  onChange((changes) => 'theme' in changes && draw());
   return h('div', {}, picker, body);
 }
 
@@ -37,13 +38,31 @@ function picture(found, choose, only) {
 function unitTable(found, only) {
   const classesOf = (k) => data.classes.names.map((name, label) => ({ name, value: found.classes[k][label], measured: found.measured[label] }))
     .filter((one) => one.measured && one.value > found.mean[k]).sort((a, b) => b.value - a.value);
-  const chip = ([video, , start, end, similarity]) => h('button', { type: 'button', title: `similarity ${similarity}`, onclick: () => openVideos({ video, time: (start + end) / 2 }) },
-    `${data.videos.ids[video]} @ ${seconds(start)}`);
+  const chip = (k) => ([video, snippet, start, end, similarity]) => h('button', { type: 'button', class: 'moment', title: `similarity ${similarity}`,
+    onclick: () => openVideos({ video, time: (start + end) / 2 }) },
+  only !== null || found.units.length <= 10 ? momentPicture(video, snippet, found.stream, k) : null,
+  `${data.videos.ids[video]} @ ${seconds(start)}`);
   const rows = found.units.map((unit, k) => ({ unit, k })).filter(({ k }) => only === null || only === k);
   return h('div', { class: 'scroll' }, h('table', {},
-    h('caption', {}, 'Leads: the share of snippets whose most similar unit it is. Sharing classes: those whose snippets are more similar to it than snippets are on average.'),
-    h('thead', {}, h('tr', {}, ['unit', 'mean', 'leads', 'sharing classes', 'snippets that excite it most (press one to see it)'].map((title, index) => h('th', { scope: 'col', class: index > 2 ? 'left' : null }, title)))),
+    h('caption', {}, 'Leads: the share of snippets whose most similar unit it is. Sharing classes: those whose snippets are more similar to it than snippets are on average. Press a snippet to see it in its video.'),
+    h('thead', {}, h('tr', {}, ['unit', 'mean', 'leads', 'sharing classes', 'snippets that excite it most'].map((title, index) => h('th', { scope: 'col', class: index > 2 ? 'left' : null }, title)))),
     h('tbody', {}, rows.map(({ unit, k }) => h('tr', {}, h('th', { scope: 'row' }, `unit ${unit + 1}`), h('td', {}, found.mean[k].toFixed(2)), h('td', {}, `${percent(found.leads[k], 0)} %`),
-      h('td', { class: 'name left', style: { minWidth: '13rem' } }, classesOf(k).slice(0, only === null ? 5 : 50).map((one) => `${one.name} ${one.value.toFixed(2)}`).join(', ') || 'none stands out'),
-      h('td', { class: 'left', style: { whiteSpace: 'normal' } }, h('div', { class: 'chips' }, found.top[k].slice(0, only === null ? 5 : 12).map(chip))))))));
+      h('td', { class: 'name left', style: { minWidth: '13rem' } }, classesOf(k).slice(0, only === null ? 5 : 50).map((one) => h('div', {}, one.name, ' ', h('span', { class: 'soft' }, one.value.toFixed(2))))),
+      h('td', { class: 'left', style: { whiteSpace: 'normal' } }, h('div', { class: 'chips' }, found.top[k].slice(0, only === null ? 4 : 12).map(chip(k)))))))));
+}
+
+/** A small picture of a unit's similarity to the snippets around one of them, which stands in the middle. */
+function momentPicture(video, snippet, stream, k) {
+  const canvas = h('canvas', { width: 250, height: 44, 'aria-hidden': 'true' });
+  unpack(video).then((found) => {
+    const values = found.streams.find((one) => one.name === stream).similarity[k], c = canvas.getContext('2d');
+    for (let step = -12; step <= 12; step++) {
+      const value = values[snippet + step];
+      if (value === undefined) continue;
+      const high = Math.max(2, (value / 255) * 44);
+      c.fillStyle = colour(step ? 'accent' : 'rgb');
+      c.fillRect((step + 12) * 10, 44 - high, 9, high);
+    }
+  });
+  return canvas;
 }
