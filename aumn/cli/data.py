@@ -24,7 +24,7 @@ def synth(
 ) -> None:
     """Make two-stream features with known action units, and their ground truth.
 
-    Example: aumn synth build/features --videos 150
+    Example: aumn synth build/demo/features --videos 60 --width 256
     """
     from aumn.console import progress
     from aumn.data.synthetic import synthesize
@@ -80,7 +80,7 @@ def pack(
     Features: .npy files in folders, .npz and HDF5 archives, W-TALC's pickled arrays; docs/own_data.md shows each.
     Interrupted, the same command goes on from the shards that are finished.
 
-    Example: aumn pack build/features data_shards/mine --annotations build/features/gt.json
+    Example: aumn pack build/demo/features build/demo/shards --annotations build/demo/features/gt.json
     """
     from aumn.console import progress
     from aumn.data import packing

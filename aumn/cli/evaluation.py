@@ -24,7 +24,7 @@ def evaluate(
 ) -> None:
     """Mean average precision, exact at any number of ranks.
 
-    Example: aumn evaluate build/detections --annotations build/features/gt.json --protocol thumos14
+    Example: aumn evaluate build/demo/found --annotations build/demo/features/gt.json --protocol thumos14
     """
     from aumn.cluster.ranks import connect
     from aumn.data.annotations import read_ground_truth

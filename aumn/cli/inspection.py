@@ -30,7 +30,7 @@ def inspect(
     Wrong is what is damaged, NaN, constant, repeats itself or another video, is of another scale, or is not as long as
     its duration.
 
-    Example: aumn inspect build/shards --picture build/shards.png
+    Example: aumn inspect build/demo/shards --picture build/demo/shards.png
     """
     from aumn.console import progress
     from aumn.inspection import inspect_shards

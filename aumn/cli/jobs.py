@@ -30,7 +30,7 @@ def submit(
 ) -> None:
     """Submit a pipeline or a sweep to SLURM; what is done already is left alone, what failed goes on.
 
-    Example: aumn submit jobs/thumos14.yaml --set settings.features=/data/thumos14 --dry-run
+    Example: aumn submit jobs/scaling.yaml --set settings.shards=build/demo/shards --dry-run
     """
     from aumn.cluster.job import load_job
 
@@ -59,7 +59,7 @@ def jobs(
 ) -> None:
     """Where a job's steps are: state, nodes, restarts, time, last metric and log.
 
-    Example: aumn jobs runs/jobs/thumos14 --watch
+    Example: aumn jobs runs/jobs/scaling --watch
     """
     from aumn.cluster.job_folder import JobFolder
 

@@ -15,7 +15,10 @@ app = typer.Typer(no_args_is_help=True, help="Look into the model registry, and 
 
 @app.command("list")
 def list_models(tracking_uri: TrackingUri = None) -> None:
-    """Registered models, with their newest version and aliases."""
+    """Registered models, with their newest version and aliases.
+
+    Example: aumn models list --tracking-uri sqlite:///build/demo/mlflow.db
+    """
     from aumn.tracking import registry
 
     rows = [
@@ -27,7 +30,10 @@ def list_models(tracking_uri: TrackingUri = None) -> None:
 
 @app.command("show")
 def show_model(name: Annotated[str, typer.Argument(help="Registered name.")], tracking_uri: TrackingUri = None) -> None:
-    """A model's versions: aliases, training data, metrics."""
+    """A model's versions: aliases, training data, metrics.
+
+    Example: aumn models show aumn-synthetic-demo --tracking-uri sqlite:///build/demo/mlflow.db
+    """
     from aumn.tracking import registry
 
     for version in registry.show_model(name, tracking_uri):
@@ -45,7 +51,8 @@ def compare(
 ) -> None:
     """Two versions side by side: metrics, settings that differ, data.
 
-    Example: aumn models compare models:/aumn-thumos14@champion models:/aumn-thumos14/3
+    Example: aumn models compare models:/aumn-synthetic-demo@challenger models:/aumn-synthetic-demo/1
+    --tracking-uri sqlite:///build/demo/mlflow.db
     """
     from aumn.tracking.promotion import compare
 
@@ -77,7 +84,7 @@ def promote(
 ) -> None:
     """Give a version an alias, by which it is then looked up, unless the version that has it is better.
 
-    Example: aumn models promote aumn-thumos14 3 champion
+    Example: aumn models promote aumn-synthetic-demo 1 champion --tracking-uri sqlite:///build/demo/mlflow.db
     """
     from aumn.tracking import promotion
     from aumn.tracking.registry import find_version_number
@@ -111,7 +118,7 @@ def deliver(
 
     Nothing is delivered twice; where nothing waits, nothing happens.
 
-    Example: aumn deliver runs/thumos14
+    Example: aumn deliver build/demo/run
     """
     from aumn.tracking import delivery
 

@@ -36,7 +36,7 @@ def report(
     localized on many ranks by aumn localize --scores, then given as --detections. Several runs make a page that
     compares them: mAP over K, the ablation table, every setting.
 
-    Example: aumn report runs/demo --annotations build/features/gt.json --out build/report.html
+    Example: aumn report build/demo/run --annotations build/demo/features/gt.json --out build/demo/report.html
     """
     from aumn.console import progress
     from aumn.reporting import Choices, compare_runs, report_of

@@ -26,7 +26,7 @@ def train(
 ) -> None:
     """Train both streams: alone, or on every rank that torchrun or srun starts.
 
-    Example: torchrun --standalone --nproc-per-node 2 -m aumn train configs/synthetic_demo.yaml run.steps=100
+    Example: torchrun --standalone --nproc-per-node 2 -m aumn train configs/synthetic_demo.yaml run.steps=40
     """
     from aumn.config import load_config
 
@@ -75,7 +75,7 @@ def localize(
 ) -> None:
     """Detect actions in every video of a subset, sharded over the ranks of torchrun or srun; or in one video.
 
-    Example: aumn localize runs/demo/model build/shards --subset testing --out build/detections
+    Example: aumn localize build/demo/run/model build/demo/shards --subset testing --out build/demo/found
     """
     if video:
         if shards or subset or out:
