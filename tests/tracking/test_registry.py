@@ -44,6 +44,20 @@ def test_a_model_is_registered_and_found_by_alias_and_version(store, track, arti
         assert card.classes == ("Golf", "Diving")
 
 
+def test_a_run_registers_the_same_files_once(store, track, artifact):
+    """As when it is killed after registering and resumed; other files, or another run, make another version."""
+    tracker = track()
+    assert tracker.register_model(artifact, "aumn", None) == 1
+    tracker.finish("interrupted")
+    resumed = track(run_id=tracker.run_id)
+    assert resumed.register_model(artifact, "aumn", "champion") == 1
+    assert [version.aliases for version in show_model("aumn", store)] == [("champion",)]
+    save_card(artifact, metrics={})
+    assert resumed.register_model(artifact, "aumn", None) == 2
+    resumed.finish("finished")
+    assert track().register_model(artifact, "aumn", None) == 3
+
+
 def test_a_local_store_is_not_copied(versions, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = resolve("models:/aumn-thumos14@champion", versions)
