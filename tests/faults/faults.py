@@ -49,6 +49,11 @@ def kill_one(scene: Scene) -> None:
         signal_to(child, signal.SIGKILL)
 
 
+def kill_launcher(scene: Scene) -> None:
+    """Kill -9 of torchrun, or of the parent of packing's workers; those it leaves behind meet the next launch."""
+    scene.command.launcher.kill()
+
+
 def kill_all(scene: Scene) -> None:
     """Kill -9 of every process at once, the launcher first, as when a machine goes down."""
     scene.command.launcher.kill()
@@ -61,15 +66,53 @@ def terminate(scene: Scene) -> None:
     scene.command.launcher.terminate()
 
 
+def ask_to_stop(scene: Scene) -> None:
+    """SIGUSR1 to every rank, as SLURM sends it ahead of a time limit."""
+    for process in scene.command.children() if scene.command.has_ranks else [scene.command.launcher]:
+        signal_to(process, signal.SIGUSR1)
+
+
+def stop_one(scene: Scene) -> None:
+    """SIGSTOP for good: the rank neither ends nor answers, as on a machine that hangs."""
+    if (child := scene.child()) is not None:
+        signal_to(child, signal.SIGSTOP)
+
+
+def pause_one(scene: Scene) -> Mend | None:
+    """SIGSTOP, then SIGCONT: a machine that stalls for seconds."""
+    if (child := scene.child()) is None:
+        return None
+    signal_to(child, signal.SIGSTOP)
+    return Mend(scene.dice.uniform(0.5, 4), lambda: signal_to(child, signal.SIGCONT))
+
+
 def fill_disk(scene: Scene) -> Mend:
     """Nothing, a little or almost enough is left on the disk, for a while or until the command has ended."""
-    scene.place.fill_disk(scene.dice.choice((0, 2**16, 2**20)))
-    return Mend(scene.dice.choice((scene.dice.uniform(0.2, 3), math.inf)), scene.place.free_disk)
+    scene.place.disk.fill(scene.dice.choice((0, 2**16, 2**20)))
+    return Mend(scene.dice.choice((scene.dice.uniform(0.2, 3), math.inf)), scene.place.disk.free)
+
+
+def kill_server(scene: Scene) -> Mend:
+    """Kill -9 of the MLflow server, which is back in a while or only after the command has ended."""
+    scene.place.server.kill()
+    return Mend(scene.dice.choice((0, scene.dice.uniform(1, 5), math.inf)), scene.place.server.start)
+
+
+def hang_server(scene: Scene) -> Mend:
+    """SIGSTOP to the MLflow server: it takes requests and answers none."""
+    scene.place.server.hang()
+    return Mend(scene.dice.choice((scene.dice.uniform(1, 5), math.inf)), scene.place.server.go_on)
 
 
 FAULTS: dict[str, Callable[[Scene], Mend | None]] = {
     "kill -9 of one": kill_one,
+    "kill -9 of the launcher": kill_launcher,
     "kill -9 of all": kill_all,
     "SIGTERM": terminate,
+    "SIGUSR1": ask_to_stop,
+    "SIGSTOP": stop_one,
+    "SIGSTOP, SIGCONT": pause_one,
     "disk full": fill_disk,
+    "MLflow killed": kill_server,
+    "MLflow stopped": hang_server,
 }

@@ -44,15 +44,15 @@ def watch(moment: Moment, command: Command, undisturbed_s: float) -> Question:
             end_s = time.monotonic() + share * undisturbed_s
             return lambda: time.monotonic() >= end_s
         case AfterLines(beginning, lines, delay_s):
-            wanted = _said(command.log, beginning) + lines
-            return _delayed(lambda: _said(command.log, beginning) >= wanted, delay_s)
+            wanted = _said(command, beginning) + lines
+            return _delayed(lambda: _said(command, beginning) >= wanted, delay_s)
         case WhileWriting(pattern, delay_s):
             known = _found(command.folder, pattern)  # what an earlier kill has left
             return _delayed(lambda: bool(_found(command.folder, pattern) - known), delay_s)
 
 
-def _said(log: Path, beginning: str) -> int:
-    return log.read_bytes().count(f"\n{beginning}".encode())
+def _said(command: Command, beginning: str) -> int:
+    return command.output().count(f"\n{beginning}")
 
 
 def _found(folder: Path, pattern: str) -> set[tuple[str, int]]:

@@ -1,15 +1,15 @@
-"""A folder in which one round happens, with what its faults need: a disk of its own that can fill."""
+"""A folder in which one round happens, with what its faults need: a disk and a tracking server of its own."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import end_all
+from tests.tracking.servers import Server
 
-DISK_BYTES = 64 * 2**20
+from .disks import Disk, a_disk
+from .processes import end_all
 
 
 @dataclass(frozen=True)
@@ -20,47 +20,40 @@ class Place:
     work: Path
     log: Path
     database: Path
-    ballast: Path
+    own_disk: Disk | None = None
+    own_server: Server | None = None
+
+    @property
+    def disk(self) -> Disk:
+        assert self.own_disk is not None
+        return self.own_disk
+
+    @property
+    def server(self) -> Server:
+        assert self.own_server is not None
+        return self.own_server
 
     def environment(self) -> dict[str, str]:
-        return {"MLFLOW_TRACKING_URI": f"sqlite:///{self.database}"}
-
-    def fill_disk(self, left_bytes: int) -> None:
-        """Leave at most so many bytes free on the disk of `work`."""
-        with self.ballast.open("wb", buffering=0) as file:
-            with suppress(OSError):  # no space left
-                while file.write(bytes(2**16)):
-                    pass
-            file.truncate(max(0, file.tell() - left_bytes))
-
-    def free_disk(self) -> None:
-        self.ballast.unlink(missing_ok=True)
+        address = self.own_server.address if self.own_server else f"sqlite:///{self.database}"
+        return {"MLFLOW_TRACKING_URI": address}
 
 
 @contextmanager
-def a_place(folder: Path, blank_database: Path | None, *, own_disk: bool = False) -> Iterator[Place]:
+def a_place(
+    folder: Path, blank_database: Path, *, needs_disk: bool = False, needs_server: bool = False
+) -> Iterator[Place]:
     """The folder is made anew; whatever still runs in it in the end is killed, and its disk unmounted."""
     shutil.rmtree(folder, ignore_errors=True)
     work, store = folder / "work", folder / "store"
     work.mkdir(parents=True)
     store.mkdir()
-    place = Place(folder, work, folder / "log.txt", store / "mlflow.db", work / ".ballast")
-    if blank_database is not None:
-        shutil.copy(blank_database, place.database)
-    if own_disk:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", work], check=True, timeout=30)
-    try:
-        yield place
-    finally:
-        end_all(folder)
-        if own_disk:
-            _unmount(place)
-
-
-def _unmount(place: Place) -> None:
-    """What was on the disk stays beside it, to be looked into."""
-    place.free_disk()
-    shutil.copytree(place.work, place.folder / "disk", symlinks=True)
-    subprocess.run(["umount", place.work], check=True, timeout=30)
-    place.work.rmdir()
-    (place.folder / "disk").rename(place.work)
+    with ExitStack() as stack:
+        server, database = None, store / "mlflow.db"
+        if needs_server:
+            server, database = Server(store, blank_database), store / "server.db"
+            stack.callback(server.end)
+        else:
+            shutil.copy(blank_database, database)
+        disk = stack.enter_context(a_disk(work)) if needs_disk else None
+        stack.callback(end_all, folder)
+        yield Place(folder, work, folder / "log.txt", database, disk, server)

@@ -1,6 +1,5 @@
 """One round: run the real command, strike, do what a user would do next, compare what is left in the end."""
 
-import shutil
 import time
 import traceback
 from collections import deque
@@ -15,6 +14,7 @@ from .places import Place, a_place
 from .processes import Command, HungError, wait_until
 from .rounds import Round, Strike
 from .stages import STAGES, Inputs, Stage
+from .user import next_command
 
 MOST_LAUNCHES = 8
 PATIENCE_S = 240.0  # no command takes a tenth of it undisturbed
@@ -36,7 +36,7 @@ class Outcome:
     round: Round
     struck: list[Struck] = field(default_factory=list)
     missed: int = 0  # strikes whose moment did not come before the work was done
-    launches: int = 0
+    exit_codes: list[int] = field(default_factory=list)  # of one launch after another
     lost_s: float = 0.0
     differences: list[Difference] = field(default_factory=list)
     failure: str | None = None
@@ -62,8 +62,8 @@ class Undisturbed:
 def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
     """`folder` keeps what was left, with the commands and all they said in log.txt."""
     stage, outcome = STAGES[round_.stage], Outcome(round_)
-    own_disk = any(strike.kind == "disk full" for strike in round_.strikes)
-    with a_place(folder, undisturbed.blank_database, own_disk=own_disk) as place:
+    needs = {"needs_disk": round_.needs_disk, "needs_server": round_.needs_server}
+    with a_place(folder, undisturbed.blank_database, **needs) as place:
         try:
             start_s = time.monotonic()
             _run_until_done(stage, round_, undisturbed, place, outcome)
@@ -78,17 +78,14 @@ def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
 
 def _run_until_done(stage: Stage, round_: Round, undisturbed: Undisturbed, place: Place, outcome: Outcome) -> None:
     strikes, dice = deque(round_.strikes), round_.dice()
-    more: tuple[str, ...] | None = ()
-    while more is not None:
-        if outcome.launches == MOST_LAUNCHES:
+    arguments: list[object] | None = stage.command(undisturbed.inputs)
+    while arguments is not None:
+        if len(outcome.exit_codes) == MOST_LAUNCHES:
             raise HungError(f"the work was not done after {MOST_LAUNCHES} launches")
-        outcome.launches += 1
-        said_before = place.log.stat().st_size if place.log.exists() else 0
-        command = Command(stage.command(undisturbed.inputs, more), place.work, place.log, place.environment())
+        command = Command(arguments, place.work, place.log, place.environment())
         _strike(Scene(command, place, dice), strikes, undisturbed.elapsed_s[stage.name], outcome)
-        code = command.wait(PATIENCE_S)
-        said = place.log.read_bytes()[said_before:].decode(errors="replace")
-        more = what_next(stage, code, said, place)
+        outcome.exit_codes.append(command.wait(PATIENCE_S))
+        arguments = next_command(stage, undisturbed.inputs, place, outcome.exit_codes[-1], command.output())
     outcome.missed = len(strikes)
 
 
@@ -113,18 +110,3 @@ def _wait_and_mend(scene: Scene, mend: Mend) -> None:
         wait_until(lambda: scene.command.has_ended() or time.monotonic() > end_s, PATIENCE_S, "no end of the command")
     finally:
         mend.act()
-
-
-def what_next(stage: Stage, code: int, said: str, place: Place) -> tuple[str, ...] | None:
-    """What a user adds to the command to run it again; None: the work is done."""
-    if code == 0 or (_says_done(said) and all((place.work / output).exists() for output in stage.outputs)):
-        return None
-    if "remove it first" in said:  # the detections were there, but what comes after them was not
-        shutil.rmtree(place.work / stage.outputs[0])
-    if not stage.name.startswith("train"):
-        return ()
-    return () if "start the run without --resume" in said else ("--resume",)
-
-
-def _says_done(said: str) -> bool:
-    return "already exists" in said or "there is nothing left to train" in said

@@ -15,7 +15,7 @@ import psutil
 from tests.launching import QUIET
 
 INTERRUPTED = threading.Event()  # set by the main thread; every wait of every round then ends
-POLL_S = 0.002
+POLL_S = 0.004
 
 
 class HungError(Exception):
@@ -28,8 +28,9 @@ class Command:
     def __init__(self, arguments: Sequence[object], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
         self.folder, self.log, self.start_s = folder, log, time.monotonic()
         variables = {**os.environ, **QUIET, "PYTHONFAULTHANDLER": "1", **environment}
-        with log.open("ab") as output:
+        with log.open("ab", buffering=0) as output:
             output.write(f"$ {' '.join(map(str, arguments))}\n".encode())
+            self._first_byte = output.tell() - 1
             self.launcher = subprocess.Popen(
                 [sys.executable, *map(str, arguments)],
                 cwd=folder,
@@ -39,6 +40,14 @@ class Command:
                 stderr=output,
                 start_new_session=True,
             )
+
+    @property
+    def has_ranks(self) -> bool:
+        return "torch.distributed.run" in self.launcher.args
+
+    def output(self) -> str:
+        """What it has printed so far, each line behind a line feed."""
+        return self.log.read_bytes()[self._first_byte :].decode(errors="replace")
 
     def has_ended(self) -> bool:
         return self.launcher.poll() is not None
@@ -87,8 +96,8 @@ def processes_in(folder: Path) -> Iterator[psutil.Process]:
             continue
 
 
-def signal_to(process: psutil.Process, number: signal.Signals) -> None:
-    with suppress(psutil.NoSuchProcess):
+def signal_to(process: psutil.Process | subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
         process.send_signal(number)
 
 

@@ -7,13 +7,15 @@ from .moments import AfterLines, AtShare, Moment, WhileWriting
 from .stages import STAGES, STEPS, Stage
 
 SHARES = {"pack": 0.25, "train": 0.4, "train alone": 0.1, "localize": 0.15, "evaluate": 0.1}
-EVERYWHERE = ("kill -9 of all", "SIGTERM")
+ALONE = ("kill -9 of all", "SIGTERM", "disk full")
+SEVERAL = (*ALONE, "kill -9 of one", "kill -9 of the launcher", "SIGSTOP, SIGCONT")
+TRACKED = ("SIGUSR1", "MLflow killed", "MLflow stopped")
 KINDS = {
-    "pack": (*EVERYWHERE, "kill -9 of one", "disk full"),
-    "train": (*EVERYWHERE, "kill -9 of one", "kill -9 of one", "disk full"),
-    "train alone": (*EVERYWHERE, "disk full"),
-    "localize": (*EVERYWHERE, "kill -9 of one", "disk full"),
-    "evaluate": (*EVERYWHERE, "kill -9 of one", "disk full"),
+    "pack": SEVERAL,
+    "train": (*SEVERAL, *TRACKED, "kill -9 of one", "SIGSTOP"),
+    "train alone": (*ALONE, *TRACKED),
+    "localize": SEVERAL,
+    "evaluate": SEVERAL,
 }
 
 
@@ -33,6 +35,14 @@ class Round:
     strikes: tuple[Strike, ...]
     name: str = "round"
 
+    @property
+    def needs_disk(self) -> bool:
+        return any(strike.kind == "disk full" for strike in self.strikes)
+
+    @property
+    def needs_server(self) -> bool:
+        return any(strike.kind.startswith("MLflow") for strike in self.strikes)
+
     def dice(self) -> random.Random:
         """What the faults choose by."""
         return random.Random(f"faults of {self.name}")
@@ -43,15 +53,17 @@ def draw(seed: int, number: int, stages: tuple[str, ...] = tuple(STAGES)) -> Rou
     dice = random.Random(name)
     (stage,) = dice.choices(stages, [SHARES[stage] for stage in stages])
     (count,) = dice.choices((1, 2, 3), (0.6, 0.3, 0.1))
-    strikes = tuple(Strike(dice.choice(KINDS[stage]), _moment(STAGES[stage], dice)) for _ in range(count))
-    return Round(stage, strikes, name)
+    kinds = [dice.choice(KINDS[stage]) for _ in range(count)]
+    return Round(stage, tuple(Strike(kind, _moment(kind, STAGES[stage], dice)) for kind in kinds), name)
 
 
-def _moment(stage: Stage, dice: random.Random) -> Moment:
+def _moment(kind: str, stage: Stage, dice: random.Random) -> Moment:
     """Half the time anywhere; else where it hurts: while something is written, or between two steps.
 
     Not much later than at 0.8 of the time, since a command that is faster today would have ended before.
     """
+    if kind == "SIGSTOP":  # while they start, ranks wait for each other for ten minutes
+        return AfterLines(stage.lines or "", dice.randint(1, STEPS // 2), dice.uniform(0, 0.1))
     if dice.random() < 0.5 or not stage.writing:
         return AtShare(dice.uniform(0, 0.8))
     if stage.lines and dice.random() < 0.4:

@@ -1,20 +1,20 @@
 """The stages that are interrupted: the commands a user types first and again, and what must be there in the end."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from tests.launching import launcher
 
-STEPS, CHECKPOINT_EVERY = 24, 4
+STEPS = 24
 SETTINGS = {
     "data": {"snippets": 48, "holdout_share": 0.2},
     "model": {"embedding_width": 128, "units": 5, "bottleneck": 8, "dropout": 0.3},
     "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "warmup_steps": 5, "schedule": "cosine"},
     "batch": {"global_videos": 12},
-    "run": {"folder": "run", "steps": STEPS, "log_every": 1, "checkpoint_every": CHECKPOINT_EVERY},
+    "run": {"folder": "run", "steps": STEPS, "log_every": 1, "checkpoint_every": 4, "hang_timeout_s": 20},
     "evaluation": {"videos": "held_out", "every": 10},
     "tracking": {"model_name": "torture", "alias": "challenger"},
 }
@@ -46,14 +46,14 @@ class Stage:
     arguments: Callable[[Inputs], list[object]]
     outputs: tuple[str, ...]  # files or folders, compared byte for byte
     writing: tuple[str, ...]
-    remedies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()  # stages whose undisturbed output it reads, and what those need
     lines: str | None = None
 
-    def command(self, inputs: Inputs, more: tuple[str, ...] = ()) -> list[object]:
+    def command(self, inputs: Inputs) -> list[object]:
         """Python's arguments. torchrun restarts training by itself; the other stages are simply run again."""
         restarts = ("--max-restarts", str(MOST_RESTARTS)) if self.name.startswith("train") else ()
         launch = launcher(self.ranks, *restarts) if self.ranks > 1 else []
-        return [*launch, "-m", "aumn", *self.arguments(inputs), *more]
+        return [*launch, "-m", "aumn", *self.arguments(inputs)]
 
 
 def _pack(inputs: Inputs) -> list[object]:
@@ -82,16 +82,15 @@ def _evaluate(inputs: Inputs) -> list[object]:
 
 _RUN = ("run/model", "run/best", f"run/checkpoints/step_{STEPS:08d}")
 _RUN_WRITING = ("run/checkpoints/.step_*.partial", "run/.model.partial", "run/model", "run/checkpoints/step_*")
+_DETECTIONS_WRITING = (".detections.partial", ".detections.partial/*", "detections")
 
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("pack", 1, _pack, ("shards",), ("shards.partial/progress/*.writing", "shards.partial/shards/*.json")),
-        Stage("train", 2, _train, _RUN, _RUN_WRITING, lines="step "),
-        Stage("train alone", 1, _train, _RUN, _RUN_WRITING, lines="step "),
-        Stage(
-            "localize", 2, _localize, ("detections", "results.json"), (".detections.partial", ".detections.partial/*")
-        ),
-        Stage("evaluate", 2, _evaluate, ("metrics.json",), ()),
+        Stage("train", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
+        Stage("train alone", 1, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
+        Stage("localize", 2, _localize, ("detections", "results.json"), _DETECTIONS_WRITING, ("pack", "train")),
+        Stage("evaluate", 2, _evaluate, ("metrics.json",), (), ("pack", "train", "localize")),
     )
 }

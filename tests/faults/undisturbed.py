@@ -13,7 +13,7 @@ from .stages import STAGES, SYNTHETIC, Inputs
 
 
 def run_undisturbed(folder: Path, stages: tuple[str, ...] = tuple(STAGES)) -> Undisturbed:
-    """Synthesize features and run the stages; later ones read what earlier ones left."""
+    """Synthesize features, and run the stages with all that they need."""
     folder.mkdir(parents=True)
     inputs = Inputs(folder)
     succeed(aumn("synth", inputs.features, *SYNTHETIC))
@@ -22,7 +22,8 @@ def run_undisturbed(folder: Path, stages: tuple[str, ...] = tuple(STAGES)) -> Un
         python("-W", "ignore", "-c", f"from aumn.tracking.store import open_store; open_store('sqlite:///{blank}')")
     )
     found = Undisturbed(inputs, blank, {}, {})
-    for stage in stages:
+    needed = {*stages, *(need for stage in stages for need in STAGES[stage].needs)}
+    for stage in (name for name in STAGES if name in needed):
         found.places[stage], found.elapsed_s[stage] = _run(stage, found)
     return found
 

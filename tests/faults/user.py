@@ -1,0 +1,19 @@
+"""What a user does when a command has ended: believe it, follow the remedy it names, or run it again."""
+
+import shutil
+
+from .places import Place
+from .stages import Inputs, Stage
+
+
+def next_command(stage: Stage, inputs: Inputs, place: Place, code: int, said: str) -> list[object] | None:
+    """Python's arguments; None: the work is done. `said` is what the command that ended has printed."""
+    if "aumn deliver " in said:  # the tracking store did not take everything
+        return ["-m", "aumn", "deliver", "run"]
+    if code == 0 or ("already exists" in said and all((place.work / output).exists() for output in stage.outputs)):
+        return None
+    if "remove it first" in said:  # the detections were there, but what comes after them was not
+        shutil.rmtree(place.work / stage.outputs[0])
+    if stage.name.startswith("train") and "start the run without --resume" not in said:
+        return [*stage.command(inputs), "--resume"]
+    return stage.command(inputs)
