@@ -17,7 +17,7 @@ from .stages import STAGES, Inputs, Stage
 from .user import next_command
 
 MOST_LAUNCHES = 8
-PATIENCE_S = 240.0  # no command takes a tenth of it undisturbed
+PATIENCE_S = 480.0  # more than ten times what any command takes on a busy machine
 
 
 @dataclass
