@@ -1,5 +1,7 @@
 """One round: run the real command, strike, do what a user would do next, compare what is left in the end."""
 
+import re
+import signal
 import time
 import traceback
 from collections import deque
@@ -17,7 +19,12 @@ from .stages import STAGES, Inputs, Stage
 from .user import next_command
 
 MOST_LAUNCHES = 8
+CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 PATIENCE_S = 480.0  # more than ten times what any command takes on a busy machine
+
+
+class CrashedError(Exception):
+    """A process ended in a way that nobody asked for."""
 
 
 @dataclass
@@ -69,7 +76,7 @@ def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
             _run_until_done(stage, round_, undisturbed, place, outcome)
             outcome.lost_s = time.monotonic() - start_s - undisturbed.elapsed_s[stage.name]
             outcome.differences = differences(stage, undisturbed.places[stage.name], place)
-        except HungError as error:
+        except (HungError, CrashedError) as error:
             outcome.failure = str(error)
         except Exception:
             outcome.failure = traceback.format_exc()
@@ -85,8 +92,16 @@ def _run_until_done(stage: Stage, round_: Round, undisturbed: Undisturbed, place
         command = Command(arguments, place.work, place.log, place.environment())
         _strike(Scene(command, place, dice), strikes, undisturbed.elapsed_s[stage.name], outcome)
         outcome.exit_codes.append(command.wait(PATIENCE_S))
+        _refuse_crash(outcome.exit_codes[-1], command.output())
         arguments = next_command(stage, undisturbed.inputs, place, outcome.exit_codes[-1], command.output())
     outcome.missed = len(strikes)
+
+
+def _refuse_crash(code: int, said: str) -> None:
+    """No fault here sends these signals: a process that died of one, a rank under torchrun too, has a defect."""
+    for number in CRASHES:
+        if code == -number or re.search(rf"exitcode\s*: -{number}\b", said):
+            raise CrashedError(f"a process died of {number.name}")
 
 
 def _strike(scene: Scene, strikes: deque[Strike], undisturbed_s: float, outcome: Outcome) -> None:
