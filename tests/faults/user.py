@@ -14,6 +14,5 @@ def next_command(stage: Stage, inputs: Inputs, place: Place, code: int, said: st
         return None
     if "remove it first" in said:  # the detections were there, but what comes after them was not
         shutil.rmtree(place.work / stage.outputs[0])
-    if stage.name.startswith("train") and "start the run without --resume" not in said:
-        return [*stage.command(inputs), "--resume"]
-    return stage.command(inputs)
+    is_begun = any((place.work / "run" / "checkpoints").glob("step_*"))
+    return [*stage.command(inputs), *(["--resume"] if is_begun else [])]
