@@ -28,6 +28,7 @@ def evaluate(
     """
     from aumn.cluster.ranks import connect
     from aumn.data.annotations import read_ground_truth
+    from aumn.durable import whole_file
     from aumn.evaluate import choose_tious, evaluate
     from aumn.localization.detections import read_detections
 
@@ -39,8 +40,6 @@ def evaluate(
         result = evaluate(found, truth, tious, ranks)
     if ranks.is_first:
         if json_file:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            partial = json_file.with_name(f".{json_file.name}.partial")
-            partial.write_text(json.dumps(result.to_json(), indent=1) + "\n")
-            partial.replace(json_file)
+            with whole_file(json_file) as file:
+                file.write_text(json.dumps(result.to_json(), indent=1) + "\n")
         print_evaluation(result, f"{detections}, {f'subset {chosen}' if chosen else 'all'} of {annotations}", per_class)

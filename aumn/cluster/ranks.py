@@ -197,8 +197,8 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
         leaving()
         error.told_by_another_rank = _tell(store, error)
         raise
-    except RuntimeError:
-        if silent := _reason_of_another(store):  # which broke our collective
+    except (RuntimeError, OSError):
+        if silent := _reason_of_another(store):  # which broke our collective, or took its unfinished files away
             raise silent from None
         raise
     finally:
