@@ -40,7 +40,7 @@ def place(tmp_path_factory) -> Path:
     settings = {section: dict(fields) for section, fields in SETTINGS.items()}
     settings["data"]["shards"], settings["run"]["folder"] = "shards", "run"
     (root / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    succeed(aumn("train", "tiny.yaml", cwd=root))
+    succeed(aumn("train", "tiny.yaml", cwd=root, timeout_s=240))
     return root
 
 
