@@ -145,9 +145,9 @@ class AUMN(nn.Module):
     def _mixing(self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Eq. 4's softmax(Q Qᵀ / sqrt(A)), B x T x T; a video's own snippets alone are attended to.
 
-        Queries of one video share a direction, along which those of actions grow longest while training. So as they
-        are, every snippet attends to actions most, background too; without the shared direction and the lengths, it
-        attends to its like (docs/experiments.md).
+        As they are, background's queries attend to actions about twice as much as to each other and carry their class
+        evidence off; without the mean and the lengths that they share, snippets attend to their like
+        (docs/experiments.md).
         """
         if self.centred_queries:
             queries_BTA = _centred(queries_BTA, mask_BT)
