@@ -54,7 +54,7 @@ def record_end(folder: JobFolder, statuses: Sequence[PointStatus]) -> None:
 
 
 def record_step(arguments: Sequence[str], code: int, started_ms: int) -> None:
-    """Called by the first rank of every command that runs in a job, when it is done."""
+    """Called by the first rank of every command that runs in a job, when it is done; not when it is to go on later."""
     try:
         folder = JobFolder.open(Path(os.environ["AUMN_JOB_FOLDER"]))
         step = folder.job.step(os.environ["AUMN_STEP"])
@@ -85,10 +85,9 @@ def _tag(folder: JobFolder, tags: Mapping[str, str], status: str | None = None) 
 
 def _end_by(folder: JobFolder, label: str, code: int) -> str | None:
     """How the job's run ends by this step's end; its own outcome is not written yet."""
-    if code not in job_run.OUTCOMES:
+    if code:
         return "FAILED"
-    others = folder.not_done() - {label}
-    return "FINISHED" if code == 0 and not others else None
+    return None if folder.not_done() - {label} else "FINISHED"
 
 
 def _dataset_tags(job: Job) -> dict[str, str]:

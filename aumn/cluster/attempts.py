@@ -1,6 +1,7 @@
 """The launcher that started this process: is this its next attempt at the same command, and is it still there?
 
-Attempts are torchrun's `--max-restarts` and SLURM's requeueing. Both start the very same command again.
+Attempts are torchrun's `--max-restarts`, SLURM's requeueing, and a job's step that is submitted again (`aumn submit`).
+All start the very same command again.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from collections.abc import Mapping
 
 
 def is_restart(environment: Mapping[str, str]) -> bool:
-    """Whether the launcher says that it has started this command before."""
+    """Whether the launcher says that it has started this command before, or may have: a job's step."""
+    if "AUMN_JOB_FOLDER" in environment:
+        return True
     counts = (environment.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(count not in {"", "0"} for count in counts)
 
 
 def launch_id(environment: Mapping[str, str]) -> str | None:
     """What all attempts of one launch have in common and no other launch has; None: nobody would start it again."""
+    if folder := environment.get("AUMN_JOB_FOLDER"):
+        return f"step {environment.get('AUMN_STEP')}, point {environment.get('AUMN_POINT')} of the job {folder}"
     if job := environment.get("SLURM_JOB_ID"):
         return f"SLURM job {job} of {environment.get('SLURM_CLUSTER_NAME', 'the cluster')}"
     if run := environment.get("TORCHELASTIC_RUN_ID"):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from aumn.tracking.store import artifact_location, explain, open_store
 
 PARENT = "mlflow.parentRunId"
-OUTCOMES = {0: "FINISHED", 75: "KILLED", 130: "KILLED"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def record_step(
         run = client.create_run(experiment_id, started_ms, run_name=name, tags={**mine, **tags})
         for key, value in metrics.items():
             client.log_metric(run.info.run_id, key, value)
-        client.set_terminated(run.info.run_id, OUTCOMES.get(code, "FAILED"), time.time_ns() // 1_000_000)
+        client.set_terminated(run.info.run_id, "FAILED" if code else "FINISHED", time.time_ns() // 1_000_000)
 
 
 def nested_runs(uri: str | None, parent: str, metrics: Collection[str]) -> list[NestedRun]:

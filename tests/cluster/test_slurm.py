@@ -10,7 +10,7 @@ import yaml
 from aumn.cluster.job_folder import JobFolder, PointStatus
 from tests.launching import aumn, python, succeed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = {
     "data": {"shards": "shards", "snippets": 24},
@@ -46,7 +46,10 @@ class Place:
         path = self.root / "runs/jobs" / name / "logs" / f"{step}.log"
         return path.read_text() if path.exists() else ""
 
-    def wait(self, name: str, what: str, happened, *, timeout_s: float = 300) -> dict[str, PointStatus]:
+    def wait_for_log(self, name: str, step: str, text: str) -> None:
+        self.slurm.wait_until(lambda: text in self.log(name, step), f"{text} of {step}", timeout_s=600)
+
+    def wait(self, name: str, what: str, happened, *, timeout_s: float = 900) -> dict[str, PointStatus]:
         self.slurm.wait_until(lambda: happened(self.statuses(name)), what, timeout_s=timeout_s)
         return self.statuses(name)
 
@@ -155,3 +158,54 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
     assert re.search(r"train, 1 point \(broken\): submitted as job \d+", again), again
     place.wait("sweep", "end of the point", ended)
     assert states(place.statuses("sweep")) == states(statuses)
+
+
+LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5"
+STRUCK = ("lost", "signalled", "cancelled")
+
+
+def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
+    """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
+
+    The undisturbed run is the same job's, run here. SLURM's own signal comes a minute before a limit at the earliest,
+    so the test sends it.
+    """
+    nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
+    steps = {
+        step: {
+            "run": f"train tiny.yaml run.folder={{folder}}/{step} {LONG}",
+            "resources": {"nodes": nodes[step], "ranks_per_node": 2 // nodes[step]},
+        }
+        for step in STRUCK
+    }
+    quiet = {"tracking": {"enabled": False}}
+    succeed(place.aumn("submit", place.write("struck", steps, **quiet)))
+    struck = {}
+    for step in STRUCK:
+        place.wait_for_log("struck", step, "step 40/")
+        struck[step] = place.statuses("struck")[step]
+        strike(place, struck[step])
+    calm = {"calm": {**steps["lost"], "run": steps["lost"]["run"].replace("/lost", "/calm")}}
+    succeed(place.aumn("submit", place.write("calm", calm, **quiet), "--local", timeout_s=400))
+
+    statuses = place.wait("struck", "end", ended)
+    assert states(statuses) == {"lost": "done", "signalled": "done", "cancelled": "cancelled"}
+    assert (struck["lost"].nodes, statuses["signalled"].restarts) == ("n[1-2]", 1)
+    assert statuses["lost"].restarts >= 1
+    assert "n2" not in place.slurm.run("scontrol", "show", "hostnames", statuses["lost"].nodes).split()
+    assert "Stopped by SIGUSR1" in place.log("struck", "signalled")
+    assert "requeued, to go on from the last checkpoint" in place.log("struck", "signalled")
+    assert "Stopped by SIGTERM" in place.log("struck", "cancelled")
+    succeed(place.aumn("submit", place.root / "struck.yaml"))
+    place.wait("struck", "end of what was cancelled", ended)
+    for step in STRUCK:
+        starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", place.log("struck", step))]
+        assert starts[0] == 0 < starts[-1], (step, starts)
+        assert place.weights("struck", step) == place.weights("calm", "calm"), step
+
+
+def strike(place: Place, struck: PointStatus) -> None:
+    if struck.step.name == "lost":
+        place.slurm.lose("n2")
+    else:
+        place.slurm.run("scancel", *(["--signal=USR1"] if struck.step.name == "signalled" else []), struck.job_id)
