@@ -25,6 +25,8 @@ CONFIGURATION = """
 ClusterName=aumn
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+# The ranks' port is made of the job's number, and another cluster on this machine counts from elsewhere.
+FirstJobId={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -49,7 +51,7 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 AccountingStorageType=accounting_storage/none
-KillWait=5
+KillWait=30
 SlurmctldTimeout=10
 SlurmdTimeout=5
 MessageTimeout=10

@@ -32,7 +32,7 @@ class Place:
         (root / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
 
     def aumn(self, *arguments, **options):
-        return aumn(*arguments, cwd=self.root, **options)
+        return aumn(*arguments, cwd=self.root, **{"timeout_s": 600, **options})
 
     def write(self, name: str, steps: dict, **fields) -> Path:
         job = {"name": name, "scripts": str(REPOSITORY / "slurm"), "steps": steps, **fields}
@@ -76,7 +76,7 @@ def states(statuses: dict[str, PointStatus]) -> dict[str, str]:
 @pytest.mark.shared
 def test_the_shrec21_pipeline_from_features_to_a_registered_model_by_one_command(place, shared_tools):
     features = place.root / "shrec21 features; touch pwned"
-    succeed(python(shared_tools / "shrec21_features.py", features))
+    succeed(python(shared_tools / "shrec21_features.py", features, timeout_s=600))
     config = REPOSITORY / "configs" / "shrec21.yaml"
     small = "run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5"
     changes = (
@@ -186,7 +186,7 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
         struck[step] = place.statuses("struck")[step]
         strike(place, struck[step])
     calm = {"calm": {**steps["lost"], "run": steps["lost"]["run"].replace("/lost", "/calm")}}
-    succeed(place.aumn("submit", place.write("calm", calm, **quiet), "--local", timeout_s=400))
+    succeed(place.aumn("submit", place.write("calm", calm, **quiet), "--local"))
 
     statuses = place.wait("struck", "end", ended)
     assert states(statuses) == {"lost": "done", "signalled": "done", "cancelled": "cancelled"}
