@@ -56,7 +56,7 @@ SlurmctldTimeout=10
 SlurmdTimeout=5
 MessageTimeout=10
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
 """
 
 
