@@ -60,17 +60,18 @@ class Courier:
     def settle(self, *, grace_s: float, most_s: float = math.inf) -> bool:
         """Wait until all is delivered; whether it is.
 
-        No longer than `most_s`, nor than `grace_s` for a store that refuses, over all calls together.
+        No longer than `most_s`, nor than `grace_s` for a store that refuses, over all calls together that have any.
         """
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
             start_s = time.monotonic()
-            self._settling_since_s = self._settling_since_s or start_s
+            if grace_s:
+                self._settling_since_s = self._settling_since_s or start_s
             while len(self._spool):
                 end_s = start_s + most_s
                 if self._refused_since_s is not None:
-                    end_s = min(end_s, max(self._refused_since_s, self._settling_since_s) + grace_s)
+                    end_s = min(end_s, max(self._refused_since_s, self._settling_since_s or 0) + grace_s)
                 if time.monotonic() >= end_s:
                     break
                 self._changed.wait(min(1.0, end_s - time.monotonic()))
