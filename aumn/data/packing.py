@@ -83,13 +83,13 @@ def pack(
     _check_options(dtype, fps, {"stride_frames": stride_frames, "shard_bytes": shard_bytes, "workers": workers})
     ground_truth = read_annotations(annotations, allow_pickle=allow_pickle)
     ordered_classes = order_classes(ground_truth, classes)
-    containers, columns = Containers(allow_pickle=allow_pickle), Joint.parse(joint)
+    columns = Joint.parse(joint)
+    containers = Containers(allow_pickle=allow_pickle)
     order = list(ground_truth.videos) if ground_truth.is_wtalc else None
     release = find_release(features, containers, layout=layout, names=order, prefix=prefix)
     matched = match(release, ground_truth)
     checked, streams = check_features(release, matched.both, containers, joint=columns, trim_streams=trim_streams)
-    fps = fps or read_fact(release, "fps", containers)
-    stride_frames = stride_frames or int(read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES)
+    stride_frames, fps = _read_clock(release, containers, stride_frames, fps)
     del containers  # worker processes open the files themselves
     videos = plan_videos(checked, ground_truth, ordered_classes, stride_frames=stride_frames, fps=fps)
     plans = plan_shards(videos, dtype, shard_bytes, allow_pickle=allow_pickle)
@@ -117,6 +117,16 @@ def pack(
         source=_say_source(release, columns, streams, stride_frames, sorted({video.fps for video in videos})),
         coverage=measure_coverage(videos, ground_truth, stride_frames),
     )
+
+
+def _read_clock(
+    release: Release, containers: Containers, stride_frames: int | None, fps: float | None
+) -> tuple[int, float | None]:
+    """Stride and frame rate as given, else as an archive tells; no frame rate where it is the ground truth's."""
+    stride = stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
+    if stride != int(stride):
+        raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
+    return int(stride), fps or read_fact(release, "fps", containers)
 
 
 def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride_frames: int, rates: list[float]) -> str:

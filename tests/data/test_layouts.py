@@ -267,6 +267,12 @@ def test_archives_that_disagree(even: Any, tmp_path: Path) -> None:
     )
 
 
+def test_a_stride_that_is_no_whole_number(even: Any, tmp_path: Path) -> None:
+    source = as_hdf5(tmp_path / "all.h5", halves(even.features), stride_frames=4.5)
+    with pytest.raises(InputError, match=r"all.h5 tells a stride_frames of 4.5; give a whole number: --stride-frames"):
+        pack_from(even, source)
+
+
 def test_coverage_shows_a_wrong_stride(even: Any) -> None:
     right, wrong = (pack_from(even, even.root, f"stride{stride}", stride_frames=stride)[0] for stride in (60, 16))
     assert right.coverage is not None
