@@ -100,7 +100,7 @@ def _train_and_publish(
             after_step=recorder.after_step,
         )
     try:
-        recorder.publish()  # by the first rank; the others leave
+        recorder.publish()  # by the first rank
     except Stopped as stop:
         raise preemption.stopped(stop.signal, GO_ON) from None
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMEOUT_S = 600
-_LEFT = "left_for_a_reason"
+_LEFT, _DONE = "left_for_a_reason", "first_rank_is_done"
 
 
 @dataclass
@@ -201,7 +201,12 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
         if silent := _reason_of_another(store):  # which broke our collective, or took its unfinished files away
             raise silent from None
         raise
+    else:
+        _wait_for_first(store, ranks)
     finally:
+        if ranks.is_first:
+            with suppress(RuntimeError):
+                store.set(_DONE, "")
         dist.destroy_process_group()
 
 
@@ -265,6 +270,17 @@ def _wait_for_all(store: Any, ranks: Ranks) -> None:
     if store.add("started", 1) == ranks.size:
         store.set("all_started", "")
     store.wait(["all_started"])
+
+
+def _wait_for_first(store: Any, ranks: Ranks) -> None:
+    """Stay until the first rank leaves too: it may publish for longer than a collective would wait, and srun ends the
+    last ranks some time after the first has gone (`--wait`).
+    """
+    with suppress(RuntimeError):  # the first rank may have served the store
+        while not (ranks.is_first or store.check([_DONE])):
+            time.sleep(0.1)
+    if not ranks.is_first and (silent := _reason_of_another(store)):
+        raise silent
 
 
 def _store(dist: Any) -> Any:
