@@ -192,6 +192,16 @@ class TrackingConfig(Section):
     model_name: str | None = Field(None, description="Registered under this name at the end; null: not registered.")
     alias: str | None = Field(None, description="Given to the registered version, e.g. `challenger`.")
 
+    @model_validator(mode="after")
+    def _check_password(self) -> TrackingConfig:
+        if re.search(r"//[^/@\s]*:[^/@\s]*@", self.uri or ""):
+            raise PydanticCustomError(
+                "settings",
+                "tracking.uri must hold no password, since settings are kept with checkpoints and models: set "
+                "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment",
+            )
+        return self
+
 
 class RunConfig(Section):
     """All of a training run."""

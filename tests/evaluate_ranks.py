@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aumn.cluster.ranks import connect, leave
+from aumn.cluster.preemption import leave
+from aumn.cluster.ranks import connect
 from aumn.evaluate import evaluate
 from aumn.localization.detections import read_detections
 from aumn.records import GroundTruth

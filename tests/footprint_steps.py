@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from aumn.checkpoint import Checkpoint, ModelCard
 from aumn.cluster.engines import TorchEngine, build_engine
-from aumn.cluster.ranks import Ranks, connect, leave
+from aumn.cluster.preemption import leave
+from aumn.cluster.ranks import Ranks, connect
 from aumn.config import RunConfig
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights

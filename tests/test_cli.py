@@ -208,7 +208,10 @@ def end_before_start(video) -> None:
 
 FIRST = "synth_000000"
 BAD = {
-    "a missing stream": (spoil_features(FIRST, "flow", Path.unlink), rf"flow/{FIRST}.npy is missing"),
+    "a missing stream": (
+        spoil_features(FIRST, "flow", Path.unlink),
+        rf"has rgb of video '{FIRST}'.*but no flow: extract it",
+    ),
     "streams of different lengths": (spoil_features(FIRST, "rgb", save(lambda x: x[:-1])), r"--trim-streams"),
     "another width": (spoil_features(FIRST, "rgb", save(lambda x: x[:, :-1])), rf"{FIRST}.npy.*11.*12"),
     "NaN": (spoil_features(FIRST, "flow", save(with_nan)), rf"{FIRST}.npy.*NaN"),

@@ -56,6 +56,7 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
     ("text", "overrides", "message"),
     [
         ("data: {shards: x}", [], "run is missing; it has no default."),
+        (MINIMAL, ["tracking.uri=postgresql://me:secret@lab/mlflow"], "tracking.uri must hold no password, since"),
         (MINIMAL + "data: {shards: y}", [], "data is given twice"),
         ("- 1", [], "must hold sections (data, run, model"),
         ("a: [", [], "run.yaml is not YAML"),

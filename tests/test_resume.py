@@ -74,7 +74,7 @@ def test_a_stopped_rank_is_found_by_the_hang_timeout_and_the_run_restarted(tiny)
         run.wait_for("step 15/60")
         run.kill(signal.SIGSTOP, rank=1)
         stopped_s = time.monotonic()
-        run.wait_for(r"(?s)steps 0 to.*steps (7|10|14|1.) to")
+        run.wait_for(r"(?s)steps 0 to.*steps [1-9]\d* to")
         took_s = time.monotonic() - stopped_s
         assert run.finish().returncode == 0
     assert 5 < took_s < 120  # 12 s on an idle machine

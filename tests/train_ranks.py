@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from aumn.cluster.engines import build_engine
-from aumn.cluster.ranks import Ranks, connect, leave
+from aumn.cluster.preemption import leave
+from aumn.cluster.ranks import Ranks, connect
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step

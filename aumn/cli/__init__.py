@@ -53,11 +53,7 @@ def main() -> None:
         from aumn.job_record import record_step
 
         record_step(arguments, code, int(1000 * started_s))
-    if os.environ.keys() & {"RANK", "SLURM_PROCID"}:
-        from aumn.cluster.ranks import leave
-
-        leave(code)
-    sys.exit(code)
+    preemption.leave(code)
 
 
 def _run(arguments: list[str]) -> int:

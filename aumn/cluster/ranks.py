@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -208,17 +207,6 @@ def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ran
             with suppress(RuntimeError):
                 store.set(_DONE, "")
         dist.destroy_process_group()
-
-
-def leave(code: int = 0) -> NoReturn:
-    """End a rank's process when all its work is done, without the interpreter's own end.
-
-    DDP and DeepSpeed keep the process group, and gloo's threads with it, past `connect`. Those let go of tensors while
-    the interpreter ends, which now and then aborts it ("terminate called without an active exception", exit code -6).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def backends() -> dict[str, bool]:

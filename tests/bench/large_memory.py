@@ -48,8 +48,8 @@ def train(units: str, seed: str) -> dict[str, float]:
         engine.update(1e-4)
 
     best_s = take_turns(1, step=train_once)["step"]
-    moments = [state for values in engine.optimizer.state.values() for state in values.values()]
-    optimizer_bytes = sum(tensor.numel() * tensor.element_size() for tensor in moments)
+    moments, _ = engine.trainer_state()
+    optimizer_bytes = sum(tensor.numel() * tensor.element_size() for tensor in moments.values())
     return {"step_s": best_s, "optimizer_bytes": optimizer_bytes, "bytes": resident_bytes("VmHWM") - optimizer_bytes}
 
 

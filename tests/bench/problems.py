@@ -47,7 +47,7 @@ def make_step(
 
 def our_step(engine: TorchEngine, step: Step) -> Tensor:
     """Forward and backward as training does it; the loss. Gradients start from nothing."""
-    engine.optimizer.zero_grad()
+    engine.network.zero_grad()
     return train_step(engine, step, WEIGHTS)["rgb/total"]
 
 

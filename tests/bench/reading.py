@@ -23,6 +23,7 @@ from aumn.config import OptimizerConfig, RunSection
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing import pack
 from aumn.data.shards import ShardSet
+from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.train import train
 
@@ -143,7 +144,16 @@ def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     run = RunSection(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
     weights = dict.fromkeys(STREAMS, WEIGHTS["rgb"])
     start_s = time.perf_counter()
-    train(engine, loader, run, OptimizerConfig(), weights, first_step=0, after_step=lambda *_: None)
+    train(
+        engine,
+        loader,
+        run,
+        OptimizerConfig(),
+        weights,
+        first_step=0,
+        watch=FiniteWatch(engine),
+        after_step=lambda *_: None,
+    )
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 

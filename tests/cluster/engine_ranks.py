@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from aumn.cluster.engines import Engine, build_engine
-from aumn.cluster.ranks import Ranks, connect, leave
+from aumn.cluster.preemption import leave
+from aumn.cluster.ranks import Ranks, connect
 from aumn.config import OptimizerConfig, RunSection
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
@@ -121,7 +122,7 @@ def damage(ranks: Ranks, case: str) -> list[tuple[str, int, bool]]:
     """What each rank says of a step that it cannot take, how many it took, and if its weights are as before."""
     engine, taken = build(case, ranks), []
 
-    def after_step(done: int, metrics: object) -> None:
+    def after_step(done: int, metrics: object, signal: int) -> None:
         taken.append((done, save(engine)[0]))
 
     run = RunSection(folder=Path(), steps=9)

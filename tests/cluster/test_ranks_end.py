@@ -6,7 +6,8 @@ from tests.launching import torchrun
 
 PROGRAM = """
 import sys, time
-from aumn.cluster.ranks import connect, leave
+from aumn.cluster.preemption import leave
+from aumn.cluster.ranks import connect
 from aumn.records import InputError
 try:
     with connect(timeout_s=2) as ranks:

@@ -75,7 +75,9 @@ def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
             start_s = time.monotonic()
             _run_until_done(stage, round_, undisturbed, place, outcome)
             outcome.lost_s = time.monotonic() - start_s - undisturbed.elapsed_s[stage.name]
-            outcome.differences = differences(stage, undisturbed.places[stage.name], place)
+            outcome.differences = differences(
+                stage, undisturbed.places[stage.name], place, place.log.read_text(errors="replace")
+            )
         except (HungError, CrashedError) as error:
             outcome.failure = str(error)
         except Exception:
