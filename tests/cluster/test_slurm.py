@@ -88,7 +88,7 @@ def test_the_shrec21_pipeline_from_features_to_a_registered_model_by_one_command
     secret = {"MLFLOW_TRACKING_PASSWORD": "hunter2hunter2"}
     succeed(place.aumn(*command, **secret))
     statuses = place.wait("shrec21", "end of the pipeline", ended)
-    assert set(states(statuses).values()) == {"done"}, statuses
+    assert set(states(statuses).values()) == {"done"}, [place.log("shrec21", step) for step in statuses]
     assert (statuses["train"].nodes, statuses["localize"].nodes) == ("n[1-2]", "n1")
     assert "on 4 ranks" in place.log("shrec21", "train")
     assert json.loads((place.root / "runs/jobs/shrec21/metrics.json").read_text())["population"]["videos"] == 72
