@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMEOUT_S = 600
-_LEFT, _DONE = "left_for_a_reason", "first_rank_is_done"
+_LEFT, _DONE, _KNOWN = "left_for_a_reason", "first_rank_is_done", "know_that_it_is"
 
 
 @dataclass
@@ -262,13 +262,22 @@ def _wait_for_all(store: Any, ranks: Ranks) -> None:
 
 def _wait_for_first(store: Any, ranks: Ranks) -> None:
     """Stay until the first rank leaves too: it may publish for longer than a collective would wait, and srun ends the
-    last ranks some time after the first has gone (`--wait`).
+    last ranks some time after the first has gone (`--wait`). The first one stays until all know, since it may serve the
+    store, whose end would fill the others' logs.
     """
-    with suppress(RuntimeError):  # the first rank may have served the store
-        while not (ranks.is_first or store.check([_DONE])):
+    with suppress(RuntimeError):
+        if ranks.is_first:
+            store.set(_DONE, "")
+            give_up_s = time.monotonic() + 10
+            while store.add(_KNOWN, 0) < ranks.size - 1 and time.monotonic() < give_up_s:
+                time.sleep(0.02)
+            return
+        while not store.check([_DONE]):
             time.sleep(0.1)
-    if not ranks.is_first and (silent := _reason_of_another(store)):
-        raise silent
+        silent = _reason_of_another(store)
+        store.add(_KNOWN, 1)
+        if silent:
+            raise silent
 
 
 def _store(dist: Any) -> Any:
