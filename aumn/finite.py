@@ -7,7 +7,7 @@ keeping the device waiting for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +54,9 @@ class FiniteWatch:
             self._look(seen)
 
     def _look(self, seen: _Seen) -> None:
-        if not all(map(math.isfinite, seen.norms.read().values())):
-            _stop_or_go_on(self.engine, seen.step, seen.report)
+        bad_streams = [stream for stream, norm in seen.norms.read().items() if not math.isfinite(norm)]
+        if bad_streams:
+            _stop_or_go_on(self.engine, seen.step, seen.report, bad_streams)
 
 
 class HostCopy:
@@ -78,7 +79,7 @@ class HostCopy:
         return dict(zip(self._names, self._values.tolist(), strict=True))
 
 
-def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor]) -> None:
+def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor], bad_streams: Sequence[str]) -> None:
     """After a gradient that was not finite: go on if it only overflowed float16, else stop every rank.
 
     A loss that is not finite makes every rank's gradients so (see `precision.poisoned`), so all ranks come here
@@ -86,7 +87,7 @@ def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor]) -> 
     """
     bad_terms = [name for name, term in report.items() if not (name.endswith("/total") or bool(term.isfinite()))]
     terms = sorted({name for names in engine.ranks.gather(bad_terms) for name in names})
-    if overflow_is_expected(engine.scales) and not terms:
+    if overflow_is_expected(engine.scales[stream] for stream in bad_streams) and not terms:
         return
     videos = sorted({video for names in engine.ranks.gather(_videos_not_finite(engine, step)) for video in names})
     what = f"{' and '.join(terms)} {'is' if len(terms) == 1 else 'are'}" if terms else "a gradient is"

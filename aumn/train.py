@@ -94,6 +94,7 @@ def train(
             done = step.index + 1
             metrics = None
             if done % run.log_every == 0 or done == run.steps:
+                watch.settle()
                 metrics = _summed(engine, report) | _engine_metrics(engine, norms)
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
             after_step(done, metrics, answer())

@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from aumn.cluster.precision import LossScale, overflow_is_expected
 from aumn.cluster.ranks import Ranks
-from aumn.config import load_config
+from aumn.config import OptimizerConfig, RunSection, load_config
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
-from aumn.train import train_step
+from aumn.train import train, train_step
 from tests.cluster import engine_ranks
 from tests.launching import aumn, python, succeed, torchrun
 from tests.train_ranks import WEIGHTS
@@ -128,7 +128,35 @@ def test_a_float16_gradient_that_overflows_skips_its_own_stream_alone_and_lowers
     assert {name: scale.value.item() for name, scale in engine.scales.items()} == {"rgb": 2.0**39, "flow": 2.0**10}
     for name, weight in engine.weights().items():
         assert torch.equal(weight, before[name]) == ("rgb" in name), name
-    assert overflow_is_expected(engine.scales)
+    assert overflow_is_expected([engine.scales["rgb"]])
+
+
+def test_a_gradient_that_is_not_finite_at_any_scale_stops_the_run_though_the_other_stream_is_well():
+    engine = engine_ranks.build("ddp-0-fp16", Ranks())
+    step = engine_ranks.make_step(0, Ranks())
+    report = train_step(engine, step, WEIGHTS)
+    norms = {"rgb": torch.tensor(torch.inf), "flow": torch.tensor(1.0)}
+    FiniteWatch(engine).add(step, report, norms)  # an overflow
+    engine.scales["rgb"].value.fill_(0.5)
+    with pytest.raises(InputError, match="Step 1: a gradient is not finite, so every rank stopped"):
+        FiniteWatch(engine).add(step, report, norms)
+
+
+def test_no_metric_of_a_bad_step_is_logged_though_the_watch_lags():
+    engine, logged = engine_ranks.build("ddp-0-fp32", Ranks()), []
+    run = RunSection(folder="unused", steps=9, log_every=1)
+    with pytest.raises(InputError, match="Step 5: "):
+        train(
+            engine,
+            engine_ranks.DamagedSteps(Ranks()),
+            run,
+            OptimizerConfig(),
+            WEIGHTS,
+            first_step=3,
+            watch=FiniteWatch(engine, lag=True),
+            after_step=lambda done, *_: logged.append(done),
+        )
+    assert logged == [4]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
