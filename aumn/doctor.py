@@ -14,10 +14,11 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from aumn.doctor_services import Answer, State, find_names, find_slurm, find_store
+from aumn.doctor_services import Answer, State, find_names, find_slurm, find_store, hide_credentials
 
 GB = 10**9
 LEAST_DISK_GB = 5
@@ -40,15 +41,17 @@ def examine(tracking_uri: str | None = None) -> list[Finding]:
     """Every check's finding. Those that wait for an answer run beside the others; torch is imported by one thread."""
     asking = SERVICES | {"MLflow store": lambda: find_store(tracking_uri)}
     with ThreadPoolExecutor(len(asking)) as threads:
-        answers = threads.map(_examine_one, asking.keys(), asking.values())
-        return [*(_examine_one(what, check) for what, check in CHECKS.items()), *answers]
+        examine_one = partial(_examine_one, tracking_uri)
+        answers = threads.map(examine_one, asking.keys(), asking.values())
+        return [*(examine_one(what, check) for what, check in CHECKS.items()), *answers]
 
 
-def _examine_one(what: str, check: Callable[[], Answer]) -> Finding:
+def _examine_one(tracking_uri: str | None, what: str, check: Callable[[], Answer]) -> Finding:
     try:
         return Finding(what, *check())
     except Exception as error:  # a check that cannot look is a finding, and the others still count
-        return Finding(what, "limited", f"could not be looked at: {error!r}", "Look at it by hand.")
+        shown = hide_credentials(repr(error), tracking_uri)
+        return Finding(what, "limited", f"could not be looked at: {shown}", "Look at it by hand.")
 
 
 def _find_python() -> Answer:

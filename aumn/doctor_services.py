@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+from base64 import b64encode
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import Literal
 from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from aumn.records import InputError
@@ -51,6 +55,22 @@ def find_slurm() -> Answer:
 
 def find_store(tracking_uri: str | None) -> Answer:
     """Whether the store that `tracking.uri` or MLFLOW_TRACKING_URI names can be reached; a database is not opened."""
+    state, found, remedy = _find_store(tracking_uri)
+    return state, hide_credentials(found, tracking_uri), hide_credentials(remedy, tracking_uri)
+
+
+def hide_credentials(text: str, tracking_uri: str | None) -> str:
+    """The text without the name and password that the store's address may hold, in whatever part an error quotes."""
+    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not address.startswith("sqlite:"):
+        credentials = address.partition(":")[2].removeprefix("//").rpartition("@")[0]
+        password = credentials.partition(":")[2]
+        for secret in filter(None, (credentials, password, unquote(password))):
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return without_password(text)
+
+
+def _find_store(tracking_uri: str | None) -> Answer:
     try:
         address = find_address(tracking_uri)
     except InputError as error:
@@ -59,8 +79,7 @@ def find_store(tracking_uri: str | None) -> Answer:
         return _find_file(Path(address.removeprefix("sqlite:///")))
     if address.startswith(("http://", "https://")):
         return _find_server(address.rstrip("/"))
-    shown = without_password(address)
-    return "limited", f"{shown} was not tried", "aumn models list tries it."
+    return "limited", f"{address} was not tried", "aumn models list tries it."
 
 
 def _find_file(database: Path) -> Answer:
@@ -72,25 +91,35 @@ def _find_file(database: Path) -> Answer:
 
 
 def _find_server(address: str) -> Answer:
-    shown = without_password(address)
     try:
-        with urlopen(Request(f"{address}/health"), timeout=PATIENCE_S) as answer:  # noqa: S310  http or https, as checked
-            return "works", f"{shown} answers {answer.status}", ""
+        with urlopen(_request_health(address), timeout=PATIENCE_S) as answer:  # noqa: S310  http or https, as checked
+            return "works", f"{address} answers {answer.status}", ""
     except HTTPError as error:
         if error.code in {401, 403}:
-            return "limited", f"{shown} wants credentials", "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-        return (
-            "limited",
-            f"{shown} answers {error.code}",
-            "Check the address: an MLflow server answers /health with 200.",
-        )
-    except (OSError, ValueError) as error:
+            remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            return "limited", f"{address} wants credentials", remedy
+        remedy = "Check the address: an MLflow server answers /health with 200."
+        return "limited", f"{address} answers {error.code}", remedy
+    except (InvalidURL, ValueError):  # its text may quote a part of a password
+        remedy = "Correct tracking.uri or MLFLOW_TRACKING_URI: a password's / : @ and % are %2F %3A %40 and %25."
+        return "limited", f"{address} is no address of a server", remedy
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return (
-            "limited",
-            f"{shown} does not answer ({reason})",
-            "Runs go on and keep their metrics in their folder until it does; models cannot be registered or fetched.",
+        remedy = (
+            "Runs go on and keep their metrics in their folder until it does; models cannot be registered or fetched."
         )
+        return "limited", f"{address} does not answer ({reason})", remedy
+
+
+def _request_health(address: str) -> Request:
+    """The question, with the address's name and password in a header: urllib takes them for a part of the host."""
+    parts = urlsplit(f"{address}/health")
+    credentials, _, host = parts.netloc.rpartition("@")
+    request = Request(parts._replace(netloc=host).geturl())  # noqa: S310  http or https, as checked
+    if credentials:
+        basic = b64encode(unquote(credentials).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    return request
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | str:

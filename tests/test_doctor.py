@@ -1,9 +1,11 @@
 """`aumn doctor` here, and on machines that lack things, hang or refuse: a finding each, never a traceback."""
 
+import base64
 import http.server
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -113,8 +115,13 @@ def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class _Answer(http.server.BaseHTTPRequestHandler):
     code = 200
+    wanted: str | None = None
 
     def do_GET(self) -> None:
+        if self.wanted and self.headers["Authorization"] != self.wanted:
+            self.send_response(401)
+            self.end_headers()
+            return
         self.send_response(self.code if self.path == "/health" else 404)
         self.end_headers()
 
@@ -151,6 +158,60 @@ def test_stores_that_cannot_be_reached(tmp_path: Path) -> None:
     assert doctor_services.find_store("postgresql://u:p@h/db") == (
         "limited", "postgresql://***@h/db was not tried", "aumn models list tries it."
     )  # fmt: skip
+
+
+def test_credentials_in_a_servers_address_are_sent(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Answer, "wanted", f"Basic {base64.b64encode(b'me:s@cret').decode()}")
+    host = server.removeprefix("http://")
+    assert doctor_services.find_store(f"http://me:s%40cret@{host}") == ("works", f"http://***@{host} answers 200", "")
+    assert doctor_services.find_store(f"http://me:other@{host}")[1] == f"http://***@{host} wants credentials"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:secret@127.0.0.1",
+        "http://user:secret@127.0.0.1:9",
+        "http://user:se/secret@127.0.0.1:9",
+        "http://user:p@secret@127.0.0.1:9",
+        "http://user:secret@[::1",
+        "http://user:secret@127.0.0.1:port",
+        "http:user:secret@127.0.0.1",
+        "mysql:user:secret@host/db",
+        "file://user:secret@host/runs",
+    ],
+)
+def test_no_password_is_ever_shown(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    for given in (address, None):
+        finding = by_name(examine(given))["MLflow store"]
+        assert finding.state != "works"
+        assert "secret" not in finding.found + finding.remedy
+        assert "could not be looked at" not in finding.found
+
+
+def test_an_unforeseen_error_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(address: str) -> None:
+        raise RuntimeError(f"nonnumeric port: {address.partition('user:')[2]!r}")
+
+    monkeypatch.setattr(doctor_services, "find_address", burst)
+    found = by_name(examine("http://user:secret@host"))["MLflow store"].found
+    assert found == """could not be looked at: RuntimeError("nonnumeric port: '***@host'")"""
+
+
+def test_a_server_that_speaks_no_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def babble() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 mail.example ready\r\n")
+
+        threading.Thread(target=babble).start()
+        state, found, _ = doctor_services.find_store(f"http://127.0.0.1:{listening.getsockname()[1]}")
+    assert state == "limited"
+    assert "does not answer (220 mail.example ready" in found
 
 
 def test_few_open_files() -> None:
