@@ -66,6 +66,11 @@ def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
         raise InputError(f"sbatch did not answer within {TIMEOUT_S} s: look at `sinfo`, then submit again.") from None
     if done.returncode:
         said = " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
+        if "configuration source" in said or "Unable to contact slurm controller" in said:
+            raise InputError(
+                "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
+                "the steps here with --local."
+            )
         raise InputError(
             f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again."
         )

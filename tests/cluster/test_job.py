@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aumn.cluster.job_folder import JobFolder
 from aumn.cluster.queue import Task, read_sacct, read_scontrol
 from aumn.cluster.submit import dry_run
 from aumn.records import InputError
+from tests.launching import aumn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = {"data": {"shards": "shards"}, "run": {"folder": "run", "steps": 3}}
@@ -196,6 +198,17 @@ def test_the_jobs_that_come_with_aumn_are_jobs(path, monkeypatch):
     assert job.name == path.stem
     for line in dry_run(job):
         assert line.startswith("#") or shlex.split(line)
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs SLURM's commands: make install-slurm")
+def test_without_a_cluster_that_answers_one_sentence_names_local(place, monkeypatch):
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    changes = ("--set", f"scripts={REPOSITORY / 'slurm'}")
+    write(place, {"pack": {"run": "pack f shards --annotations gt.json"}}, tracking={"enabled": False})
+    refused = aumn("submit", "job.yaml", *changes, cwd=place)
+    assert refused.returncode == 2
+    assert "no cluster answers them: submit on a machine of the cluster" in refused.stderr
+    assert "--local" in refused.stderr
 
 
 def test_what_slurm_says_of_jobs_is_read():
