@@ -79,8 +79,8 @@ def _check(features: Mapping[str, np.ndarray], card: ModelCard) -> int:
         shape = features[stream].shape
         if len(shape) != 2 or shape[1] != width or not shape[0]:
             raise InputError(f"{stream} is {shape}, and the model takes snippets x {width}: give the same features.")
-        if not np.isfinite(features[stream]).all():
-            raise InputError(f"{stream} holds NaN or infinity: extract the features again.")
+        if (bad_T := ~np.isfinite(features[stream]).all(1)).any():
+            raise InputError(f"{stream} holds NaN or infinity, first in snippet {bad_T.argmax()}: extract it again.")
     lengths = {stream: len(features[stream]) for stream in card.streams}
     if len(set(lengths.values())) > 1:
         raise InputError(f"The streams differ in snippets ({lengths}): cut the longer one to the shorter.")
