@@ -38,9 +38,8 @@ class Spool:
         """Open the file and take up what an earlier process left in it; the file is made where there is none."""
         self.path = path = path.absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+        self._file = _open(path)
         try:
-            _lock(self._file, path)
             header, *lines = _read(path) or [b""]
         except BaseException:
             self._file.close()
@@ -111,6 +110,27 @@ class Spool:
 
 def _line(letter: Letter) -> bytes:
     return json.dumps(letter, ensure_ascii=False, default=str).encode() + b"\n"
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file, ours alone. The process before removes it as it ends: what we waited for may be there no longer."""
+    while True:
+        file = path.open("ab", buffering=0)
+        try:
+            _lock(file, path)
+            if _is_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -267,6 +268,18 @@ def test_a_spool_outlives_a_full_disk_and_a_cut_line(tmp_path):
     found.drop(6)
     found.close()
     assert not path.exists()
+
+
+def test_a_spool_opened_while_its_predecessor_ends_writes_to_the_file_that_is_there(tmp_path):
+    ending = threading.Timer(0.5, Spool(tmp_path / NAME).close)
+    ending.start()
+    spool = open_spool(tmp_path / NAME)
+    ending.join()
+    spool.append({"tags": {"host": "here"}})
+    spool.close()
+    found = Spool(tmp_path / NAME)
+    assert (found.run, found.first(10)) == ("0123", [{"tags": {"host": "here"}}])
+    found.close()
 
 
 def test_a_damaged_spool_is_told(tmp_path):
