@@ -31,8 +31,11 @@ class Difference:
 
 
 def differences(stage: Stage, undisturbed: Place, disturbed: Place, said: str = "") -> list[Difference]:
-    """`said` is all that the commands printed: a checkpoint that training told it could not write is not missed."""
-    given_up = said.rfind("cannot be written, and") > said.rfind("Checkpoints can be written again")
+    """`said` is all that the commands printed: a checkpoint that training's last start told it could not write, and not
+    that it could again, is not missed.
+    """
+    last_start = said[said.rfind(" held out; steps ") :]
+    given_up = last_start.rfind("cannot be written, and") > last_start.rfind("Checkpoints can be written again")
     found = []
     for output in stage.outputs:
         if given_up and output.startswith(("run/checkpoints", "run/best")):
