@@ -34,7 +34,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in (partial, _doomed(path)):  # of a writer that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
@@ -66,10 +67,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder; killed half-way, this leaves no folder with a part of its files under the name."""
-    doomed = path.with_name(f".{path.name}.removed.partial")
+    doomed = _doomed(path)
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _doomed(path: Path) -> Path:
+    return path.with_name(f".{path.name}.removed.partial")
 
 
 def remove_leftovers(parent: Path) -> None:

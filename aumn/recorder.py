@@ -73,10 +73,13 @@ class Recorder:
             self.note(published_step=run.steps, registered=registered)
 
     def note(self, **facts: Any) -> None:
-        """Put what is new into the run's record."""
+        """Put what is new into the run's record. A disk that refuses it costs a convenience, and ends nothing."""
         self.record = replace(self.record, **facts)
         if self.engine.ranks.is_first:
-            self.record.write(self.config.run.folder)
+            try:
+                self.record.write(self.config.run.folder)
+            except OSError as error:
+                self.say(f"The run's record, {self.config.run.folder / 'run.json'}, cannot be written: {error}.")
 
     def _evaluate_save_and_stop_if(self, signal: int) -> None:
         """What follows a step, where it is due; a signal comes before an evaluation, and may come during one."""

@@ -107,6 +107,11 @@ def _look(folder: Path, *, resume: bool) -> tuple[tuple[Path, Checkpoint] | None
     if exists and not (resume or again):
         raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
     found = read_last_checkpoint(folder) if resume or again else None
+    if found is None and (folder / "model").exists():
+        raise InputError(
+            f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use "
+            f"{folder / 'model'}, or name another run.folder."
+        )
     if found is None and resume:
         raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
     _check_writable(folder)

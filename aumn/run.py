@@ -51,7 +51,7 @@ def run_training(
     training, held_out = split_holdout(indices, ids, config.data.holdout_share, config.data.holdout_seed)
     loader = _build_loader(shards, training, config, ranks)
     start = find_start(config, shards, ranks, resume=resume)
-    if is_finished(config, start):
+    if ranks.broadcast(is_finished(config, start)):  # a shared file system may show the ranks different things
         say(
             f"{config.run.folder} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
             f"{config.run.folder / 'model'}. Set run.steps higher to go on."
@@ -86,7 +86,7 @@ def _train_and_publish(
     config: RunConfig, engine: Engine, loader: TrainingLoader, watch: FiniteWatch, recorder: Recorder
 ) -> None:
     progress = recorder.progress
-    recorder.note(tracking_run=progress.tracking_run)
+    recorder.note(tracking_run=progress.tracking_run, finished=False)
     with preemption.finish_first(GO_ON):
         recorder.catch_up()
         train(

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
@@ -31,7 +32,7 @@ def test_whichever_rank_is_killed_torchrun_restarts_end_in_the_same_model_and_on
         run.kill(rank=1)
         run.wait_for(r"(?s)steps 0 to.*steps 0 to.*step 24/60")
         run.kill(rank=0)
-        run.wait_for(r"(?s)steps 2[01] to.*model: ")  # all steps are done, and it is not finished
+        run.wait_for(r"(?s)steps [12]\d to.*model: ")  # all steps are done, and it is not finished
         run.kill(rank=0)
         ended = run.finish()
     assert ended.returncode == 0, ended.stderr
@@ -102,3 +103,25 @@ def test_stopped_at_any_moment_again_and_again_a_process_alone_ends_in_the_same_
     assert broken_off
     succeed(tiny.train("signals", *settings, "--resume"))
     assert tiny.model("signals") == tiny.model("undisturbed")
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_not_finished_and_a_rank_alone_ends_with_torchrun(tiny):
+    settings = ["optimizer.schedule=constant", "run.checkpoint_every=1000"]
+    succeed(tiny.train("longer", "run.steps=20", *settings))
+    record = tiny.root / "longer" / "run.json"
+    assert json.loads(record.read_text())["finished"]
+    with tiny.start("longer", "--resume", *settings, options=["--max-restarts", 1]) as run:
+        run.wait_for("step 24/60")
+        assert not json.loads(record.read_text())["finished"]
+        rank = run.ranks()[0]
+        run.kill()
+        run.process.wait(10)
+        deadline_s = time.monotonic() + 30
+        while Path(f"/proc/{rank}").exists():
+            assert time.monotonic() < deadline_s, "the rank outlives its launcher"
+            time.sleep(0.1)
+    shutil.rmtree(tiny.root / "longer" / "checkpoints")
+    refused = tiny.train("longer", "--resume", *settings)
+    assert refused.returncode == 2
+    assert "holds a finished model and no checkpoint, so there is nothing to go on from: use" in refused.stderr

@@ -170,17 +170,17 @@ def read_environment(environment: Mapping[str, str]) -> Ranks:
 
 @contextmanager
 def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
-    """Join the run's other ranks for the length of a `with` block; alone, this does nothing and imports nothing.
+    """Join the run's other ranks for the length of a `with` block; alone, there is nothing to join and nothing is imported.
 
     A rank that waits for another one for longer than `timeout_s` ends with an error. To start they have TIMEOUT_S.
     """
     ranks = read_environment(os.environ)
+    end_with_launcher(os.environ)
     if ranks.size == 1:
         yield ranks
         return
     import torch.distributed as dist
 
-    end_with_launcher(os.environ)
     store = _store(dist)
     _wait_for_all(store, ranks)
     dist.init_process_group(
