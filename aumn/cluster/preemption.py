@@ -7,7 +7,6 @@ The command line listens; a program that uses aumn as a library keeps its own ha
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import socket
@@ -124,9 +123,9 @@ def leave(code: int = 0) -> NoReturn:
 
     DDP and DeepSpeed keep the process group, and gloo's threads with it, past `ranks.connect`. Those let go of tensors
     while the interpreter ends, which now and then aborts it ("terminate called without an active exception", exit code
-    -6); packing was seen to end so, too, after its last file was written. `atexit` is heard all the same.
+    -6); packing was seen to end so, too, after its last file was written. `atexit` is not heard: multiprocessing's part of it
+    waits for workers that only what comes before it at a real end would have told to stop.
     """
-    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
