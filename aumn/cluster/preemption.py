@@ -123,8 +123,8 @@ def leave(code: int = 0) -> NoReturn:
 
     DDP and DeepSpeed keep the process group, and gloo's threads with it, past `ranks.connect`. Those let go of tensors
     while the interpreter ends, which now and then aborts it ("terminate called without an active exception", exit code
-    -6); packing was seen to end so, too, after its last file was written. `atexit` is not heard: multiprocessing's part of it
-    waits for workers that only what comes before it at a real end would have told to stop.
+    -6); packing was seen to end so, too, after its last file was written. `atexit` is not heard: multiprocessing's part
+    of it waits for workers that only what comes before it at a real end would have told to stop.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -170,7 +170,7 @@ def read_environment(environment: Mapping[str, str]) -> Ranks:
 
 @contextmanager
 def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
-    """Join the run's other ranks for the length of a `with` block; alone, there is nothing to join and nothing is imported.
+    """Join the run's other ranks for the length of a `with` block; alone, nothing is joined and nothing imported.
 
     A rank that waits for another one for longer than `timeout_s` ends with an error. To start they have TIMEOUT_S.
     """

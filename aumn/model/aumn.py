@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aumn.model.memory import Memory, QuickLinear, Reading
+from aumn.model.products import convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
 
@@ -36,11 +37,8 @@ class TemporalConvolution(nn.Module):
         taps = len(self.weight)
         padded_BPD = functional.pad(features_BTD, (0, 0, (taps - 1) // 2, taps // 2))
         rows_ND = padded_BPD.flatten(0, 1)  # video after video, each with its own zeros around it
-        count = max(0, len(rows_ND) - taps + 1)
-        out_NF = torch.addmm(self.bias, rows_ND[:count], self.weight[0])
-        for tap in range(1, taps):
-            out_NF = torch.addmm(out_NF, rows_ND[tap : tap + count], self.weight[tap])
-        out_NF = functional.pad(out_NF, (0, 0, 0, len(rows_ND) - count))
+        out_NF = convolve(rows_ND, self.weight, self.bias)
+        out_NF = functional.pad(out_NF, (0, 0, 0, len(rows_ND) - len(out_NF)))
         out_BPF = out_NF.view(*padded_BPD.shape[:2], out_NF.shape[1])
         return out_BPF[:, : features_BTD.shape[1]]  # without the rows that span two videos
 
@@ -105,7 +103,7 @@ class AUMN(nn.Module):
         if self.self_attention:
             pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
-        logits_BC = pooled_BJF.flatten(1) @ reading.basis_JFC.flatten(0, 1)
+        logits_BC = product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
         return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -170,7 +168,7 @@ def _class_activation(mixed_TF: Tensor, reading: Reading) -> Tensor:
     size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
     slice_snippets = max(1, (1 << 22) // basis_FX.shape[1])
     parts = [
-        torch.einsum("tjc,tj->tc", (mixed @ basis_FX).view(-1, size, num_classes), coefficients)
+        torch.einsum("tjc,tj->tc", product(mixed, basis_FX).view(-1, size, num_classes), coefficients)
         for mixed, coefficients in zip(
             mixed_TF.split(slice_snippets), reading.coefficients_BTJ[0].split(slice_snippets), strict=True
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from aumn.model.products import product
 from aumn.records import Batch, Scores
 
 
@@ -59,7 +60,7 @@ def diversity(units_KF: Tensor) -> Tensor:
     are not negative, where the textbook expansion |MᵀM|² - 2|M|² + K cancels.
     """
     num_units, width = units_KF.shape
-    small = units_KF @ units_KF.T if num_units <= width else units_KF.T @ units_KF
+    small = product(units_KF, units_KF.T) if num_units <= width else product(units_KF.T, units_KF)
     norm: Tensor = torch.linalg.matrix_norm(small - torch.eye(len(small), dtype=small.dtype, device=small.device))
     return norm if num_units <= width else torch.sqrt(norm.square() + (num_units - width))
 

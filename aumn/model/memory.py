@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aumn.model.products import add_product, multiply, product
+
 PAPER_UNITS = 7
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
 
@@ -44,9 +46,9 @@ class QuickLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Linear's own name)
         """As nn.Linear, with the weights times `rate`."""
-        if self.rate == 1:
-            return super().forward(input)
-        return nn.functional.linear(input, self.weight * self.rate, self.bias * self.rate)
+        weight, bias = (self.weight, self.bias) if self.rate == 1 else (self.weight * self.rate, self.bias * self.rate)
+        out: Tensor = product(input.flatten(0, -2), weight.T).unflatten(0, input.shape[:-1]) + bias
+        return out
 
 
 class Memory(nn.Module):
@@ -84,9 +86,9 @@ class Memory(nn.Module):
         hidden_KR = torch.relu(self.encode_hidden(self.units_KF))
         hidden_KR = nn.functional.pad(hidden_KR, (0, 1), value=1.0)  # the last column reads b2
         if builds_values(len(keys_KA), len(self.values_RFC) - 1):
-            similarity_BTK = torch.sigmoid(queries_BTA @ keys_KA.T)
+            similarity_BTK = torch.sigmoid(product(queries_BTA.flatten(0, 1), keys_KA.T).unflatten(0, mask_BT.shape))
             sums_BK = torch.einsum("btk,bt->bk", similarity_BTK, mask_BT.to(similarity_BTK.dtype))
-            basis_KFC = (hidden_KR @ self.values_RFC.flatten(1)).unflatten(1, self.values_RFC.shape[1:])
+            basis_KFC = product(hidden_KR, self.values_RFC.flatten(1)).unflatten(1, self.values_RFC.shape[1:])
             return Reading(similarity_BTK, basis_KFC, similarity_BTK.max(-1).values, sums_BK)
         read = _ReadInChunks.apply(queries_BTA, keys_KA, hidden_KR, mask_BT)  # type: ignore[no-untyped-call]
         coefficients_BTR, attention_BT, sums_BK = read
@@ -135,14 +137,14 @@ class _ReadInChunks(torch.autograd.Function):
         best_N = queries_NA.new_full((len(queries_NA),), -torch.inf)
         best_unit_N = torch.zeros_like(best_N, dtype=torch.long)
         sums_BK = queries_NA.new_empty(shape_BT[0], len(keys_KA))
-        for units, (similarity_Nk,) in _chunks(queries_NA, len(keys_KA), buffers=1):
-            torch.mm(queries_NA, keys_KA[units].T, out=similarity_Nk)
+        for units, (buffer_Nk,) in _chunks(queries_NA, len(keys_KA), buffers=1):
+            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=buffer_Nk)
             logit_N, unit_N = similarity_Nk.max(-1)
             better_N = logit_N > best_N
             best_N = torch.where(better_N, logit_N, best_N)
             best_unit_N = torch.where(better_N, unit_N + units.start, best_unit_N)
             similarity_Nk.sigmoid_()
-            coefficients_NR.addmm_(similarity_Nk, hidden_KR[units])
+            add_product(coefficients_NR, similarity_Nk, hidden_KR[units])
             sums_BK[:, units] = torch.bmm(weights_BT[:, None], similarity_Nk.unflatten(0, shape_BT))[:, 0]
         ctx.save_for_backward(queries_NA, keys_KA, hidden_KR, weights_BT, best_unit_N)
         return coefficients_NR.unflatten(0, shape_BT), best_N.sigmoid_().unflatten(0, shape_BT), sums_BK
@@ -154,18 +156,18 @@ class _ReadInChunks(torch.autograd.Function):
         grad_coefficients_NR, grad_attention_N = grad_coefficients_BTR.flatten(0, 1), grad_attention_BT.flatten()
         grad_queries_NA = torch.zeros_like(queries_NA)
         grad_keys_KA, grad_hidden_KR = torch.empty_like(keys_KA), torch.empty_like(hidden_KR)
-        for units, (similarity_Nk, grad_Nk) in _chunks(queries_NA, len(keys_KA), buffers=2):
-            torch.mm(queries_NA, keys_KA[units].T, out=similarity_Nk).sigmoid_()
-            torch.mm(similarity_Nk.T, grad_coefficients_NR, out=grad_hidden_KR[units])
-            torch.mm(grad_coefficients_NR, hidden_KR[units].T, out=grad_Nk)
+        for units, (buffer_Nk, grad_buffer_Nk) in _chunks(queries_NA, len(keys_KA), buffers=2):
+            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=buffer_Nk).sigmoid_()
+            grad_hidden_KR[units] = multiply(similarity_Nk.T, grad_coefficients_NR)
+            grad_Nk = multiply(grad_coefficients_NR, hidden_KR[units].T, out=grad_buffer_Nk)
             grad_Nk.unflatten(0, weights_BT.shape).addcmul_(weights_BT[:, :, None], grad_sums_BK[:, None, units])
             unit_N = best_unit_N - units.start
             here_N = (unit_N >= 0) & (unit_N < grad_Nk.shape[1])
             unit_N = unit_N.clamp(0, grad_Nk.shape[1] - 1)
             grad_Nk.scatter_add_(1, unit_N[:, None], (grad_attention_N * here_N)[:, None])
             torch.ops.aten.sigmoid_backward.grad_input(grad_Nk, similarity_Nk, grad_input=grad_Nk)
-            grad_queries_NA.addmm_(grad_Nk, keys_KA[units])
-            torch.mm(grad_Nk.T, queries_NA, out=grad_keys_KA[units])
+            add_product(grad_queries_NA, grad_Nk, keys_KA[units])
+            grad_keys_KA[units] = multiply(grad_Nk.T, queries_NA)
         return grad_queries_NA.unflatten(0, weights_BT.shape), grad_keys_KA, grad_hidden_KR, None
 
 

@@ -1,7 +1,7 @@
 """A training step against its floor: the embedding alone as one matrix product, B T x 3 D by 3 D x F.
 
-The floor's forward product and weight gradient write into memory that is already there, from rows that are already
-unfolded: nothing that computes Eq. 1 can be faster on this machine.
+The floor's forward product and weight gradient start from rows that are already unfolded, and are done by the faster of
+PyTorch's own product and `aumn.model.products`.
 """
 
 from functools import partial
@@ -12,6 +12,7 @@ from problems import AsWritten, check_against_as_written, check_against_referenc
 from torch import Tensor
 from torch.testing import assert_close
 
+from aumn.model.products import multiply
 from aumn.records import Step
 
 SIZE = {"videos": 32, "snippets": 200, "width": 1024, "classes": 200}
@@ -19,8 +20,9 @@ SIZE = {"videos": 32, "snippets": 200, "width": 1024, "classes": 200}
 
 def measure() -> list[Row]:
     best_s = take_turns(6, **make_sides(fresh_seed(), SIZE))
-    ratio = best_s["ours"] / best_s["theirs"]
-    return [Row("step against the embedding's matrix product", ratio, "<= 1.4", best_s["ours"], best_s["theirs"], "s")]
+    floor_s = min(best_s["theirs"], best_s["plain"])
+    ratio = best_s["ours"] / floor_s
+    return [Row("step against the embedding's matrix product", ratio, "<= 1.4", best_s["ours"], floor_s, "s")]
 
 
 def make_sides(seed: int, size: dict[str, int]) -> dict:
@@ -31,13 +33,17 @@ def make_sides(seed: int, size: dict[str, int]) -> dict:
     unfolded_NX, weight_XF = unfold(features_BTD, len(embed.weight)), embed.weight.detach().flatten(0, 1)
     assert_close((unfolded_NX @ weight_XF + embed.bias).view(*features_BTD.shape[:2], -1), embed(features_BTD))
     grad_NF = torch.randn(len(unfolded_NX), weight_XF.shape[1])
-    out_NF, grad_XF = torch.empty_like(grad_NF), torch.empty_like(weight_XF)
+    grad_FN = grad_NF.T.contiguous()
 
     def theirs() -> None:
-        torch.mm(unfolded_NX, weight_XF, out=out_NF)
-        torch.mm(unfolded_NX.T, grad_NF, out=grad_XF)
+        multiply(unfolded_NX, weight_XF)
+        multiply(grad_FN, unfolded_NX)
 
-    return {"ours": partial(our_step, engine, step), "theirs": theirs}
+    def plain() -> None:
+        torch.mm(unfolded_NX, weight_XF)
+        torch.mm(unfolded_NX.T, grad_NF)
+
+    return {"ours": partial(our_step, engine, step), "theirs": theirs, "plain": plain}
 
 
 def check_small(engine, seed: int, size: dict[str, int]) -> None:

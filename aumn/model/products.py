@@ -1,0 +1,127 @@
+"""Matrix products, by the library that does them at the processor's speed.
+
+PyTorch hands float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN, which
+PyTorch has for its convolutions, uses it, at twice the speed (docs/experiments.md). Everywhere else, in other
+precisions and on CUDA, these functions are PyTorch's own. Which library it is depends on the machine alone, never on
+the operands' sizes, so results do not depend on how work was cut.
+
+Shapes: N rows, X what is summed over, M columns, P taps.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def product(left_NX: Tensor, right_XM: Tensor) -> Tensor:
+    """`left @ right` of two matrices, with gradient."""
+    if _is_plain(left_NX):
+        return left_NX @ right_XM
+    found: Tensor = _Product.apply(left_NX, right_XM)  # type: ignore[no-untyped-call]
+    return found
+
+
+def multiply(left_NX: Tensor, right_XM: Tensor, out: Tensor | None = None) -> Tensor:
+    """`left @ right`, without gradient: for functions that have a backward pass of their own.
+
+    `out` is memory that the result may take, which is returned wherever it is.
+    """
+    if _is_plain(left_NX):
+        return torch.mm(left_NX, right_XM, out=out)
+    return _multiply(left_NX, right_XM)
+
+
+def add_product(total_NM: Tensor, left_NX: Tensor, right_XM: Tensor) -> None:
+    """Add `left @ right` in place, without gradient."""
+    if _is_plain(left_NX):
+        total_NM.addmm_(left_NX, right_XM)
+    else:
+        total_NM += _multiply(left_NX, right_XM)
+
+
+def convolve(rows_NX: Tensor, weight_PXM: Tensor, bias_M: Tensor) -> Tensor:
+    """`bias + sum over taps p of rows[p : p + count] @ weight[p]` with count = N - P + 1, with gradient."""
+    taps = len(weight_PXM)
+    count = max(0, len(rows_NX) - taps + 1)
+    if not _is_plain(rows_NX):
+        found: Tensor = _Convolution.apply(rows_NX, weight_PXM, bias_M)  # type: ignore[no-untyped-call]
+        return found
+    out_NM = torch.addmm(bias_M, rows_NX[:count], weight_PXM[0])
+    for tap in range(1, taps):
+        out_NM = torch.addmm(out_NM, rows_NX[tap : tap + count], weight_PXM[tap])
+    return out_NM
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, left_NX: Tensor, right_XM: Tensor) -> Tensor:
+        ctx.save_for_backward(left_NX, right_XM)
+        return _multiply(left_NX, right_XM)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        left_NX, right_XM = ctx.saved_tensors
+        (grad_NM,) = grads
+        grad_left_NX = _multiply(grad_NM, right_XM.T) if ctx.needs_input_grad[0] else None
+        grad_right_XM = _multiply(left_NX.T, grad_NM) if ctx.needs_input_grad[1] else None
+        return grad_left_NX, grad_right_XM
+
+
+class _Convolution(torch.autograd.Function):
+    """`convolve`; the output's gradient is laid out for the taps' products once."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_NX: Tensor, weight_PXM: Tensor, bias_M: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_NX, weight_PXM)
+        count = max(0, len(rows_NX) - len(weight_PXM) + 1)
+        out_NM = _multiply(rows_NX[:count], weight_PXM[0]).add_(bias_M)
+        for tap in range(1, len(weight_PXM)):
+            out_NM += _multiply(rows_NX[tap : tap + count], weight_PXM[tap])
+        return out_NM
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        rows_NX, weight_PXM = ctx.saved_tensors
+        (grad_NM,) = grads
+        grad_MN = grad_NM.T.contiguous()
+        grad_weight_PXM = torch.empty_like(weight_PXM)
+        grad_rows_NX = torch.zeros_like(rows_NX) if ctx.needs_input_grad[0] else None
+        for tap, weight_XM in enumerate(weight_PXM):
+            window = slice(tap, tap + len(grad_NM))
+            grad_weight_PXM[tap] = _multiply(grad_MN, rows_NX[window]).T
+            if grad_rows_NX is not None:
+                grad_rows_NX[window] += _multiply(grad_NM, weight_XM.T)
+        return grad_rows_NX, grad_weight_PXM, grad_NM.sum(0)
+
+
+def _multiply(left_NX: Tensor, right_XM: Tensor) -> Tensor:
+    if not left_NX.numel() or not right_XM.numel():  # oneDNN knows no empty ones
+        return torch.mm(left_NX, right_XM)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(left_NX), _dense(right_XM).T, None, "none", [], "")
+    return found
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """The matrix as it is or transposed in one piece of memory: oneDNN takes a thousand times as long for others."""
+    return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
+
+
+def _is_plain(matrix: Tensor) -> bool:
+    """Whether PyTorch's own product serves."""
+    return (
+        matrix.device.type != "cpu"
+        or matrix.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or not _mkl_is_slow()
+    )
+
+
+@cache
+def _mkl_is_slow() -> bool:
+    """Whether this processor has AVX-512 and is none of Intel's."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_f")) and "intel" not in str(found.get("cpu_name", "")).lower()
