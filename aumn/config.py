@@ -65,6 +65,14 @@ class ModelConfig(Section):
     attention_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="Adam moves Eq. 5's queries and keys this many times as fast as the rest (paper: 1)."
     )
+    embedding_layers: Count = Field(
+        1, description="Convolutions of Eq. 1, one behind the other, each with its ReLU (paper: one)."
+    )
+    pooling_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Eq. 8's mean is over this share of a video's snippets, for each class those with the highest "
+        "a_t X_t W_t (paper: 1, all). Less suits short actions in long videos, and takes B x T x J x C values.",
+    )
 
     @model_validator(mode="after")
     def _check_key_width(self) -> ModelConfig:

@@ -59,6 +59,9 @@ class AUMN(nn.Module):
         centred_queries: compare Eq. 4's queries without their mean over the video and at one length (the paper: as
             they are); see `_mixing`.
         attention_rate: how many times as fast as the rest Adam moves queries and keys (the paper: 1).
+        embedding_layers: convolutions of the embedding, one behind the other, each with its ReLU (the paper: one).
+        pooling_share: Eq. 8's mean is, for each class, over this share of the video's snippets, those with the highest
+            a_t X_t W_t (the paper: 1, all of them).
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class AUMN(nn.Module):
         dropout: float = 0.0,
         centred_queries: bool = False,
         attention_rate: float = 1.0,
+        embedding_layers: int = 1,
+        pooling_share: float = 1.0,
     ) -> None:
         super().__init__()
         key_width = embedding_width // key_ratio
@@ -84,6 +89,9 @@ class AUMN(nn.Module):
         self.self_attention = self_attention
         self.dropout = dropout
         self.centred_queries = centred_queries
+        self.pooling_share = pooling_share
+        deeper = (TemporalConvolution(embedding_width, embedding_width, kernel) for _ in range(embedding_layers - 1))
+        self.embed_deeper = nn.ModuleList(deeper)
 
     def forward(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Scores:
         """Eq. 1-8 for training: Eq. 8's logits, Eq. 7, and Eq. 11's sums.
@@ -91,24 +99,41 @@ class AUMN(nn.Module):
         With u_tj = a_t coefficients_tj / T, Eq. 8's logits are sum_j (sum_t u_tj X_t) basis_j and X = (P + I) E, so
         (P + I)ᵀ u (T x T x J) comes first and X (T x T x F) is never built.
         """
-        embedded_BTF, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        embedded_BTF, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):  # softmaxes and sums over time need float32
             return self._score(embedded_BTF, queries_BTA, mask_BT, lengths)
 
     def _score(self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Scores:
         reading = self.memory.read(queries_BTA, mask_BT)
-        attention_BT = reading.attention_BT * mask_BT
-        length_B1 = mask_BT.sum(1, keepdim=True).to(attention_BT.dtype)
-        pooling_BTJ = reading.coefficients_BTJ * (attention_BT / length_B1)[..., None]
+        if self.pooling_share < 1:
+            logits_BC = self._pool_highest(embedded_BTF, queries_BTA, mask_BT, lengths, reading)
+        else:
+            logits_BC = self._pool_all(embedded_BTF, queries_BTA, mask_BT, lengths, reading)
+        return Scores(logits_BC, reading.attention_BT * mask_BT, reading.unit_sums_BK, self.memory.units_KF)
+
+    def _pool_all(
+        self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], reading: Reading
+    ) -> Tensor:
+        length_B1 = mask_BT.sum(1, keepdim=True).to(embedded_BTF.dtype)
+        pooling_BTJ = reading.coefficients_BTJ * (reading.attention_BT * mask_BT / length_B1)[..., None]
         if self.self_attention:
             pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
-        logits_BC = product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
-        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF)
+        return product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
+
+    def _pool_highest(
+        self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], reading: Reading
+    ) -> Tensor:
+        """Eq. 8 over each class's highest snippets alone; X and its products with the basis, B x T x J x C, exist."""
+        if self.self_attention:
+            embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, lengths) @ embedded_BTF
+        cas_NC = _class_activation(embedded_BTF.flatten(0, 1), reading)
+        cas_BTC = cas_NC.unflatten(0, mask_BT.shape)
+        return _mean_of_highest(reading.attention_BT[..., None] * cas_BTC, mask_BT, self.pooling_share)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
-        _, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        _, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):
             return self.memory.read(queries_BTA, mask_BT).unit_sums_BK
 
@@ -117,24 +142,29 @@ class AUMN(nn.Module):
         """One whole video: Eq. 8 (C), Eq. 7 (T) and Eq. 15's softmax (T x C)."""
         length = len(features_TD)
         mask_BT = torch.ones(1, length, dtype=torch.bool, device=features_TD.device)
-        embedded_BTF, queries_BTA = self._embed(features_TD[None], [length], [0])
+        embedded_BTF, queries_BTA = self._embed(features_TD[None], mask_BT, [length], [0])
         reading = self.memory.read(queries_BTA, mask_BT)
         if self.self_attention:
             embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, [length]) @ embedded_BTF
         cas_TC = _class_activation(embedded_BTF[0], reading)
         attention_T = reading.attention_BT[0]
-        video_C = (attention_T @ cas_TC / length).softmax(0)
-        return video_C, attention_T, cas_TC.softmax(1)
+        logits_BC = _mean_of_highest((attention_T[:, None] * cas_TC)[None], mask_BT, self.pooling_share)
+        return logits_BC[0].softmax(0), attention_T, cas_TC.softmax(1)
 
     @torch.no_grad()
     def similarity(self, features_TD: Tensor, units: Sequence[int]) -> Tensor:
         """One whole video: Eq. 5 with some of the action units, T x len(units), to be looked at."""
-        _, queries_BTA = self._embed(features_TD[None], [len(features_TD)], [0])
+        mask_BT = torch.ones(1, len(features_TD), dtype=torch.bool, device=features_TD.device)
+        _, queries_BTA = self._embed(features_TD[None], mask_BT, [len(features_TD)], [0])
         return self.memory.similarity(queries_BTA[0], units)
 
-    def _embed(self, features_BTD: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _embed(
+        self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 1 and the queries: most of the work, and all of it that `torch.autocast` may do in 16 bits."""
         embedded_BTF = torch.relu(self.embed(features_BTD))
+        for layer in self.embed_deeper:
+            embedded_BTF = torch.relu(layer(embedded_BTF * mask_BT[..., None]))
         if self.training and self.dropout > 0:
             embedded_BTF = embedded_BTF * dropout_factors(embedded_BTF, self.dropout, lengths, seeds)
         queries_BTA = self.encode_query(embedded_BTF)
@@ -162,18 +192,27 @@ def _centred(queries_BTA: Tensor, mask_BT: Tensor) -> Tensor:
     return functional.normalize(queries_BTA - mean_B1A, dim=-1) * math.sqrt(queries_BTA.shape[-1])
 
 
-def _class_activation(mixed_TF: Tensor, reading: Reading) -> Tensor:
-    """Eq. 15, T x C: X_t W_t as sum_j coefficients_tj (X_t basis_j), in slices of time that hold T x J x C values."""
+def _class_activation(mixed_NF: Tensor, reading: Reading) -> Tensor:
+    """Eq. 15, N x C: X_t W_t as sum_j coefficients_tj (X_t basis_j), in slices of time that hold n x J x C values."""
     basis_FX = reading.basis_JFC.transpose(0, 1).flatten(1)
     size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
     slice_snippets = max(1, (1 << 22) // basis_FX.shape[1])
     parts = [
         torch.einsum("tjc,tj->tc", product(mixed, basis_FX).view(-1, size, num_classes), coefficients)
         for mixed, coefficients in zip(
-            mixed_TF.split(slice_snippets), reading.coefficients_BTJ[0].split(slice_snippets), strict=True
+            mixed_NF.split(slice_snippets), reading.coefficients_BTJ.flatten(0, 1).split(slice_snippets), strict=True
         )
     ]
     return torch.cat(parts)
+
+
+def _mean_of_highest(evidence_BTC: Tensor, mask_BT: Tensor, share: float) -> Tensor:
+    """Each class's mean over the given share, rounded up, of a video's own snippets: its highest ones. B x C."""
+    count_B1 = (mask_BT.sum(1, keepdim=True) * share).ceil()
+    highest_BTC = evidence_BTC.masked_fill(~mask_BT[..., None], -torch.inf).sort(1, descending=True).values
+    rank_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    counted_BT1 = (rank_T < count_B1)[..., None]
+    return torch.where(counted_BT1, highest_BTC, 0).sum(1) / count_B1
 
 
 def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -104,7 +104,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _multiply(left_NX: Tensor, right_XM: Tensor) -> Tensor:
-    """By oneDNN, which wants the left rows in one piece: of two products that give the same, the one that copies less."""
+    """By oneDNN, which wants left rows in one piece: of two products that give the same, the one that copies less."""
     if not left_NX.numel() or not right_XM.numel():  # oneDNN knows no empty ones
         return torch.mm(left_NX, right_XM)
     if not left_NX.is_contiguous() and (right_XM.T.is_contiguous() or right_XM.shape[1] < len(left_NX)):
