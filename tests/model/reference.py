@@ -3,6 +3,8 @@
 Every function takes one stream's AUMN for its parameters and works in their dtype (the tests use float64).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,12 @@ from aumn.model.aumn import AUMN
 
 
 def embed(net: AUMN, features_TD: Tensor) -> Tensor:  # Eq. 1
-    taps = len(net.embed.weight)
-    padded_DP = torch.nn.functional.pad(features_TD.T, ((taps - 1) // 2, taps // 2))
-    out_FT = torch.nn.functional.conv1d(padded_DP[None], net.embed.weight.permute(2, 1, 0), net.embed.bias)[0]
-    return torch.relu(out_FT.T)
+    for layer in (net.embed, *net.embed_deeper):
+        taps = len(layer.weight)
+        padded_DP = torch.nn.functional.pad(features_TD.T, ((taps - 1) // 2, taps // 2))
+        out_FT = torch.nn.functional.conv1d(padded_DP[None], layer.weight.permute(2, 1, 0), layer.bias)[0]
+        features_TD = torch.relu(out_FT.T)
+    return features_TD
 
 
 def queries(net: AUMN, embedded_TF: Tensor) -> Tensor:
@@ -47,7 +51,8 @@ def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
     w_TFC = torch.einsum("tk,kfc->tfc", s_TK, values_KFC)  # Eq. 6
     a_T = s_TK.max(1).values  # Eq. 7
     cas_TC = torch.einsum("tf,tfc->tc", mixed_TF, w_TFC)
-    logits_C = (a_T[:, None] * cas_TC).mean(0)
+    count = math.ceil(net.pooling_share * len(features_TD))
+    logits_C = torch.stack([evidence_T.sort().values[-count:].mean() for evidence_T in (a_T[:, None] * cas_TC).T])
     return {
         "attention_T": a_T,
         "logits_C": logits_C,
