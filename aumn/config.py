@@ -74,6 +74,12 @@ class ModelConfig(Section):
         "a_t X_t W_t (paper: 1, all). Less suits short actions in long videos, and takes B x T x J x C values.",
     )
 
+    normalised_pooling: bool = Field(
+        False,
+        description="Eq. 8 divides by the sum of a_t (paper: by the number of snippets), so that only the attention's "
+        "shape counts, not its scale, for which W can make up.",
+    )
+
     @model_validator(mode="after")
     def _check_key_width(self) -> ModelConfig:
         if self.embedding_width % self.key_ratio:

@@ -62,6 +62,8 @@ class AUMN(nn.Module):
         embedding_layers: convolutions of the embedding, one behind the other, each with its ReLU (the paper: one).
         pooling_share: Eq. 8's mean is, for each class, over this share of the video's snippets, those with the highest
             a_t X_t W_t (the paper: 1, all of them).
+        normalised_pooling: Eq. 8 divides by the sum of a over the snippets it counts (the paper: by their number), so
+            that the attention's shape counts and not its scale, for which W could make up.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class AUMN(nn.Module):
         attention_rate: float = 1.0,
         embedding_layers: int = 1,
         pooling_share: float = 1.0,
+        normalised_pooling: bool = False,
     ) -> None:
         super().__init__()
         key_width = embedding_width // key_ratio
@@ -90,6 +93,7 @@ class AUMN(nn.Module):
         self.dropout = dropout
         self.centred_queries = centred_queries
         self.pooling_share = pooling_share
+        self.normalised_pooling = normalised_pooling
         deeper = (TemporalConvolution(embedding_width, embedding_width, kernel) for _ in range(embedding_layers - 1))
         self.embed_deeper = nn.ModuleList(deeper)
 
@@ -114,8 +118,9 @@ class AUMN(nn.Module):
     def _pool_all(
         self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], reading: Reading
     ) -> Tensor:
-        length_B1 = mask_BT.sum(1, keepdim=True).to(embedded_BTF.dtype)
-        pooling_BTJ = reading.coefficients_BTJ * (reading.attention_BT * mask_BT / length_B1)[..., None]
+        attention_BT = reading.attention_BT * mask_BT
+        whole_B1 = (attention_BT if self.normalised_pooling else mask_BT).sum(1, keepdim=True).to(attention_BT.dtype)
+        pooling_BTJ = reading.coefficients_BTJ * (attention_BT / whole_B1)[..., None]
         if self.self_attention:
             pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
@@ -129,13 +134,25 @@ class AUMN(nn.Module):
             embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, lengths) @ embedded_BTF
         cas_NC = _class_activation(embedded_BTF.flatten(0, 1), reading)
         cas_BTC = cas_NC.unflatten(0, mask_BT.shape)
-        return _mean_of_highest(reading.attention_BT[..., None] * cas_BTC, mask_BT, self.pooling_share)
+        return self._mean_of_highest(reading.attention_BT, cas_BTC, mask_BT)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
         _, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):
             return self.memory.read(queries_BTA, mask_BT).unit_sums_BK
+
+    def _mean_of_highest(self, attention_BT: Tensor, cas_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """Eq. 8 over, for each class, the share of a video's own snippets with the most evidence, rounded up. B x C."""
+        count_B1 = (mask_BT.sum(1, keepdim=True) * self.pooling_share).ceil()
+        evidence_BTC = (attention_BT[..., None] * cas_BTC).masked_fill(~mask_BT[..., None], -torch.inf)
+        highest_BTC, snippet_BTC = evidence_BTC.sort(1, descending=True)
+        counted_BT1 = (torch.arange(mask_BT.shape[1], device=mask_BT.device) < count_B1)[..., None]
+        sum_BC = torch.where(counted_BT1, highest_BTC, 0).sum(1)
+        if not self.normalised_pooling:
+            return sum_BC / count_B1
+        weight_BTC = attention_BT[..., None].expand_as(cas_BTC).gather(1, snippet_BTC)
+        return sum_BC / (weight_BTC * counted_BT1).sum(1)
 
     @torch.no_grad()
     def localize(self, features_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +165,7 @@ class AUMN(nn.Module):
             embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, [length]) @ embedded_BTF
         cas_TC = _class_activation(embedded_BTF[0], reading)
         attention_T = reading.attention_BT[0]
-        logits_BC = _mean_of_highest((attention_T[:, None] * cas_TC)[None], mask_BT, self.pooling_share)
+        logits_BC = self._mean_of_highest(attention_T[None], cas_TC[None], mask_BT)
         return logits_BC[0].softmax(0), attention_T, cas_TC.softmax(1)
 
     @torch.no_grad()
@@ -204,15 +221,6 @@ def _class_activation(mixed_NF: Tensor, reading: Reading) -> Tensor:
         )
     ]
     return torch.cat(parts)
-
-
-def _mean_of_highest(evidence_BTC: Tensor, mask_BT: Tensor, share: float) -> Tensor:
-    """Each class's mean over the given share, rounded up, of a video's own snippets: its highest ones. B x C."""
-    count_B1 = (mask_BT.sum(1, keepdim=True) * share).ceil()
-    highest_BTC = evidence_BTC.masked_fill(~mask_BT[..., None], -torch.inf).sort(1, descending=True).values
-    rank_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    counted_BT1 = (rank_T < count_B1)[..., None]
-    return torch.where(counted_BT1, highest_BTC, 0).sum(1) / count_B1
 
 
 def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:

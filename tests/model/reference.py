@@ -51,8 +51,7 @@ def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
     w_TFC = torch.einsum("tk,kfc->tfc", s_TK, values_KFC)  # Eq. 6
     a_T = s_TK.max(1).values  # Eq. 7
     cas_TC = torch.einsum("tf,tfc->tc", mixed_TF, w_TFC)
-    count = math.ceil(net.pooling_share * len(features_TD))
-    logits_C = torch.stack([evidence_T.sort().values[-count:].mean() for evidence_T in (a_T[:, None] * cas_TC).T])
+    logits_C = torch.stack([_pool(net, a_T, cas_T) for cas_T in cas_TC.T])
     return {
         "attention_T": a_T,
         "logits_C": logits_C,
@@ -61,6 +60,11 @@ def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
         "unit_sums_K": s_TK.sum(0),
         "shares_K": s_TK.sum(0).softmax(0),  # Eq. 11
     }
+
+
+def _pool(net: AUMN, a_T: Tensor, cas_T: Tensor) -> Tensor:
+    highest = (a_T * cas_T).argsort()[-math.ceil(net.pooling_share * len(a_T)) :]
+    return (a_T * cas_T)[highest].sum() / (a_T[highest].sum() if net.normalised_pooling else len(highest))
 
 
 def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reduction: str) -> dict[str, Tensor]:

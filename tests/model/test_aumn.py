@@ -20,6 +20,15 @@ SHAPES = [
     {"units": 7, "bottleneck": 3, "kernel": 2, "self_attention": True, "centred_queries": True},
     {"units": 7, "bottleneck": 9, "kernel": 3, "self_attention": True, "pooling_share": 0.3, "embedding_layers": 2},
     {"units": 30, "bottleneck": 4, "kernel": 2, "self_attention": False, "pooling_share": 0.01, "embedding_layers": 3},
+    {"units": 5, "bottleneck": 6, "kernel": 3, "self_attention": True, "normalised_pooling": True},
+    {
+        "units": 9,
+        "bottleneck": 2,
+        "kernel": 1,
+        "self_attention": True,
+        "normalised_pooling": True,
+        "pooling_share": 0.2,
+    },
     {"units": 300, "bottleneck": 2, "kernel": 4, "self_attention": False},
 ]
 LENGTHS, WIDTH, CLASSES = (13, 1, 8, 11), 10, 14
