@@ -176,7 +176,10 @@ class EngineConfig(Section):
 class LocalizeConfig(Section):
     """From scores to detections."""
 
-    theta: Share = Field(0.3, description="RGB's share in Eq. 16 and in the video score (paper: 0.3).")
+    theta: Share = Field(
+        0.3,
+        description="RGB's share in Eq. 16 and in the video score; at 0 or 1, one stream alone proposes (paper: 0.3).",
+    )
     class_threshold: Share = Field(0.1, description="Classes above it are kept, or the best one (paper: 0.1).")
     nms_tiou: Share = Field(0.3, description="Class-wise NMS (paper: 0.3).")
     proposals: Literal["attention", "class_activation"] = Field(

@@ -46,7 +46,7 @@ class VideoDetections:
 def detect(
     scores: Mapping[str, VideoScores], video: Video, stride_frames: int, rules: DetectionRules
 ) -> VideoDetections:
-    """Every kept class's confidence on every proposal, after NMS.
+    """Every kept class's confidence on every proposal, after NMS; a stream of no weight proposes nothing.
 
     Kept are the classes above the threshold, or the best one: a video is never silently without a detection.
     """
@@ -54,7 +54,8 @@ def detect(
     sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
     shared = None
     if rules.proposals == "attention":
-        shared = _propose([score.attention_T for score in scores.values()], video, stride_frames)
+        heard = [score.attention_T for name, score in scores.items() if rules.weight(name) > 0]
+        shared = _propose(heard or [score.attention_T for score in scores.values()], video, stride_frames)
     columns: list[tuple[np.ndarray, ...]] = []
     for label in _kept_classes(scores, rules):
         spans_P2, seconds_P2, tiou_PP = shared or _propose([fused_TC[:, label]], video, stride_frames)

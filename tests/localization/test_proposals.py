@@ -105,6 +105,15 @@ def test_a_constant_attention_proposes_the_whole_video(snippets):
     np.testing.assert_allclose(found.score_N, 0.15)
 
 
+@pytest.mark.parametrize(("theta", "stream"), [(1.0, "rgb"), (0.0, "flow")])
+def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
+    scores = make_scores(np.random.default_rng(5), 40, 6)
+    rules = DetectionRules(theta=theta)
+    both, alone = (detect(part, make_video(40), STRIDE, rules) for part in (scores, {stream: scores[stream]}))
+    for column in ("label_N", "score_N", "start_s_N", "end_s_N"):
+        np.testing.assert_array_equal(getattr(both, column), getattr(alone, column))
+
+
 def test_equal_scores_keep_the_earlier_proposal():
     rgb = VideoScores(np.ones(1), np.array([1.0, 1, 1, 0, 0, 0]), np.ones((6, 1)))
     flow = VideoScores(np.ones(1), np.array([0.0, 1, 1, 1, 0, 0]), np.ones((6, 1)))
