@@ -70,7 +70,12 @@ class Spool:
         """Put all that waits on the disk: nothing of it is lost to a crash of the machine. OSError where it refuses."""
         if self._lines:
             self._write()
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError:
+                # What a disk has failed to take counts as written from then on, and may be gone: write it all again.
+                self._good_bytes = self._on_disk = 0
+                raise
             sync(self.path.parent)
 
     def first(self, count: int) -> list[Letter]:
