@@ -149,4 +149,4 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
         disk.relent(os.getpid())
         succeed(tiny.train(run, *settings, "--resume"))
         assert tiny.model(run) == tiny.model("undisturbed")
-        assert [path for path in folder.glob("run/checkpoints/.*")] == []
+        assert not list(folder.glob("run/checkpoints/.*"))
