@@ -150,3 +150,15 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
         succeed(tiny.train(run, *settings, "--resume"))
         assert tiny.model(run) == tiny.model("undisturbed")
         assert not list(folder.glob("run/checkpoints/.*"))
+
+
+@pytest.mark.slow
+def test_a_run_whose_record_cannot_be_written_says_so_and_ends_in_the_same_model(tiny):
+    record = tiny.root / "recordless" / "run.json"
+    record.mkdir(parents=True)  # where a file should be
+    ended = succeed(tiny.train("recordless", *SETTINGS))
+    assert f"The run's record, {record}, cannot be written: [Errno 21] Is a directory" in ended.stderr
+    assert tiny.model("recordless") == tiny.model("undisturbed")
+    assert not list(record.parent.glob(".*"))
+    succeed(tiny.train("recordless", *SETTINGS, "--resume"))  # not known to be finished, so it ends again
+    assert tiny.model("recordless") == tiny.model("undisturbed")
