@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ class Place:
     def log(self, name: str, step: str) -> str:
         path = self.root / "runs/jobs" / name / "logs" / f"{step}.log"
         return path.read_text() if path.exists() else ""
+
+    def requeues(self, name: str, step: str) -> int:
+        return self.log(name, step).count("requeued, to go on from the last checkpoint")
 
     def wait_for_log(self, name: str, step: str, text: str) -> None:
         self.slurm.wait_until(lambda: text in self.log(name, step), f"{text} of {step}", timeout_s=600)
@@ -167,8 +171,8 @@ STRUCK = ("lost", "signalled", "cancelled")
 def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    The undisturbed run is the same job's, run here. SLURM's own signal comes a minute before a limit at the earliest,
-    so the test sends it.
+    The undisturbed run is the same job's, run here. The test sends the signal, which saves a minute; the next one waits
+    for SLURM's.
     """
     nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
     steps = {
@@ -202,6 +206,42 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
         starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", place.log("struck", step))]
         assert starts[0] == 0 < starts[-1], (step, starts)
         assert place.weights("struck", step) == place.weights("calm", "calm"), step
+
+
+def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place):
+    """SLURM's own signal, a minute before a limit of two or, as SLURM does, up to 30 s earlier; two nodes.
+
+    The ranks are held still until it is there, so that they need longer than their limit however fast the machine is.
+    """
+    train = f"train tiny.yaml run.folder={{folder}}/train tracking.enabled=false {LONG}"
+    resources = {"nodes": 2, "minutes": 2, "signal_s": 60}
+    quiet = {"tracking": {"enabled": False}}
+    succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
+    place.wait_for_log("limited", "train", "step 40/")
+    job, requeues = place.statuses("limited")["train"], place.requeues("limited", "train")
+    nodes = place.slurm.run("scontrol", "show", "hostnames", job.nodes).split()
+    place.slurm.run("scancel", "--signal=STOP", job.job_id)
+    calm = {"train": {"run": train, "resources": {"ranks_per_node": 2}}}
+    succeed(place.aumn("submit", place.write("unlimited", calm, **quiet), "--local"))
+    place.slurm.wait_until(
+        lambda: (
+            all(place.slurm.is_held_with(signal.SIGUSR1, node) for node in nodes)
+            or place.requeues("limited", "train") > requeues  # the signal was quicker than we
+        ),
+        "signal from SLURM",
+        timeout_s=120,
+    )
+    place.slurm.run("scancel", "--signal=CONT", job.job_id)
+
+    ended_as = place.wait("limited", "end", ended)["train"]
+    assert (ended_as.state, ended_as.restarts) == ("done", place.requeues("limited", "train"))
+    assert ended_as.restarts >= 1
+    log = place.log("limited", "train")
+    assert "Stopped by SIGUSR1" in log
+    assert "TIME LIMIT" not in log, "SLURM had to end the job itself"
+    starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", log)]
+    assert starts[0] == 0 < starts[-1], starts
+    assert place.weights("limited", "train") == place.weights("unlimited", "train")
 
 
 def strike(place: Place, struck: PointStatus) -> None:
