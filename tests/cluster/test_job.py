@@ -238,9 +238,19 @@ def test_what_is_wrong_is_named(case, place):
         load_job(write(place, steps))
 
 
-def test_a_password_has_no_place_in_a_job(place):
-    with pytest.raises(InputError, match=r"tracking\.uri=.* MLFLOW_TRACKING_PASSWORD") as refused:
-        load_job(write(place, {"a": {"run": "pack x y"}}, tracking={"uri": "https://me:hunter2@server"}))
+SECRET = "https://me:hunter2@server"
+PASSWORDS = [
+    {"tracking": {"uri": SECRET}},
+    {"settings": {"store": SECRET}, "steps": {"a": {"run": "models promote m 1 x --tracking-uri {store}"}}},
+    {"steps": {"a": {"run": f"models promote m 1 x --tracking-uri={SECRET}"}}},
+    {"steps": {"a": {"run": "train c.yaml", "sweep": {"axes": {"which": {"one": {"tracking.uri": SECRET}}}}}}},
+]
+
+
+@pytest.mark.parametrize("fields", PASSWORDS)
+def test_a_password_has_no_place_in_a_job(place, fields):
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_PASSWORD") as refused:
+        load_job(write(place, **{"steps": {"a": {"run": "pack x y"}}, **fields}))
     assert "hunter2" not in str(refused.value)
 
 
