@@ -45,7 +45,7 @@ class Inspection:
     classes: dict[str, dict[str, int]]
     streams: dict[str, StreamFacts]
     findings: list[Finding]
-    population: list[Video]  # every video of the set
+    population: Sequence[Video]  # every video of the set
     videos: list[VideoValues]  # those that were read whole
     read: int  # of so many videos the values were looked at
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from aumn.checkpoint import ModelCard
 from aumn.cluster.ranks import Ranks
-from aumn.data.loader import whole_videos
+from aumn.data.loader import deal, whole_videos
 from aumn.data.shards import ShardSet
 from aumn.localization.detections import export_json, read_detections, write_part
 from aumn.localization.proposals import DetectionRules, VideoDetections, detect
@@ -87,23 +87,23 @@ def localize_subset(
     shards = ShardSet.open(shards_path)
     check_fit(card, model, shards)
     indices = shards.indices(subset)
-    videos = {shards.videos[index].id: shards.videos[index] for index in indices}
+    own = deal(shards, indices, rank=ranks.rank, world_size=ranks.size)
+    videos = {video.id: video for video in map(shards.videos.__getitem__, own)}
     network = network.to(place)
 
     def batches() -> Iterator[Batch]:
-        own = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
-        return (batch.to(place) for batch in own)
+        whole = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
+        return (batch.to(place) for batch in whole)
 
     keeper = ScoreKeeper.of(network, batches, videos, card, ranks) if with_scores else None
-    own_videos = len(indices[ranks.rank :: ranks.size])
-    advance(0, own_videos)
+    advance(0, len(own))
     detections = localize(
         network,
         batches(),
         videos,
         card,
         rules=DetectionRules(**card.localize),
-        advance=lambda done: advance(done, own_videos),
+        advance=lambda done: advance(done, len(own)),
         keep=keeper,
     )
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}

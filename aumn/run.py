@@ -47,8 +47,9 @@ def run_training(
     """
     shards = ShardSet.open(config.data.shards)
     indices = shards.indices(config.data.subset)
-    ids = [shards.videos[index].id for index in indices]
-    training, held_out = split_holdout(indices, ids, config.data.holdout_share, config.data.holdout_seed)
+    training, held_out = split_holdout(
+        indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
+    )
     loader = _build_loader(shards, training, config, ranks)
     start = find_start(config, shards, ranks, resume=resume)
     if ranks.broadcast(is_finished(config, start)):  # a shared file system may show the ranks different things

@@ -17,7 +17,7 @@ from aumn.cluster import preemption
 from aumn.cluster.ranks import Ranks
 from aumn.config import RunConfig
 from aumn.data.annotations import read_ground_truth
-from aumn.data.loader import whole_videos
+from aumn.data.loader import deal, whole_videos
 from aumn.data.shards import ShardSet
 from aumn.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.localization.proposals import DetectionRules
@@ -53,7 +53,7 @@ class Validation:
             )
         indices = held_out if name == HELD_OUT else shards.indices(name)
         subset = config.data.subset if name == HELD_OUT else name
-        videos = {shards.videos[index].id for index in indices}
+        videos = set(shards.ids(indices))
         ground_truth = _restrict(read_ground_truth(shards.path, subset), videos)
         if not len(ground_truth):
             raise InputError(
@@ -76,7 +76,8 @@ class Validation:
         """
         network.eval()
         batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
-        videos = {self.shards.videos[index].id: self.shards.videos[index] for index in self.indices}
+        own = deal(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
+        videos = {video.id: video for video in map(self.shards.videos.__getitem__, own)}
         on_device = (batch.to(device) for batch in takewhile(lambda _: not preemption.asked(), batches))
         detections = localize(network, on_device, videos, self.card, rules=self.rules)
         network.train()

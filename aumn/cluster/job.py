@@ -125,7 +125,7 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{where} is no field of a job; docs/jobs.md lists them."
     rule, value = problem["msg"].removeprefix("Value error, "), problem["input"]
-    shown = re.sub(r"//[^/@]*@", "//***@", repr(value))  # a password
+    shown = _without_password(repr(value))
     return f"{where}={shown}: {rule[0].lower()}{rule[1:]}."
 
 
@@ -181,7 +181,14 @@ def _points(name: str, step: StepPlan, values: Mapping[str, Scalar], problems: l
         except ValidationError as error:
             problems += [f"steps.{name}.sweep, {label}: resources.{_describe(found)}" for found in error.errors()]
             continue
-        yield Point(label, (*arguments, *(f"{name}={_text(value)}" for name, value in overrides.items())), resources)
+        arguments += [f"{field}={_text(value)}" for field, value in overrides.items()]
+        problems += [
+            f"steps.{name}.run: {_without_password(word)!r} must not hold a password, which logs and every user of the "
+            "cluster would see: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+            for word in arguments
+            if _without_password(word) != word
+        ]
+        yield Point(label, tuple(arguments), resources)
 
 
 def _words(name: str, step: StepPlan, known: set[str], problems: list[str]) -> list[str]:
@@ -251,6 +258,11 @@ def _check_training(point: Point, tracking: Tracking) -> Iterator[str]:
 def _fill(word: str, values: Mapping[str, Scalar]) -> str:
     """In one pass, so that what a value holds is never filled in again."""
     return _PLACEHOLDER.sub(lambda found: _text(values[found[1]]), word)
+
+
+def _without_password(text: str) -> str:
+    """What stands before the @ of an address, and has a colon."""
+    return re.sub(r"//[^/@]*:[^/@]*@", "//***@", text)
 
 
 def _text(value: Scalar) -> str:

@@ -3,7 +3,7 @@
 job.json          the job, and the tracking run that holds its steps
 submitted.jsonl   a line a submission: step, points, and the job's number (SLURM's, or local-PID)
 points/STEP/N     arguments of a sweep's point N, a line each
-outcomes/STEP.N   "NUMBER CODE" of the point's last end, written by the batch script
+outcomes/STEP.N   "NUMBER CODE NODES RESTARTS SECONDS" of the point's last end, written by the batch script
 logs/             what the points printed
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -30,6 +30,16 @@ State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER = "DependencyNeverSatisfied"
 _LOCAL = "local-"
 _METRIC = re.compile(r"^(step \d+/\d+  loss \S+.*?videos/s|step \d+: .*mAP.*|\s*mAP +[\d. ]+)", re.MULTILINE)
+
+
+class End(NamedTuple):
+    """How a point ended, by what it left on the disk; a point that ran here knows of no nodes."""
+
+    job_id: str
+    code: int
+    nodes: str = ""
+    restarts: int = 0
+    elapsed_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ class JobFolder:
         """Labels of the points that have not ended well, by what they left on the disk alone."""
         keys = [(step, index) for step in self.job.steps for index in range(len(step.points))]
         ends = {step.label(index): self._outcome(step.name, index) for step, index in keys}
-        return {label for label, end in ends.items() if end is None or end[1] != 0}
+        return {label for label, end in ends.items() if end is None or end.code != 0}
 
     def log(self, status: PointStatus) -> Path:
         """Where the point's output is."""
@@ -183,27 +193,26 @@ class JobFolder:
             return " ".join(found[-1].split()) if found else ""
         return ""
 
-    def _outcome(self, step: str, index: int) -> tuple[str, int] | None:
-        with suppress(OSError, ValueError):
-            job_id, code = (self.path / "outcomes" / f"{step}.{index}").read_text().split()
-            return job_id, int(code)
+    def _outcome(self, step: str, index: int) -> End | None:
+        with suppress(OSError, ValueError, IndexError):
+            job_id, code, *facts = (self.path / "outcomes" / f"{step}.{index}").read_text().split()
+            return End(job_id, int(code), facts[0], int(facts[1]), int(facts[2])) if facts else End(job_id, int(code))
         return None
 
 
-def _status(
-    step: Step, index: int, job_id: str, end: tuple[str, int] | None, tasks: Mapping[tuple[str, int], Task]
-) -> PointStatus:
+def _status(step: Step, index: int, job_id: str, end: End | None, tasks: Mapping[tuple[str, int], Task]) -> PointStatus:
     task = tasks.get((job_id, index))
-    facts: Any = (task.nodes, task.restarts, task.elapsed_s) if task else ()
-    if end is not None and end[1] == 0:
+    known = task or end  # SLURM may have forgotten it
+    facts: Any = (known.nodes, known.restarts, known.elapsed_s) if known else ()
+    if end is not None and end.code == 0:
         return PointStatus(step, index, "done", job_id, "", *facts)
     if not job_id:
         return PointStatus(step, index, "waiting")
     if job_id.startswith(_LOCAL):
         return PointStatus(step, index, *_local_state(job_id, end))
-    how = f"exit code {end[1]}" if end else "ended without a word, and SLURM has forgotten it"
+    how = f"exit code {end.code}" if end else "ended without a word, and SLURM has forgotten it"
     if task is None:
-        return PointStatus(step, index, "failed", job_id, how)
+        return PointStatus(step, index, "failed", job_id, how, *facts)
     state = _state(task)
     reason = task.reason
     if state == "failed":
@@ -211,9 +220,9 @@ def _status(
     return PointStatus(step, index, state, job_id, reason, *facts)
 
 
-def _local_state(job_id: str, end: tuple[str, int] | None) -> tuple[State, str, str]:
-    if end is not None and end[0] == job_id:
-        return "failed", job_id, f"exit code {end[1]}"
+def _local_state(job_id: str, end: End | None) -> tuple[State, str, str]:
+    if end is not None and end.job_id == job_id:
+        return "failed", job_id, f"exit code {end.code}"
     running = Path(f"/proc/{job_id.removeprefix(_LOCAL)}").exists()
     return ("running", job_id, "") if running else ("failed", job_id, "ended without a word")
 

@@ -304,18 +304,22 @@ def _store(dist: Any) -> Any:
     """
     timeout = timedelta(seconds=TIMEOUT_S)
     agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    host, port = _master()
+    host, port = rendezvous()
     first = read_environment(os.environ).is_first
     store = dist.TCPStore(host, port, is_master=first and not agent_serves, timeout=timeout)
     return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
 
 
-def _master() -> tuple[str, int]:
-    """Where the store listens: the launcher's word, else SLURM's first node and a port made of the job's number."""
+def rendezvous() -> tuple[str, int]:
+    """Where the store listens: the launcher's word, else SLURM's first node and a port made of the job's number.
+
+    A job that is requeued takes another one: what it ended for may be that this one was taken.
+    """
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise InputError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or srun.")
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     hosts = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
-    return hosts[0], 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    number = int(os.environ["SLURM_JOB_ID"]) + 7_919 * int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return hosts[0], 20_000 + number % 20_000

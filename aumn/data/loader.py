@@ -133,10 +133,10 @@ class TrainingLoader:
 def _check_labels(shards: ShardSet, indices: Sequence[int]) -> None:
     if not len(indices):
         raise InputError("There is no video to train on: pack some of the training subset, or hold out fewer.")
-    unlabelled = [shards.videos[index] for index in indices if not shards.videos[index].labels]
-    if unlabelled:
+    if unlabelled := shards.unlabelled(indices):
+        first = shards.videos[unlabelled[0]]
         raise InputError(
-            f"{unlabelled[0].id} of subset {unlabelled[0].subset!r} has no label (as {len(unlabelled)} of "
+            f"{first.id} of subset {first.subset!r} has no label (as {len(unlabelled)} of "
             f"{len(indices)} videos here), and Eq. 9 needs one: annotate it, or pack it in another subset."
         )
 
@@ -166,17 +166,22 @@ def draw_snippets(length: int, count: int, seed: int) -> np.ndarray:
 def whole_videos(
     shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int, dtype: torch.dtype = torch.float32
 ) -> Generator[Batch]:
-    """Every snippet of one video a batch, for localization: each video once over all ranks, the next one read ahead.
-
-    Longest first, dealt in turn: ranks differ by at most one video's snippets, and the largest memory comes first.
-    """
-    by_length = sorted(indices, key=lambda index: (-shards.videos[index].snippets, shards.videos[index].id))
+    """Every snippet of one video a batch, for localization: each video once over all ranks, the next one read ahead."""
+    own = deal(shards, indices, rank=rank, world_size=world_size)
     reader = _Reader(shards, dtype, pin_memory=False)
 
     def load(index: int) -> Batch:
         return reader.read([index], [np.arange(shards.videos[index].snippets)], seeds=[0])  # nothing is random here
 
-    return _prefetch(load, by_length[rank::world_size], threads=1, ahead=1)
+    return _prefetch(load, own, threads=1, ahead=1)
+
+
+def deal(shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int) -> list[int]:
+    """The videos that a rank localizes, in the order of `whole_videos`.
+
+    Longest first, dealt in turn: ranks differ by at most one video's snippets, and the largest memory comes first.
+    """
+    return shards.longest_first(indices)[rank::world_size]
 
 
 class _Reader:

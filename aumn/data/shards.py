@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from aumn.data.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description, read_table_bytes
-from aumn.data.manifest import Manifest, read_manifest
+from aumn.data.manifest import Manifest, Videos, read_manifest
 from aumn.data.tars import sample_key
 from aumn.records import InputError, Video
 
@@ -48,27 +48,31 @@ class ShardSet:
         return cls(path, description, rows)
 
     def __len__(self) -> int:
-        return len(self._rows.ids)
+        return len(self.videos)
 
-    @cached_property
-    def videos(self) -> list[Video]:
+    @property
+    def videos(self) -> Sequence[Video]:
         """Every video of every subset, in the order that `indices` and `read` count in."""
-        rows = self._rows
-        labels, bounds = rows.labels.tolist(), rows.label_bounds.tolist()
-        columns = zip(
-            rows.ids,
-            rows.subset_N.tolist(),
-            rows.snippets_N.tolist(),
-            bounds[:-1],
-            bounds[1:],
-            rows.duration_s_N.tolist(),
-            rows.fps_N.tolist(),
-            strict=True,
-        )
-        return [
-            Video(video, rows.subsets[subset], snippets, tuple(labels[first:last]), duration_s, fps)
-            for video, subset, snippets, first, last, duration_s, fps in columns
-        ]
+        return Videos(self._rows)
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The names of these videos."""
+        names: list[str] = self._rows.ids.take(np.asarray(indices, dtype=np.int64)).to_pylist()
+        return names
+
+    def unlabelled(self, indices: Sequence[int]) -> list[int]:
+        """Those of these videos that have no label."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        bounds = self._rows.label_bounds
+        found: list[int] = chosen[bounds[chosen] == bounds[chosen + 1]].tolist()
+        return found
+
+    def longest_first(self, indices: Sequence[int]) -> list[int]:
+        """These videos by falling number of snippets, and by name where that is the same."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        order = np.lexsort((np.array(self.ids(indices)), -self._rows.snippets_N[chosen]))
+        found: list[int] = chosen[order].tolist()
+        return found
 
     def indices(self, subset: str) -> list[int]:
         """The positions of a subset's videos."""
@@ -86,7 +90,7 @@ class ShardSet:
 
     def checksum(self, index: int, stream: str) -> int:
         """That of a video's features in one stream: equal features have it, in any video."""
-        return self._rows.members[stream].checksum_N[index]
+        return int(self._rows.members[stream].checksum_N[index])
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
@@ -94,11 +98,11 @@ class ShardSet:
         features = {}
         for stream, width in self.streams.items():
             members = self._rows.members[stream]
-            first, size = members.offset_N[index], members.bytes_N[index]
+            first, size = members.offset_N.item(index), members.bytes_N.item(index)
             member = memoryview(tar)[first : first + size]
-            if xxhash.xxh3_64_intdigest(member) != members.checksum_N[index]:
+            if xxhash.xxh3_64_intdigest(member) != members.checksum_N.item(index):
                 raise InputError(
-                    f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index])}.{stream}.npy "
+                    f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
                 )
             # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.

@@ -25,8 +25,9 @@ CONFIGURATION = """
 ClusterName=aumn
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-# The ranks' port is made of the job's number, and another cluster on this machine counts from elsewhere.
-FirstJobId={port}
+# The ranks' port is made of the job's number: this range is below those that the system hands out, to daemons too, and
+# another cluster on this machine counts from elsewhere.
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -90,6 +91,16 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         self.daemons.pop(node).wait(10)
 
+    def is_held_with(self, number: signal.Signals, node: str) -> bool:
+        """Whether what jobs run on a node is stopped, and has this signal waiting for it."""
+        waiting = [0]
+        for pid, _ in self._processes_of(node):
+            with suppress(OSError):
+                facts = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+                if facts["State"].startswith("T"):
+                    waiting.append(int(facts["ShdPnd"], 16))
+        return all(signals >> (number - 1) & 1 for signals in waiting[1:] or waiting)
+
     def start_node(self, node: str) -> None:
         """Start a node, first or again after `lose`."""
         self._start(node, "slurmd", "-D", "-N", node)
@@ -109,7 +120,11 @@ class Cluster:
             (self.folder / name).mkdir(mode=0o711)
         ports = _free_ports(1 + len(self.nodes))
         text = CONFIGURATION.format(
-            host=socket.gethostname().split(".")[0], port=ports[0], folder=self.folder, nodes=len(self.nodes)
+            host=socket.gethostname().split(".")[0],
+            port=ports[0],
+            first_job=20_000 + ports[0] % 12_000,
+            folder=self.folder,
+            nodes=len(self.nodes),
         )
         text += "".join(
             f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 State=UNKNOWN\n"

@@ -12,6 +12,7 @@ import yaml
 from aumn.cluster.job import load_job
 from aumn.cluster.job_folder import JobFolder
 from aumn.cluster.queue import Task, read_sacct, read_scontrol
+from aumn.cluster.ranks import rendezvous
 from aumn.cluster.submit import dry_run
 from aumn.records import InputError
 from tests.launching import aumn
@@ -129,6 +130,58 @@ def test_a_batch_script_gives_up_after_so_many_restarts(place, most):
     assert f"restarted {most} times, which is the most allowed" in done.stderr
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "done"), (2, "failed"), (75, "requeued"), (137, "requeued")])
+def test_how_training_ended_is_known_when_slurm_has_forgotten_it(place, monkeypatch, code, state):
+    """The batch script itself, with an srun that ends so; 75 and what a lost node leaves ask to be requeued."""
+    for program in ("srun", "scontrol"):
+        (place / program).write_text(
+            f'#!/bin/sh\necho {program} "$@" >> called\ntest {program} = scontrol || exit {code}\n'
+        )
+        (place / program).chmod(0o755)
+    job = load_job(write(place, {"train": {"run": "train c.yaml"}}))
+    folder = JobFolder(job, None)
+    folder.write()
+    folder.record("train", [0], "5")
+    names = {
+        "SLURM_JOB_ID": "5",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_RESTART_COUNT": "3",
+        "AUMN_JOB_FOLDER": str(job.folder),
+        "AUMN_STEP": "train",
+        "PATH": f"{place}:/usr/bin:/bin",
+    }
+    script = REPOSITORY / "slurm" / "train.sbatch"
+    done = subprocess.run(["bash", script, "c.yaml"], timeout=30, cwd=place, env=names, check=False)
+    monkeypatch.setattr("aumn.cluster.job_folder.look_up", lambda _: {})
+    (status,) = JobFolder.open(job.folder).statuses()
+    called = (place / "called").read_text().splitlines()
+    if state == "requeued":
+        assert (done.returncode, called[1:]) == (75, ["scontrol requeue 5"])
+        assert status.reason == "ended without a word, and SLURM has forgotten it"
+    else:
+        assert (done.returncode, called[1:]) == (code, [])
+        assert (status.state, status.nodes, status.restarts) == (state, "n[1-2]", 3)
+
+
+def test_a_requeued_job_tries_another_port(place, monkeypatch):
+    """The first one may be taken, and its number stays the job's."""
+    (place / "scontrol").write_text("#!/bin/sh\necho n3\necho n4\n")
+    (place / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[3-4]")
+    monkeypatch.setenv("SLURM_JOB_ID", "1234567")
+    places = []
+    for restarts in range(11):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        places.append(rendezvous())
+    hosts, ports = zip(*places, strict=True)
+    assert set(hosts) == {"n3"}
+    assert len(set(ports)) == 11
+    assert all(20_000 <= port < 40_000 for port in ports)
+
+
 def test_every_problem_is_told_at_once(place):
     steps = {
         "pack": {"run": "pak {features} shards", "resources": {"nodes": 1}},
@@ -185,9 +238,19 @@ def test_what_is_wrong_is_named(case, place):
         load_job(write(place, steps))
 
 
-def test_a_password_has_no_place_in_a_job(place):
-    with pytest.raises(InputError, match=r"tracking\.uri=.* MLFLOW_TRACKING_PASSWORD") as refused:
-        load_job(write(place, {"a": {"run": "pack x y"}}, tracking={"uri": "https://me:hunter2@server"}))
+SECRET = "https://me:hunter2@server"
+PASSWORDS = [
+    {"tracking": {"uri": SECRET}},
+    {"settings": {"store": SECRET}, "steps": {"a": {"run": "models promote m 1 x --tracking-uri {store}"}}},
+    {"steps": {"a": {"run": f"models promote m 1 x --tracking-uri={SECRET}"}}},
+    {"steps": {"a": {"run": "train c.yaml", "sweep": {"axes": {"which": {"one": {"tracking.uri": SECRET}}}}}}},
+]
+
+
+@pytest.mark.parametrize("fields", PASSWORDS)
+def test_a_password_has_no_place_in_a_job(place, fields):
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_PASSWORD") as refused:
+        load_job(write(place, **{"steps": {"a": {"run": "pack x y"}}, **fields}))
     assert "hunter2" not in str(refused.value)
 
 

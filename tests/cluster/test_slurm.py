@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ class Place:
     def log(self, name: str, step: str) -> str:
         path = self.root / "runs/jobs" / name / "logs" / f"{step}.log"
         return path.read_text() if path.exists() else ""
+
+    def requeues(self, name: str, step: str) -> int:
+        return self.log(name, step).count("requeued, to go on from the last checkpoint")
 
     def wait_for_log(self, name: str, step: str, text: str) -> None:
         self.slurm.wait_until(lambda: text in self.log(name, step), f"{text} of {step}", timeout_s=600)
@@ -111,53 +115,73 @@ def assert_no_secret(place: Place, secret: str) -> None:
 
 def assert_nested(place: Place) -> None:
     """One parent run with every step in it, and their tags."""
-    code = """
+    parent, nested = tracked(place, "shrec21")
+    assert (parent["name"], parent["status"]) == ("shrec21", "FINISHED")
+    assert {run["name"]: run["status"] for run in nested} == dict.fromkeys(
+        ["pack", "train", "localize", "evaluate", "promote"], "FINISHED"
+    )
+    for run in (parent, *nested):
+        assert re.fullmatch("[0-9a-f]{16}", run["tags"]["dataset_identity"]), run
+    numbers = {run["tags"]["step"]: run["tags"]["slurm_job_id"] for run in nested}
+    assert {f"slurm.{step}": number for step, number in numbers.items()}.items() <= parent["tags"].items()
+    assert re.match("[0-9a-f]{40}", parent["tags"]["commit"])
+    assert "mAP/average" in next(run["metrics"] for run in nested if run["name"] == "evaluate")
+
+
+def tracked(place: Place, experiment: str) -> tuple[dict, list[dict]]:
+    """The one run that holds a job, and those nested in it."""
+    code = f"""
 import json, mlflow
 client = mlflow.MlflowClient("sqlite:///mlflow.db")
-runs = client.search_runs([client.get_experiment_by_name("shrec21").experiment_id])
-print(json.dumps([[r.info.run_id, r.info.run_name, r.info.status, r.data.tags, list(r.data.metrics)] for r in runs]))
+runs = client.search_runs([client.get_experiment_by_name("{experiment}").experiment_id])
+facts = [{{**dict(run.info), **run.data.to_dictionary()}} for run in runs]
+print(json.dumps([{{"name": run["run_name"], **run}} for run in facts]))
 """
     runs = json.loads(succeed(python("-W", "ignore", "-c", code, cwd=place.root)).stdout)
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run[3]]
-    assert (parent[1], parent[2]) == ("shrec21", "FINISHED")
-    assert {run[1]: run[2] for run in runs} == dict.fromkeys(
-        ["shrec21", "pack", "train", "localize", "evaluate", "promote"], "FINISHED"
-    )
-    assert {run[3]["mlflow.parentRunId"] for run in runs if run is not parent} == {parent[0]}
-    for run in runs:
-        assert re.fullmatch("[0-9a-f]{16}", run[3]["dataset_identity"]), run
-    numbers = {run[3]["step"]: run[3]["slurm_job_id"] for run in runs if run is not parent}
-    assert {f"slurm.{step}": number for step, number in numbers.items()}.items() <= parent[3].items()
-    assert re.match("[0-9a-f]{40}", parent[3]["commit"])
-    assert "mAP/average" in next(run[4] for run in runs if run[1] == "evaluate")
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run["tags"]]
+    nested = [run for run in runs if run is not parent]
+    assert {run["tags"]["mlflow.parentRunId"] for run in nested} == {parent["run_id"]}
+    return parent, nested
 
 
 def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
+    """Then the point's shards arrive; it, and the step that needs it, are tried again within the same tracked run."""
     seeds = {f"seed_{seed}": {"run.seed": seed} for seed in range(5)}
-    points = {"seed_0": seeds.pop("seed_0"), "broken": {"data.subset": "trening"}, **seeds}
-    step = {
-        "run": "train tiny.yaml run.folder={folder}/{point}",
+    points = {"seed_0": seeds.pop("seed_0"), "broken": {"data.shards": "later"}, **seeds}
+    train = {
+        "run": "train tiny.yaml run.folder={folder}/{point} tracking.experiment=sweep",
         "sweep": {"axes": {"which": points}, "at_most": 2},
     }
-    succeed(place.aumn("submit", place.write("sweep", {"train": step}, tracking={"enabled": False})))
+    after = {"needs": ["train"], "run": "synth {folder}/more --videos 2 --classes 1 --width 3"}
+    job = place.write("sweep", {"train": train, "after": after}, tracking={"experiment": "sweep"})
+    succeed(place.aumn("submit", job))
     most = []
 
     def done(statuses) -> bool:
-        most.append([status.state for status in statuses.values()].count("running"))
+        most.append([status.state for label, status in statuses.items() if label != "after"].count("running"))
         return ended(statuses)
 
     statuses = place.wait("sweep", "end of the sweep", done)
     assert max(most) == 2
-    assert states(statuses) == {f"train[{point}]": "failed" if point == "broken" else "done" for point in points}
+    expected = {f"train[{point}]": "failed" if point == "broken" else "done" for point in points}
+    assert states(statuses) == {**expected, "after": "cancelled"}
     told = place.aumn("jobs", "runs/jobs/sweep")
     assert told.returncode == 2
     assert "aumn: train[broken] failed: read the log" in told.stderr
     assert "exit code 2" in told.stdout
     assert "step 12/12" in told.stdout
+    assert tracked(place, "sweep")[0]["status"] == "FAILED"
+
+    (place.root / "later").symlink_to("shards")
     again = place.aumn("jobs", "runs/jobs/sweep", "--retry-failed").stderr
-    assert re.search(r"train, 1 point \(broken\): submitted as job \d+", again), again
-    place.wait("sweep", "end of the point", ended)
-    assert states(place.statuses("sweep")) == states(statuses)
+    assert re.search(r"train, 1 point \(broken\): submitted as job \d+\nafter: submitted as job", again), again
+    assert set(states(place.wait("sweep", "end of the point", ended)).values()) == {"done"}
+    parent, nested = tracked(place, "sweep")
+    assert parent["status"] == "FINISHED"
+    assert {run["name"] for run in nested} == {*points, "after"}
+    ids = {run["name"]: run["tags"]["slurm_job_id"] for run in nested}
+    assert len(set(ids.values())) == len(ids), "each point is a job of its own"
+    assert all(run["params"]["run.seed"] for run in nested if run["name"] in points)
 
 
 LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5"
@@ -167,8 +191,8 @@ STRUCK = ("lost", "signalled", "cancelled")
 def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    The undisturbed run is the same job's, run here. SLURM's own signal comes a minute before a limit at the earliest,
-    so the test sends it.
+    The undisturbed run is the same job's, run here. The test sends the signal, which saves a minute; the next one waits
+    for SLURM's.
     """
     nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
     steps = {
@@ -202,6 +226,42 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
         starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", place.log("struck", step))]
         assert starts[0] == 0 < starts[-1], (step, starts)
         assert place.weights("struck", step) == place.weights("calm", "calm"), step
+
+
+def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place):
+    """SLURM's own signal, a minute before a limit of two or, as SLURM does, up to 30 s earlier; two nodes.
+
+    The ranks are held still until it is there, so that they need longer than their limit however fast the machine is.
+    """
+    train = f"train tiny.yaml run.folder={{folder}}/train tracking.enabled=false {LONG}"
+    resources = {"nodes": 2, "minutes": 2, "signal_s": 60}
+    quiet = {"tracking": {"enabled": False}}
+    succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
+    place.wait_for_log("limited", "train", "step 40/")
+    job, requeues = place.statuses("limited")["train"], place.requeues("limited", "train")
+    nodes = place.slurm.run("scontrol", "show", "hostnames", job.nodes).split()
+    place.slurm.run("scancel", "--signal=STOP", job.job_id)
+    calm = {"train": {"run": train, "resources": {"ranks_per_node": 2}}}
+    succeed(place.aumn("submit", place.write("unlimited", calm, **quiet), "--local"))
+    place.slurm.wait_until(
+        lambda: (
+            all(place.slurm.is_held_with(signal.SIGUSR1, node) for node in nodes)
+            or place.requeues("limited", "train") > requeues  # the signal was quicker than we
+        ),
+        "signal from SLURM",
+        timeout_s=120,
+    )
+    place.slurm.run("scancel", "--signal=CONT", job.job_id)
+
+    ended_as = place.wait("limited", "end", ended)["train"]
+    assert (ended_as.state, ended_as.restarts) == ("done", place.requeues("limited", "train"))
+    assert ended_as.restarts >= 1
+    log = place.log("limited", "train")
+    assert "Stopped by SIGUSR1" in log
+    assert "TIME LIMIT" not in log, "SLURM had to end the job itself"
+    starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", log)]
+    assert starts[0] == 0 < starts[-1], starts
+    assert place.weights("limited", "train") == place.weights("unlimited", "train")
 
 
 def strike(place: Place, struck: PointStatus) -> None:
