@@ -57,6 +57,14 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of embedding values dropped while training (paper: none)."
     )
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the features' channels dropped while training, the same ones in all of a video's "
+        "snippets (paper: none).",
+    )
+    mixing_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of videos that Eq. 4's sum over snippets is left out of while training (paper: none)."
+    )
     centred_queries: bool = Field(
         False,
         description="Eq. 4 compares queries without their mean over the video and at one length (paper: as they are), "
