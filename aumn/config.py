@@ -57,6 +57,14 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of embedding values dropped while training (paper: none)."
     )
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the features' channels dropped while training, the same ones in all of a video's "
+        "snippets (paper: none).",
+    )
+    mixing_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of videos that Eq. 4's sum over snippets is left out of while training (paper: none)."
+    )
     centred_queries: bool = Field(
         False,
         description="Eq. 4 compares queries without their mean over the video and at one length (paper: as they are), "
@@ -114,7 +122,11 @@ class OptimizerConfig(Section):
         None, description="Largest gradient norm, per stream (paper: no clipping)."
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of linear warm-up.")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at zero.")
+    schedule: Literal["constant", "cosine", "trapezoid"] = Field(
+        "constant",
+        description="After warm-up (the paper does not say); cosine ends at zero, trapezoid is constant and falls to "
+        "zero in a line over the last 40 % of the steps.",
+    )
 
 
 class BatchConfig(Section):
@@ -187,6 +199,21 @@ class LocalizeConfig(Section):
         description="What stands above its mean in a proposal: a stream's attention (paper), or what Eq. 16 averages, "
         "for each class on its own.",
     )
+    smoothing: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Snippets, an odd number, around each that its attention and class activation are averaged over "
+        "(paper: 1).",
+    )
+
+    @model_validator(mode="after")
+    def _check_smoothing(self) -> LocalizeConfig:
+        if self.smoothing % 2 == 0:
+            raise PydanticCustomError(
+                "settings",
+                f"localize.smoothing={self.smoothing} has no snippet in its middle: set an odd number, such as "
+                f"{self.smoothing + 1}",
+            )
+        return self
 
 
 class EvaluationConfig(Section):

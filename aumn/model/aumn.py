@@ -19,6 +19,8 @@ from aumn.model.memory import Memory, QuickLinear, Reading
 from aumn.model.products import convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
+CHANNELS, MIXING = 1 << 40, 1 << 41  # salts of a video's seed
+
 
 class TemporalConvolution(nn.Module):
     """A zero-padded 1-d convolution over time, as one matrix product a tap (Eq. 1).
@@ -56,6 +58,9 @@ class AUMN(nn.Module):
         bottleneck: R of the value encoder (the paper does not say; 64).
         self_attention: Eq. 4; without it X = E.
         dropout: share of embedding values dropped while training (the paper: none).
+        channel_dropout: share of input channels dropped while training, for a whole video at once (the paper: none).
+            Snippets of one clip are near copies, over which dropout of single values averages out.
+        mixing_dropout: share of videos without Eq. 4's sum, X = E, while training (the paper: none).
         centred_queries: compare Eq. 4's queries without their mean over the video and at one length (the paper: as
             they are); see `_mixing`.
         attention_rate: how many times as fast as the rest Adam moves queries and keys (the paper: 1).
@@ -78,6 +83,8 @@ class AUMN(nn.Module):
         bottleneck: int = 64,
         self_attention: bool = True,
         dropout: float = 0.0,
+        channel_dropout: float = 0.0,
+        mixing_dropout: float = 0.0,
         centred_queries: bool = False,
         attention_rate: float = 1.0,
         embedding_layers: int = 1,
@@ -91,6 +98,8 @@ class AUMN(nn.Module):
         self.memory = Memory(units, embedding_width, key_width, bottleneck, num_classes, attention_rate=attention_rate)
         self.self_attention = self_attention
         self.dropout = dropout
+        self.channel_dropout = channel_dropout
+        self.mixing_dropout = mixing_dropout
         self.centred_queries = centred_queries
         self.pooling_share = pooling_share
         self.normalised_pooling = normalised_pooling
@@ -105,9 +114,16 @@ class AUMN(nn.Module):
         """
         embedded_BTF, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):  # softmaxes and sums over time need float32
-            return self._score(embedded_BTF, queries_BTA, mask_BT, lengths)
+            return self._score(embedded_BTF, queries_BTA, mask_BT, lengths, seeds)
 
-    def _score(self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Scores:
+    def _score(
+        self,
+        embedded_BTF: Tensor,
+        queries_BTA: Tensor,
+        mask_BT: Tensor,
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+    ) -> Scores:
         reading = self.memory.read(queries_BTA, mask_BT)
         if self.pooling_share < 1:
             logits_BC = self._pool_highest(embedded_BTF, queries_BTA, mask_BT, lengths, reading)
@@ -122,7 +138,10 @@ class AUMN(nn.Module):
         whole_B1 = (attention_BT if self.normalised_pooling else mask_BT).sum(1, keepdim=True).to(attention_BT.dtype)
         pooling_BTJ = reading.coefficients_BTJ * (attention_BT / whole_B1)[..., None]
         if self.self_attention:
-            pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
+            mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths)
+            if self.training and self.mixing_dropout > 0:
+                mixing_BTT = mixing_BTT * video_factors(mixing_BTT, 1, self.mixing_dropout, seeds, MIXING)
+            pooling_BTJ = pooling_BTJ + mixing_BTT.mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
         return product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
 
@@ -179,6 +198,9 @@ class AUMN(nn.Module):
         self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Eq. 1 and the queries: most of the work, and all of it that `torch.autocast` may do in 16 bits."""
+        if self.training and self.channel_dropout > 0:
+            width = features_BTD.shape[-1]
+            features_BTD = features_BTD * video_factors(features_BTD, width, self.channel_dropout, seeds, CHANNELS)
         embedded_BTF = torch.relu(self.embed(features_BTD))
         for layer in self.embed_deeper:
             embedded_BTF = torch.relu(layer(embedded_BTF * mask_BT[..., None]))
@@ -234,6 +256,18 @@ def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds
     for row, length, seed in zip(factors_BTF, lengths, seeds, strict=True):
         row[:length].bernoulli_(1 - rate, generator=generator.manual_seed(seed))
     return factors_BTF.div_(1 - rate)
+
+
+def video_factors(like: Tensor, width: int, rate: float, seeds: Sequence[int], salt: int) -> Tensor:
+    """Inverted dropout's factors, B x 1 x width: one draw a video for all of its snippets, from its seed and a salt.
+
+    The salt keeps draws of one seed for different purposes apart.
+    """
+    factors_B1W = like.new_empty(len(seeds), 1, width)
+    generator = torch.Generator(like.device)
+    for row, seed in zip(factors_B1W, seeds, strict=True):
+        row.bernoulli_(1 - rate, generator=generator.manual_seed(seed ^ salt))
+    return factors_B1W.div_(1 - rate)
 
 
 class TwoStream(nn.Module):

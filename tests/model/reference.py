@@ -33,8 +33,8 @@ def keys_and_values(net: AUMN) -> tuple[Tensor, Tensor]:  # Eq. 2, 3
     return keys_KA, torch.einsum("kr,rfc->kfc", hidden_KR, w2_RFC) + b2_FC
 
 
-def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
-    """Every quantity of Eq. 1-8, 11 and 15 for one video."""
+def video(net: AUMN, features_TD: Tensor, mixing: float = 1.0) -> dict[str, Tensor]:
+    """Every quantity of Eq. 1-8, 11 and 15 for one video; `mixing` times Eq. 4's sum over snippets."""
     embedded_TF = embed(net, features_TD)
     queries_TA = queries(net, embedded_TF)
     scale = queries_TA.shape[1] ** 0.5
@@ -45,7 +45,9 @@ def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
             compared_TA = queries_TA - queries_TA.mean(0)
             compared_TA = scale * compared_TA / compared_TA.norm(dim=1, keepdim=True).clamp_min(1e-12)
         similarity_TT = torch.softmax(compared_TA @ compared_TA.T / scale, dim=1)
-        mixed_TF = (similarity_TT + torch.eye(len(features_TD), dtype=features_TD.dtype)) @ embedded_TF  # Eq. 4
+        mixed_TF = (
+            mixing * similarity_TT + torch.eye(len(features_TD), dtype=features_TD.dtype)
+        ) @ embedded_TF  # Eq. 4
     keys_KA, values_KFC = keys_and_values(net)
     s_TK = torch.sigmoid(queries_TA @ keys_KA.T / scale)  # Eq. 5
     w_TFC = torch.einsum("tk,kfc->tfc", s_TK, values_KFC)  # Eq. 6
