@@ -125,34 +125,29 @@ class AUMN(nn.Module):
         seeds: Sequence[int],
     ) -> Scores:
         reading = self.memory.read(queries_BTA, mask_BT)
-        if self.pooling_share < 1:
-            logits_BC = self._pool_highest(embedded_BTF, queries_BTA, mask_BT, lengths, reading)
-        else:
-            logits_BC = self._pool_all(embedded_BTF, queries_BTA, mask_BT, lengths, reading)
+        mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths) if self.self_attention else None
+        if mixing_BTT is not None and self.training and self.mixing_dropout > 0:
+            mixing_BTT = mixing_BTT * video_factors(mixing_BTT, 1, self.mixing_dropout, seeds, MIXING)
+        pool = self._pool_highest if self.pooling_share < 1 else self._pool_all
+        logits_BC = pool(embedded_BTF, mixing_BTT, mask_BT, reading)
         return Scores(logits_BC, reading.attention_BT * mask_BT, reading.unit_sums_BK, self.memory.units_KF)
 
-    def _pool_all(
-        self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], reading: Reading
-    ) -> Tensor:
+    def _pool_all(self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading) -> Tensor:
         attention_BT = reading.attention_BT * mask_BT
         whole_B1 = (attention_BT if self.normalised_pooling else mask_BT).sum(1, keepdim=True).to(attention_BT.dtype)
         pooling_BTJ = reading.coefficients_BTJ * (attention_BT / whole_B1)[..., None]
-        if self.self_attention:
-            mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths)
-            if self.training and self.mixing_dropout > 0:
-                mixing_BTT = mixing_BTT * video_factors(mixing_BTT, 1, self.mixing_dropout, seeds, MIXING)
+        if mixing_BTT is not None:
             pooling_BTJ = pooling_BTJ + mixing_BTT.mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
         return product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
 
     def _pool_highest(
-        self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], reading: Reading
+        self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading
     ) -> Tensor:
         """Eq. 8 over each class's highest snippets alone; X and its products with the basis, B x T x J x C, exist."""
-        if self.self_attention:
-            embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, lengths) @ embedded_BTF
-        cas_NC = _class_activation(embedded_BTF.flatten(0, 1), reading)
-        cas_BTC = cas_NC.unflatten(0, mask_BT.shape)
+        if mixing_BTT is not None:
+            embedded_BTF = embedded_BTF + mixing_BTT @ embedded_BTF
+        cas_BTC = _class_activation(embedded_BTF.flatten(0, 1), reading).unflatten(0, mask_BT.shape)
         return self._mean_of_highest(reading.attention_BT, cas_BTC, mask_BT)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
