@@ -58,7 +58,7 @@ def differences(stage: Stage, undisturbed: Place, disturbed: Place, said: str = 
 
 def lost_for_good(best: Path, said: str) -> bool:
     """Whether training told that it could not save what `best` links to, and did not come by that step again."""
-    refused = list(re.finditer(r"Step (\d+) has the best mAP so far, .*could not be saved", said))
+    refused = list(re.finditer(r"Step (\d+) has the best mAP so far, .*?could not be saved", said))
     starts = list(re.finditer(r" held out; steps (\d+) to ", said))
     steps = {
         int(match[1])
