@@ -124,6 +124,8 @@ class Recorder:
         ranks = self.engine.ranks
         if not ranks.broadcast(self.writer.wait() if ranks.is_first else None):
             self.progress.best, self.progress.best_step = before
+            stays = f"the best that is saved is still step {before[1]}" if before[1] else "no best one is saved yet"
+            self.say(f"Step {self.progress.step} has the best mAP so far, {best:.1%}, but could not be saved: {stays}.")
 
     def _save(self, *, best: bool = False) -> None:
         """Begin to write a checkpoint."""

@@ -138,6 +138,10 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
             ended = process.finish()
         assert ended.returncode == 2, ended.stderr
         assert ended.stderr.count("cannot be written, and the last whole one") == 2
+        assert re.search(
+            r"Step 300 has the best mAP so far, \d+\.\d%, but could not be saved: no best one is saved yet\.",
+            ended.stderr,
+        )
         step = tiny.steps(run)[-1]
         assert step < 300
         assert "aumn: The trained model cannot be written to" in ended.stderr

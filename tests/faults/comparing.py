@@ -1,6 +1,7 @@
 """What a disturbed command left against what the undisturbed one left: files byte for byte, metrics row by row."""
 
 import json
+import re
 import sqlite3
 import subprocess
 from collections import Counter
@@ -32,14 +33,18 @@ class Difference:
 
 def differences(stage: Stage, undisturbed: Place, disturbed: Place, said: str = "") -> list[Difference]:
     """`said` is all that the commands printed: a checkpoint that training's last start told it could not write, and not
-    that it could again, is not missed.
+    that it could again, is not missed; nor is the best one where it told that of that one.
     """
     last_start = said[said.rfind(" held out; steps ") :]
     given_up = last_start.rfind("cannot be written, and") > last_start.rfind("Checkpoints can be written again")
+    best_is_lost = lost_for_good(undisturbed.work / "run" / "best", said)
     found = []
     for output in stage.outputs:
-        if given_up and output.startswith(("run/checkpoints", "run/best")):
+        if (given_up and output.startswith(("run/checkpoints", "run/best"))) or (best_is_lost and output == "run/best"):
             found += _damage(disturbed.work / output, output) if (disturbed.work / output).is_dir() else []
+        elif best_is_lost and output.startswith("run/checkpoints"):  # what was the best is a fact of the trainer
+            files = _of_files(undisturbed.work / output, disturbed.work / output, output)
+            found += [difference for difference in files if not difference.what.endswith("/trainer.json")]
         else:
             found += _of_files(undisturbed.work / output, disturbed.work / output, output)
     found += [
@@ -49,6 +54,18 @@ def differences(stage: Stage, undisturbed: Place, disturbed: Place, said: str = 
         found += _of_history(history(undisturbed), history(disturbed))
         found += _of_registry(_registered(undisturbed), _registered(disturbed))
     return found
+
+
+def lost_for_good(best: Path, said: str) -> bool:
+    """Whether training told that it could not save what `best` links to, and did not come by that step again."""
+    refused = list(re.finditer(r"Step (\d+) has the best mAP so far, .*?could not be saved", said))
+    starts = list(re.finditer(r" held out; steps (\d+) to ", said))
+    steps = {
+        int(match[1])
+        for match in refused
+        if not any(start.start() > match.start() and int(start[1]) < int(match[1]) for start in starts)
+    }
+    return any(best.resolve().name == f"step_{step:08d}" for step in steps)
 
 
 def _of_files(expected: Path, found: Path, name: str) -> Iterator[Difference]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .comparing import differences
+from .comparing import differences, lost_for_good
 from .moments import AfterLines, AtShare, WhileWriting
 from .places import Place
 from .playing import Undisturbed, play
@@ -80,6 +80,7 @@ def edit_metrics(statement: str):
     return edit
 
 
+LOST = "held out; steps 0 to 24 Step 20 has the best mAP so far, 51.9%, but could not be saved: no best one"
 LOSSES = {
     "a flipped bit": (flip_a_bit, r"run/model/model\.safetensors.*bytes=1,"),
     "a missing file": (drop_a_file, r"run/model/model\.json"),
@@ -105,6 +106,22 @@ def test_the_comparison_sees(loss, undisturbed, tmp_path):
     lose(copied)
     found = differences(STAGES["train"], expected, copied)
     assert any(re.search(message, str(difference)) for difference in found), found
+
+
+@pytest.mark.parametrize(
+    ("best", "said", "is_lost"),
+    [
+        (20, "", False),
+        (20, LOST, True),
+        (10, LOST, False),  # of another step: a later one was better still, and saved
+        (20, f"{LOST} held out; steps 16 to 24", False),  # trained again, and saved then
+        (20, f"{LOST} held out; steps 22 to 24", True),
+        (20, f"{LOST} held out; steps 16 to 24 {LOST}", True),
+    ],
+)
+def test_a_best_checkpoint_is_not_missed_where_training_said_so(best, said, is_lost, tmp_path):
+    (tmp_path / "best").symlink_to(f"checkpoints/step_{best:08d}")
+    assert lost_for_good(tmp_path / "best", said) == is_lost
 
 
 def copy_of(place: Place, folder: Path) -> Place:
