@@ -110,7 +110,8 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep_last: int, be
     """Write a checkpoint, let `<run>/best` point to it if it is, then drop all but the best and the last few.
 
     The last `keep_last` count back from this step; later ones belong to training that was given up and stay until they
-    are written anew. OSError where the disk refuses; then nothing is dropped.
+    are written anew. OSError where the disk refuses; then nothing is dropped. One that cannot be dropped, such as
+    another user's, is named in a warning.
     """
     assert keep_last >= 1, keep_last
     path = run_dir / "checkpoints" / f"step_{checkpoint.step:08d}"
@@ -256,5 +257,9 @@ def _steps(run_dir: Path) -> list[tuple[int, Path]]:
 def _drop_old(run_dir: Path, step: int, keep_last: int) -> None:
     best = (run_dir / "best").resolve()
     for _, path in [found for found in _steps(run_dir) if found[0] <= step][:-keep_last]:
-        if path.resolve() != best:
+        if path.resolve() == best:
+            continue
+        try:
             remove_folder(path)
+        except OSError as error:
+            logger.warning("The old checkpoint %s cannot be removed: %s.", path, error)

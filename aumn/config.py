@@ -57,6 +57,14 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of embedding values dropped while training (paper: none)."
     )
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the features' channels dropped while training, the same ones in all of a video's "
+        "snippets (paper: none).",
+    )
+    mixing_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of videos that Eq. 4's sum over snippets is left out of while training (paper: none)."
+    )
     centred_queries: bool = Field(
         False,
         description="Eq. 4 compares queries without their mean over the video and at one length (paper: as they are), "
@@ -64,6 +72,20 @@ class ModelConfig(Section):
     )
     attention_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="Adam moves Eq. 5's queries and keys this many times as fast as the rest (paper: 1)."
+    )
+    embedding_layers: Count = Field(
+        1, description="Convolutions of Eq. 1, one behind the other, each with its ReLU (paper: one)."
+    )
+    pooling_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Eq. 8's mean is over this share of a video's snippets, for each class those with the highest "
+        "a_t X_t W_t (paper: 1, all). Less suits short actions in long videos, and takes B x T x J x C values.",
+    )
+
+    normalised_pooling: bool = Field(
+        False,
+        description="Eq. 8 divides by the sum of a_t (paper: by the number of snippets), so that only the attention's "
+        "shape counts, not its scale, for which W can make up.",
     )
 
     @model_validator(mode="after")
@@ -100,7 +122,11 @@ class OptimizerConfig(Section):
         None, description="Largest gradient norm, per stream (paper: no clipping)."
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of linear warm-up.")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at zero.")
+    schedule: Literal["constant", "cosine", "trapezoid"] = Field(
+        "constant",
+        description="After warm-up (the paper does not say); cosine ends at zero, trapezoid is constant and falls to "
+        "zero in a line over the last 40 % of the steps.",
+    )
 
 
 class BatchConfig(Section):
@@ -162,7 +188,10 @@ class EngineConfig(Section):
 class LocalizeConfig(Section):
     """From scores to detections."""
 
-    theta: Share = Field(0.3, description="RGB's share in Eq. 16 and in the video score (paper: 0.3).")
+    theta: Share = Field(
+        0.3,
+        description="RGB's share in Eq. 16 and in the video score; at 0 or 1, one stream alone proposes (paper: 0.3).",
+    )
     class_threshold: Share = Field(0.1, description="Classes above it are kept, or the best one (paper: 0.1).")
     nms_tiou: Share = Field(0.3, description="Class-wise NMS (paper: 0.3).")
     proposals: Literal["attention", "class_activation"] = Field(
@@ -170,6 +199,21 @@ class LocalizeConfig(Section):
         description="What stands above its mean in a proposal: a stream's attention (paper), or what Eq. 16 averages, "
         "for each class on its own.",
     )
+    smoothing: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Snippets, an odd number, around each that its attention and class activation are averaged over "
+        "(paper: 1).",
+    )
+
+    @model_validator(mode="after")
+    def _check_smoothing(self) -> LocalizeConfig:
+        if self.smoothing % 2 == 0:
+            raise PydanticCustomError(
+                "settings",
+                f"localize.smoothing={self.smoothing} has no snippet in its middle: set an odd number, such as "
+                f"{self.smoothing + 1}",
+            )
+        return self
 
 
 class EvaluationConfig(Section):

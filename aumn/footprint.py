@@ -110,6 +110,8 @@ class _Sizes(NamedTuple):
     attends: bool
     centres: bool
     chunk: int
+    layers: int
+    pools_highest: bool
 
     @classmethod
     def of(cls, model: ModelConfig, **letters: int) -> _Sizes:
@@ -121,6 +123,8 @@ class _Sizes(NamedTuple):
             taps=model.kernel,
             attends=model.self_attention,
             centres=model.centred_queries,
+            layers=model.embedding_layers,
+            pools_highest=model.pooling_share < 1,
             **letters,
         )
 
@@ -175,7 +179,7 @@ def footprint(
 
 def _parameters(s: _Sizes) -> dict[str, int]:
     return {
-        "embedding": s.taps * s.D * s.F + s.F,
+        "embedding": s.taps * (s.D + (s.layers - 1) * s.F) * s.F + s.layers * s.F,
         "queries": s.F * s.A + s.A,
         "keys": s.F * s.A + s.A,
         "memory": s.K * s.F,
@@ -207,11 +211,24 @@ def _diversity(s: _Sizes) -> _Phase:
 
 def _pooling(s: _Sizes) -> _Phase:
     """Eq. 8 and the losses: pooled features B x J x F; coefficients, their pooling and its mixture, each B x T x J."""
+    if s.pools_highest:
+        return _pooling_highest(s)
     pooled, pooling, basis = s.B * s.J * s.F, s.B * s.T * s.J, s.J * s.F * s.C
     return _Phase(
         saved=pooled + (4 if s.attends else 2) * pooling + (basis if s.J == s.K else 0),
         working=pooled + basis + pooling + s.B * s.T * s.F,
         left=s.B * s.T * s.F + basis if s.J == s.K else s.B * s.T * s.F,
+        gradient=0 if s.J == s.K else basis,
+    )
+
+
+def _pooling_highest(s: _Sizes) -> _Phase:
+    """Eq. 8 over the highest snippets: X (B x T x F), its products with the basis, the evidence B x T x C, sorted."""
+    mixed, products, evidence, basis = s.B * s.T * s.F, s.B * s.T * s.J * s.C, s.B * s.T * s.C, s.J * s.F * s.C
+    return _Phase(
+        saved=(mixed if s.attends else 0) + products + 4 * evidence + basis,
+        working=products + basis,
+        left=mixed + (basis if s.J == s.K else 0),
         gradient=0 if s.J == s.K else basis,
     )
 
@@ -242,11 +259,12 @@ def _embedding(s: _Sizes) -> _Phase:
     """Eq. 1: the padded features and relu's output; backward, a tap's gradient and two of all taps."""
     padded, weight = s.B * (s.T + s.taps - 1), s.taps * s.D * s.F
     embedded = s.B * s.T * s.F
+    deeper = (s.layers - 1) * (padded * s.F + embedded)
     return _Phase(
-        saved=padded * s.D + embedded + s.B * s.T * s.A,
+        saved=padded * s.D + embedded + s.B * s.T * s.A + deeper,
         working=max(2 * embedded, padded * s.F - 2 * embedded + min(s.taps, 2) * weight + s.D * s.F),
         taken=embedded,
-        gradient=weight,
+        gradient=weight + (s.layers - 1) * s.taps * s.F * s.F,
     )
 
 

@@ -17,7 +17,7 @@ from aumn.checkpoint import ModelCard
 from aumn.cluster.ranks import Ranks
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards import ShardSet
-from aumn.localization.detections import write_part
+from aumn.localization.detections import export_json, read_detections, write_part
 from aumn.localization.proposals import DetectionRules, VideoDetections, detect
 from aumn.one_video import load_network
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
@@ -73,10 +73,12 @@ def localize_subset(
     device: str,
     advance: Callable[[int, int], None],
     with_scores: bool = False,
+    json_file: Path | None = None,
 ) -> int:
     """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
 
     `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `scoring`.
+    `out` is the last to appear: where it is, there is the JSON too.
     """
     place = ranks.device(device)
     if out.exists():
@@ -109,7 +111,18 @@ def localize_subset(
         write_part(detections, partial / f"part-{ranks.rank:05d}.parquet", metadata)
         if keeper:
             keeper.write(partial, model, ranks.rank)
+        if json_file:
+            ranks.barrier()
+            if ranks.is_first:
+                _write_json(partial, json_file)
     return sum(ranks.gather(len(detections)))
+
+
+def _write_json(detections: Path, file: Path) -> None:
+    try:
+        export_json(read_detections(detections)[0], file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error}. Free space, mend its folder, or name another.") from error
 
 
 @contextmanager

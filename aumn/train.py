@@ -23,6 +23,8 @@ from aumn.model import losses
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Scores, Step
 
+TRAPEZOID_FALL = 0.4  # share of the steps
+
 
 class StepSource(Protocol):
     """Where steps come from: `data.loader.TrainingLoader`."""
@@ -101,11 +103,16 @@ def train(
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of one step, a pure function: linear warm-up, then constant or a half cosine that ends at zero."""
+    """The rate of one step, a pure function: linear warm-up, then constant, a half cosine or a trapezoid.
+
+    A trapezoid's line down to zero does what averaging the last weights does, and keeps nothing.
+    """
     if step < optimizer.warmup_steps:
         return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
     if optimizer.schedule == "constant":
         return optimizer.learning_rate
+    if optimizer.schedule == "trapezoid":
+        return optimizer.learning_rate * min(1.0, (steps - step) / (TRAPEZOID_FALL * steps))
     progress = (step - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)
     return optimizer.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 

@@ -74,13 +74,18 @@ class Running:
 
 @contextmanager
 def start(
-    *arguments: object, cwd: Path | None = None, ranks: int = 1, options: Sequence[object] = (), **environment: str
+    *arguments: object,
+    cwd: Path | None = None,
+    ranks: int = 1,
+    options: Sequence[object] = (),
+    prefix: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Running]:
     """Start `python ARGUMENTS`, under torchrun with `options` where there are several ranks or any option.
 
-    Whatever still runs at the end of the block is killed.
+    `prefix` is a command that becomes the one behind it. Whatever still runs at the end of the block is killed.
     """
-    command = [sys.executable]
+    command = [*prefix, sys.executable]
     if ranks > 1 or options:
         command += launcher(ranks, *map(str, options))
     with tempfile.TemporaryDirectory(prefix="aumn-test-") as folder:

@@ -174,6 +174,26 @@ def test_the_checkpoint_just_written_stays_though_later_steps_exist(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00000150", "step_00000200", "step_00000300"]
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_keeps_no_new_one_from_being_written(tmp_path, monkeypatch, caplog):
+    """As where a colleague has written it: in a folder that we share, it can be renamed but not emptied."""
+    save_steps(tmp_path, 100)
+    removed = shutil.rmtree
+
+    def refuse(path, ignore_errors=False):
+        if "step_00000100" not in str(path):
+            removed(path, ignore_errors)
+        elif not ignore_errors:
+            raise PermissionError(13, os.strerror(13), str(path))
+
+    monkeypatch.setattr("aumn.durable.shutil.rmtree", refuse)
+    for step in (200, 300):
+        save_checkpoint(tmp_path, make_checkpoint(step), keep_last=1)
+        assert read_last_checkpoint(tmp_path)[1].step == step
+    assert [record.getMessage().split(": [")[0] for record in caplog.records] == [
+        f"The old checkpoint {tmp_path}/checkpoints/step_00000100 cannot be removed"
+    ]
+
+
 def test_a_run_can_be_moved_with_its_best(tmp_path):
     save_checkpoint(tmp_path / "run", make_checkpoint(100), keep_last=1, best=True)
     (tmp_path / "run").rename(tmp_path / "moved")

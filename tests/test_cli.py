@@ -120,6 +120,20 @@ def test_detections_do_not_depend_on_the_ranks_or_on_how_the_model_was_named(pla
     assert rows(out) == rows(place.detections)
 
 
+def test_detections_appear_behind_their_json_so_that_a_stopped_localization_is_simply_run_again(place, tmp_path):
+    out, refusing = tmp_path / "out", tmp_path / "results.json"
+    localize = ("localize", place.run_folder / "model", place.shards, "--subset", "testing", "--out", out, "--json")
+    refusing.mkdir()
+    refused = place.aumn(*localize, refusing, ranks=2)
+    assert re.search(rf"aumn: {refusing} cannot be written: .*Is a directory.*Free space, mend its", refused.stderr)
+    assert "[rank1]: Traceback" not in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    refusing.rmdir()
+    succeed(place.aumn(*localize, refusing, ranks=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "results.json"]
+    assert refusing.read_bytes() == (place.root / "results.json").read_bytes()
+
+
 def test_two_runs_of_one_seed_are_bit_identical_and_a_resumed_run_too(place, tmp_path):
     """Resume from step 3 of 6, and the same run again from the start: the final weights are those of the first."""
 

@@ -1,10 +1,10 @@
-"""Checkpoints behind training's back, on real disks that are full: what is told, what is kept, what goes on."""
+"""Checkpoints behind training's back, on real disks that refuse: what is told, what is kept, what goes on."""
 
 import os
+import re
 import resource
-import subprocess
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from aumn.checkpoint import read_checkpoint, read_last_checkpoint
 from aumn.saving import CheckpointWriter
 
 from .launching import succeed
+from .refusing import BrokenDisk, ForbiddenFolder, FullDisk, ReadOnlyDisk
 from .test_checkpoint import assert_same, make_checkpoint, make_weights
 from .tiny import Tiny
 
@@ -97,61 +98,67 @@ def test_metrics_that_cannot_be_kept_keep_the_checkpoint_from_claiming_them(tmp_
     assert read_last_checkpoint(tmp_path) is None
 
 
-class SmallDisk:
-    """A tmpfs of one megabyte; where mounting is not permitted, a limit on the size of the command's files."""
+def disks(folder: Path, kind: str) -> FullDisk | ForbiddenFolder | ReadOnlyDisk | BrokenDisk:
+    if kind.startswith("broken"):
+        return BrokenDisk(folder, kind.split()[1])
+    return {"full": FullDisk, "forbidden": ForbiddenFolder, "read-only": ReadOnlyDisk}[kind](folder)
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder, self.filler = folder, folder / "filler"
-        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "aumn-test", str(folder)]
-        self.is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
-    def fill(self, pid: int) -> None:
-        if not self.is_mounted:
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
-            return
-        with self.filler.open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(1024))
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """With an undisturbed run, `undisturbed`."""
+    tiny = Tiny(tmp_path_factory.mktemp("tiny"))
+    succeed(tiny.train("undisturbed", *SETTINGS))
+    return tiny
 
-    def free(self, pid: int) -> None:
-        if self.is_mounted:
-            self.filler.unlink()
-        else:
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    def close(self) -> None:
-        if self.is_mounted:
-            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+SETTINGS = ["run.steps=300", "run.checkpoint_every=5", "model.embedding_width=64", "evaluation.every=300"]
+TRACKED = ["tracking.enabled=true", "tracking.uri=sqlite:///mlflow.db"]
 
 
 @pytest.mark.slow
-def test_training_goes_on_while_the_disk_is_full_and_what_is_missing_in_the_end_is_an_error_that_resume_mends(tmp_path):
-    tiny = Tiny(tmp_path)
-    settings = ["run.steps=300", "run.checkpoint_every=5", "model.embedding_width=64", "evaluation.every=300"]
-    succeed(tiny.train("undisturbed", *settings))
-    with closing(SmallDisk(tmp_path / "disk")) as disk:
-        with tiny.start("disk/run", *settings) as run:
-            run.wait_for("step 12/300")
-            disk.fill(run.process.pid)
-            run.wait_for("The checkpoint of step .* cannot be written, and the last whole one is ")
-            whole = tiny.steps("disk/run")
-            run.wait_for("step 120/300")
-            assert tiny.steps("disk/run") == whole
-            disk.free(run.process.pid)
-            run.wait_for("Checkpoints can be written again: ")
-            disk.fill(run.process.pid)
-            ended = run.finish()
+@pytest.mark.parametrize("kind", ["full", "forbidden", "read-only", "broken fsync", "broken write"])
+def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_is_an_error_that_resume_mends(
+    kind, tiny
+):
+    folder = tiny.root / kind.replace(" ", "-")
+    run, settings = f"{folder.name}/run", [*SETTINGS, *(TRACKED if kind in {"forbidden", "broken fsync"} else [])]
+    with closing(disks(folder, kind)) as disk:
+        with tiny.start(run, *settings, prefix=disk.prefix, **disk.environment) as process:
+            process.wait_for("step 12/300")
+            disk.refuse(process.process.pid)
+            told = process.wait_for("The checkpoint of step .* cannot be written, and the last whole one is .*")
+            assert re.search(disk.refusal, told[0])
+            whole = tiny.steps(run)
+            process.wait_for("step 120/300")
+            assert tiny.steps(run) == whole
+            disk.relent(process.process.pid)
+            process.wait_for("Checkpoints can be written again: ")
+            disk.refuse(process.process.pid)
+            ended = process.finish()
         assert ended.returncode == 2, ended.stderr
         assert ended.stderr.count("cannot be written, and the last whole one") == 2
-        step = tiny.steps("disk/run")[-1]
+        step = tiny.steps(run)[-1]
         assert step < 300
         assert "aumn: The trained model cannot be written to" in ended.stderr
         assert (
-            f"run the same command with --resume, which goes on from {tiny.root}/disk/run/checkpoints/step_{step:08d}"
+            f"run the same command with --resume, which goes on from {tiny.root}/{run}/checkpoints/step_{step:08d}"
             in (ended.stderr)
         )
-        assert not [name for name in os.listdir(tiny.root / "disk/run") if "partial" in name or name == "model"]
-        disk.free(os.getpid())
-        succeed(tiny.train("disk/run", *settings, "--resume"))
-        assert tiny.model("disk/run") == tiny.model("undisturbed")
+        assert not [name for name in os.listdir(tiny.root / run) if "partial" in name or name == "model"]
+        disk.relent(os.getpid())
+        succeed(tiny.train(run, *settings, "--resume"))
+        assert tiny.model(run) == tiny.model("undisturbed")
+        assert not list(folder.glob("run/checkpoints/.*"))
+
+
+@pytest.mark.slow
+def test_a_run_whose_record_cannot_be_written_says_so_and_ends_in_the_same_model(tiny):
+    record = tiny.root / "recordless" / "run.json"
+    record.mkdir(parents=True)  # where a file should be
+    ended = succeed(tiny.train("recordless", *SETTINGS))
+    assert f"The run's record, {record}, cannot be written: [Errno 21] Is a directory" in ended.stderr
+    assert tiny.model("recordless") == tiny.model("undisturbed")
+    assert not list(record.parent.glob(".*"))
+    succeed(tiny.train("recordless", *SETTINGS, "--resume"))  # not known to be finished, so it ends again
+    assert tiny.model("recordless") == tiny.model("undisturbed")

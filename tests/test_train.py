@@ -44,6 +44,9 @@ def test_the_learning_rate_is_a_function_of_the_step():
     assert learning_rate(cosine, 2, 10) == 0.5
     assert learning_rate(cosine, 6, 10) == pytest.approx(0.25)
     assert learning_rate(cosine, 10, 10) == pytest.approx(0)
+    trapezoid = OptimizerConfig(learning_rate=0.5, warmup_steps=2, schedule="trapezoid")
+    rates = [learning_rate(trapezoid, step, 10) for step in range(11)]
+    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125, 0])
 
 
 def test_a_single_process_engine_refuses_several_ranks():

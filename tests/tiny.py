@@ -9,7 +9,14 @@ from .running import start
 
 SETTINGS = {
     "data": {"snippets": 24, "holdout_share": 0.2},
-    "model": {"embedding_width": 16, "units": 3, "bottleneck": 4, "dropout": 0.2},
+    "model": {
+        "embedding_width": 16,
+        "units": 3,
+        "bottleneck": 4,
+        "dropout": 0.2,
+        "channel_dropout": 0.2,
+        "mixing_dropout": 0.3,
+    },
     "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5},
     "batch": {"global_videos": 6},  # the last step of an epoch is smaller
     "run": {"steps": 60, "log_every": 3, "checkpoint_every": 7},

@@ -46,7 +46,15 @@ def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
 def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
     torch.manual_seed(0)
-    settings = {"embedding_width": 12, "key_ratio": 3, "units": 7, "bottleneck": 4, "dropout": 0.3}
+    settings = {
+        "embedding_width": 12,
+        "key_ratio": 3,
+        "units": 7,
+        "bottleneck": 4,
+        "dropout": 0.3,
+        "channel_dropout": 0.2,
+        "mixing_dropout": 0.4,
+    }
     network = TwoStream.build(WIDTHS, CLASSES, settings).double()
     engine = build_engine("ddp", network, ranks, torch.device("cpu"), {"clip_norm": 0.1})
     report = train_step(engine, make_step(videos, micro_batches, ranks), WEIGHTS)

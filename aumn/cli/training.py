@@ -89,7 +89,6 @@ def localize(
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
     from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
-    from aumn.localization.detections import export_json, read_detections
     from aumn.localize import localize_subset
 
     first = read_environment(os.environ).is_first
@@ -105,10 +104,9 @@ def localize(
             device=device,
             advance=advance,
             with_scores=scores,
+            json_file=json_file,
         )
     if first:
-        if json_file:
-            export_json(read_detections(out)[0], json_file)
         print(f"{out}: {count:,} detections by {model} in subset {subset} of {shards}")
 
 

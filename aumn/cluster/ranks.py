@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMEOUT_S = 600
+POLL_S = 0.1
 _LEFT, _DONE, _KNOWN = "left_for_a_reason", "first_rank_is_done", "know_that_it_is"
 
 
@@ -254,10 +255,26 @@ def _backend(cuda: bool) -> str:
 
 
 def _wait_for_all(store: Any, ranks: Ranks) -> None:
-    """However long a rank takes to start, it is no hang; nor is it longer than the store's own patience."""
+    """However long a rank takes to start, up to TIMEOUT_S, it is no hang. One that is asked to stop tells the others.
+
+    They look again and again, rather than wait in C, where no signal could reach them and no word of another rank.
+    """
     if store.add("started", 1) == ranks.size:
         store.set("all_started", "")
-    store.wait(["all_started"])
+    give_up_s = time.monotonic() + TIMEOUT_S
+    try:
+        while not store.check(["all_started"]):
+            if silent := _reason_of_another(store):
+                raise silent
+            if time.monotonic() > give_up_s:
+                here = store.add("started", 0)
+                raise RuntimeError(f"Only {here} of {ranks.size} ranks have started in {TIMEOUT_S} s: see their logs.")
+            time.sleep(POLL_S)
+    except Stopped as stop:
+        stop.told_by_another_rank = _tell(store, stop)
+        if ranks.is_first and not stop.told_by_another_rank:
+            time.sleep(10 * POLL_S)  # it may serve the store, and the others are to hear of it
+        raise
 
 
 def _wait_for_first(store: Any, ranks: Ranks) -> None:
@@ -273,7 +290,7 @@ def _wait_for_first(store: Any, ranks: Ranks) -> None:
                 time.sleep(0.02)
             return
         while not store.check([_DONE]):
-            time.sleep(0.1)
+            time.sleep(POLL_S)
         silent = _reason_of_another(store)
         store.add(_KNOWN, 1)
         if silent:

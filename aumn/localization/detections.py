@@ -8,7 +8,6 @@ order, and a video's rows may be spread over the parts.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aumn.durable import whole_file
 from aumn.records import Detections, InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def write_part(detections: Detections, path: Path, metadata: Mapping[str, str] |
     numbers = [pa.array(column_N, pa.float64()) for column_N in _columns(detections)[2:]]
     table = pa.table([*names, *numbers], names=[*NAMES, *NUMBERS])
     table = table.replace_schema_metadata({PREFIX + key: value for key, value in (metadata or {}).items()})
-    with _whole(path) as partial:
+    with whole_file(path) as partial:
         pq.write_table(table, partial, row_group_size=BATCH_ROWS, write_page_checksum=True)
 
 
@@ -76,7 +76,7 @@ def export_json(detections: Detections, path: Path) -> None:
     for video, label, score, *segment in zip(*columns, strict=True):
         detection = {"label": detections.labels[label], "score": score, "segment": segment}
         results.setdefault(detections.videos[video], []).append(detection)
-    with _whole(path) as partial:
+    with whole_file(path) as partial:
         partial.write_text(json.dumps({"version": "1.0", "results": results, "external_data": {}}), encoding="utf-8")
 
 
@@ -248,14 +248,3 @@ def _readable(part: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{part} cannot be read as Parquet ({reason}): write it again with `aumn localize`.") from None
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to; the file takes its own name when it is complete, so nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -19,6 +19,8 @@ from aumn.model.memory import Memory, QuickLinear, Reading
 from aumn.model.products import convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
+CHANNELS, MIXING = 1 << 40, 1 << 41  # salts of a video's seed
+
 
 class TemporalConvolution(nn.Module):
     """A zero-padded 1-d convolution over time, as one matrix product a tap (Eq. 1).
@@ -56,9 +58,17 @@ class AUMN(nn.Module):
         bottleneck: R of the value encoder (the paper does not say; 64).
         self_attention: Eq. 4; without it X = E.
         dropout: share of embedding values dropped while training (the paper: none).
+        channel_dropout: share of input channels dropped while training, for a whole video at once (the paper: none).
+            Snippets of one clip are near copies, over which dropout of single values averages out.
+        mixing_dropout: share of videos without Eq. 4's sum, X = E, while training (the paper: none).
         centred_queries: compare Eq. 4's queries without their mean over the video and at one length (the paper: as
             they are); see `_mixing`.
         attention_rate: how many times as fast as the rest Adam moves queries and keys (the paper: 1).
+        embedding_layers: convolutions of the embedding, one behind the other, each with its ReLU (the paper: one).
+        pooling_share: Eq. 8's mean is, for each class, over this share of the video's snippets, those with the highest
+            a_t X_t W_t (the paper: 1, all of them).
+        normalised_pooling: Eq. 8 divides by the sum of a over the snippets it counts (the paper: by their number), so
+            that the attention's shape counts and not its scale, for which W could make up.
     """
 
     def __init__(
@@ -73,8 +83,13 @@ class AUMN(nn.Module):
         bottleneck: int = 64,
         self_attention: bool = True,
         dropout: float = 0.0,
+        channel_dropout: float = 0.0,
+        mixing_dropout: float = 0.0,
         centred_queries: bool = False,
         attention_rate: float = 1.0,
+        embedding_layers: int = 1,
+        pooling_share: float = 1.0,
+        normalised_pooling: bool = False,
     ) -> None:
         super().__init__()
         key_width = embedding_width // key_ratio
@@ -83,7 +98,13 @@ class AUMN(nn.Module):
         self.memory = Memory(units, embedding_width, key_width, bottleneck, num_classes, attention_rate=attention_rate)
         self.self_attention = self_attention
         self.dropout = dropout
+        self.channel_dropout = channel_dropout
+        self.mixing_dropout = mixing_dropout
         self.centred_queries = centred_queries
+        self.pooling_share = pooling_share
+        self.normalised_pooling = normalised_pooling
+        deeper = (TemporalConvolution(embedding_width, embedding_width, kernel) for _ in range(embedding_layers - 1))
+        self.embed_deeper = nn.ModuleList(deeper)
 
     def forward(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Scores:
         """Eq. 1-8 for training: Eq. 8's logits, Eq. 7, and Eq. 11's sums.
@@ -91,50 +112,93 @@ class AUMN(nn.Module):
         With u_tj = a_t coefficients_tj / T, Eq. 8's logits are sum_j (sum_t u_tj X_t) basis_j and X = (P + I) E, so
         (P + I)ᵀ u (T x T x J) comes first and X (T x T x F) is never built.
         """
-        embedded_BTF, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        embedded_BTF, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):  # softmaxes and sums over time need float32
-            return self._score(embedded_BTF, queries_BTA, mask_BT, lengths)
+            return self._score(embedded_BTF, queries_BTA, mask_BT, lengths, seeds)
 
-    def _score(self, embedded_BTF: Tensor, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int]) -> Scores:
+    def _score(
+        self,
+        embedded_BTF: Tensor,
+        queries_BTA: Tensor,
+        mask_BT: Tensor,
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+    ) -> Scores:
         reading = self.memory.read(queries_BTA, mask_BT)
+        mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths) if self.self_attention else None
+        if mixing_BTT is not None and self.training and self.mixing_dropout > 0:
+            mixing_BTT = mixing_BTT * video_factors(mixing_BTT, 1, self.mixing_dropout, seeds, MIXING)
+        pool = self._pool_highest if self.pooling_share < 1 else self._pool_all
+        logits_BC = pool(embedded_BTF, mixing_BTT, mask_BT, reading)
+        return Scores(logits_BC, reading.attention_BT * mask_BT, reading.unit_sums_BK, self.memory.units_KF)
+
+    def _pool_all(self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading) -> Tensor:
         attention_BT = reading.attention_BT * mask_BT
-        length_B1 = mask_BT.sum(1, keepdim=True).to(attention_BT.dtype)
-        pooling_BTJ = reading.coefficients_BTJ * (attention_BT / length_B1)[..., None]
-        if self.self_attention:
-            pooling_BTJ = pooling_BTJ + self._mixing(queries_BTA, mask_BT, lengths).mT @ pooling_BTJ
+        whole_B1 = (attention_BT if self.normalised_pooling else mask_BT).sum(1, keepdim=True).to(attention_BT.dtype)
+        pooling_BTJ = reading.coefficients_BTJ * (attention_BT / whole_B1)[..., None]
+        if mixing_BTT is not None:
+            pooling_BTJ = pooling_BTJ + mixing_BTT.mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
-        logits_BC = product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
-        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF)
+        return product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
+
+    def _pool_highest(
+        self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading
+    ) -> Tensor:
+        """Eq. 8 over each class's highest snippets alone; X and its products with the basis, B x T x J x C, exist."""
+        if mixing_BTT is not None:
+            embedded_BTF = embedded_BTF + mixing_BTT @ embedded_BTF
+        cas_BTC = _class_activation(embedded_BTF.flatten(0, 1), reading).unflatten(0, mask_BT.shape)
+        return self._mean_of_highest(reading.attention_BT, cas_BTC, mask_BT)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
-        _, queries_BTA = self._embed(features_BTD, lengths, seeds)
+        _, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):
             return self.memory.read(queries_BTA, mask_BT).unit_sums_BK
+
+    def _mean_of_highest(self, attention_BT: Tensor, cas_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """Eq. 8 over, for each class, the share of a video's own snippets with the most evidence, rounded up. B x C."""
+        count_B1 = (mask_BT.sum(1, keepdim=True) * self.pooling_share).ceil()
+        evidence_BTC = (attention_BT[..., None] * cas_BTC).masked_fill(~mask_BT[..., None], -torch.inf)
+        highest_BTC, snippet_BTC = evidence_BTC.sort(1, descending=True)
+        counted_BT1 = (torch.arange(mask_BT.shape[1], device=mask_BT.device) < count_B1)[..., None]
+        sum_BC = torch.where(counted_BT1, highest_BTC, 0).sum(1)
+        if not self.normalised_pooling:
+            return sum_BC / count_B1
+        weight_BTC = attention_BT[..., None].expand_as(cas_BTC).gather(1, snippet_BTC)
+        return sum_BC / (weight_BTC * counted_BT1).sum(1)
 
     @torch.no_grad()
     def localize(self, features_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One whole video: Eq. 8 (C), Eq. 7 (T) and Eq. 15's softmax (T x C)."""
         length = len(features_TD)
         mask_BT = torch.ones(1, length, dtype=torch.bool, device=features_TD.device)
-        embedded_BTF, queries_BTA = self._embed(features_TD[None], [length], [0])
+        embedded_BTF, queries_BTA = self._embed(features_TD[None], mask_BT, [length], [0])
         reading = self.memory.read(queries_BTA, mask_BT)
         if self.self_attention:
             embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, [length]) @ embedded_BTF
         cas_TC = _class_activation(embedded_BTF[0], reading)
         attention_T = reading.attention_BT[0]
-        video_C = (attention_T @ cas_TC / length).softmax(0)
-        return video_C, attention_T, cas_TC.softmax(1)
+        logits_BC = self._mean_of_highest(attention_T[None], cas_TC[None], mask_BT)
+        return logits_BC[0].softmax(0), attention_T, cas_TC.softmax(1)
 
     @torch.no_grad()
     def similarity(self, features_TD: Tensor, units: Sequence[int]) -> Tensor:
         """One whole video: Eq. 5 with some of the action units, T x len(units), to be looked at."""
-        _, queries_BTA = self._embed(features_TD[None], [len(features_TD)], [0])
+        mask_BT = torch.ones(1, len(features_TD), dtype=torch.bool, device=features_TD.device)
+        _, queries_BTA = self._embed(features_TD[None], mask_BT, [len(features_TD)], [0])
         return self.memory.similarity(queries_BTA[0], units)
 
-    def _embed(self, features_BTD: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _embed(
+        self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 1 and the queries: most of the work, and all of it that `torch.autocast` may do in 16 bits."""
+        if self.training and self.channel_dropout > 0:
+            width = features_BTD.shape[-1]
+            features_BTD = features_BTD * video_factors(features_BTD, width, self.channel_dropout, seeds, CHANNELS)
         embedded_BTF = torch.relu(self.embed(features_BTD))
+        for layer in self.embed_deeper:
+            embedded_BTF = torch.relu(layer(embedded_BTF * mask_BT[..., None]))
         if self.training and self.dropout > 0:
             embedded_BTF = embedded_BTF * dropout_factors(embedded_BTF, self.dropout, lengths, seeds)
         queries_BTA = self.encode_query(embedded_BTF)
@@ -162,15 +226,15 @@ def _centred(queries_BTA: Tensor, mask_BT: Tensor) -> Tensor:
     return functional.normalize(queries_BTA - mean_B1A, dim=-1) * math.sqrt(queries_BTA.shape[-1])
 
 
-def _class_activation(mixed_TF: Tensor, reading: Reading) -> Tensor:
-    """Eq. 15, T x C: X_t W_t as sum_j coefficients_tj (X_t basis_j), in slices of time that hold T x J x C values."""
+def _class_activation(mixed_NF: Tensor, reading: Reading) -> Tensor:
+    """Eq. 15, N x C: X_t W_t as sum_j coefficients_tj (X_t basis_j), in slices of time that hold n x J x C values."""
     basis_FX = reading.basis_JFC.transpose(0, 1).flatten(1)
     size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
     slice_snippets = max(1, (1 << 22) // basis_FX.shape[1])
     parts = [
         torch.einsum("tjc,tj->tc", product(mixed, basis_FX).view(-1, size, num_classes), coefficients)
         for mixed, coefficients in zip(
-            mixed_TF.split(slice_snippets), reading.coefficients_BTJ[0].split(slice_snippets), strict=True
+            mixed_NF.split(slice_snippets), reading.coefficients_BTJ.flatten(0, 1).split(slice_snippets), strict=True
         )
     ]
     return torch.cat(parts)
@@ -187,6 +251,18 @@ def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds
     for row, length, seed in zip(factors_BTF, lengths, seeds, strict=True):
         row[:length].bernoulli_(1 - rate, generator=generator.manual_seed(seed))
     return factors_BTF.div_(1 - rate)
+
+
+def video_factors(like: Tensor, width: int, rate: float, seeds: Sequence[int], salt: int) -> Tensor:
+    """Inverted dropout's factors, B x 1 x width: one draw a video for all of its snippets, from its seed and a salt.
+
+    The salt keeps draws of one seed for different purposes apart.
+    """
+    factors_B1W = like.new_empty(len(seeds), 1, width)
+    generator = torch.Generator(like.device)
+    for row, seed in zip(factors_B1W, seeds, strict=True):
+        row.bernoulli_(1 - rate, generator=generator.manual_seed(seed ^ salt))
+    return factors_B1W.div_(1 - rate)
 
 
 class TwoStream(nn.Module):

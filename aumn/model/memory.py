@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aumn.model.products import add_product, multiply, product
+from aumn.model.products import add_product, multiply, product, room
 
 PAPER_UNITS = 7
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
@@ -137,8 +137,8 @@ class _ReadInChunks(torch.autograd.Function):
         best_N = queries_NA.new_full((len(queries_NA),), -torch.inf)
         best_unit_N = torch.zeros_like(best_N, dtype=torch.long)
         sums_BK = queries_NA.new_empty(shape_BT[0], len(keys_KA))
-        for units, (buffer_Nk,) in _chunks(queries_NA, len(keys_KA), buffers=1):
-            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=buffer_Nk)
+        for units, (room_Nk,) in _chunks(queries_NA, len(keys_KA), rooms=1):
+            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=room_Nk)
             logit_N, unit_N = similarity_Nk.max(-1)
             better_N = logit_N > best_N
             best_N = torch.where(better_N, logit_N, best_N)
@@ -156,10 +156,10 @@ class _ReadInChunks(torch.autograd.Function):
         grad_coefficients_NR, grad_attention_N = grad_coefficients_BTR.flatten(0, 1), grad_attention_BT.flatten()
         grad_queries_NA = torch.zeros_like(queries_NA)
         grad_keys_KA, grad_hidden_KR = torch.empty_like(keys_KA), torch.empty_like(hidden_KR)
-        for units, (buffer_Nk, grad_buffer_Nk) in _chunks(queries_NA, len(keys_KA), buffers=2):
-            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=buffer_Nk).sigmoid_()
+        for units, (room_Nk, grad_room_Nk) in _chunks(queries_NA, len(keys_KA), rooms=2):
+            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=room_Nk).sigmoid_()
             grad_hidden_KR[units] = multiply(similarity_Nk.T, grad_coefficients_NR)
-            grad_Nk = multiply(grad_coefficients_NR, hidden_KR[units].T, out=grad_buffer_Nk)
+            grad_Nk = multiply(grad_coefficients_NR, hidden_KR[units].T, out=grad_room_Nk)
             grad_Nk.unflatten(0, weights_BT.shape).addcmul_(weights_BT[:, :, None], grad_sums_BK[:, None, units])
             unit_N = best_unit_N - units.start
             here_N = (unit_N >= 0) & (unit_N < grad_Nk.shape[1])
@@ -171,12 +171,12 @@ class _ReadInChunks(torch.autograd.Function):
         return grad_queries_NA.unflatten(0, weights_BT.shape), grad_keys_KA, grad_hidden_KR, None
 
 
-def _chunks(queries_NA: Tensor, num_units: int, *, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """The units chunk by chunk, multiples of 64 where they can be, each with N x k views of the same buffers."""
+def _chunks(queries_NA: Tensor, num_units: int, *, rooms: int) -> Iterator[tuple[slice, list[Tensor | None]]]:
+    """The units chunk by chunk, multiples of 64 where they can be, each with N x k views of the same rooms."""
     rows = len(queries_NA)
     size = max(1, CHUNK_ELEMENTS.get(queries_NA.device.type, CHUNK_ELEMENTS["cpu"]) // max(1, rows))
     size = min(size - size % 64 if size > 64 else size, num_units)
-    whole = [queries_NA.new_empty(rows, size) for _ in range(buffers)]
+    whole = [room(queries_NA, size) for _ in range(rooms)]
     for start in range(0, num_units, size):
         units = slice(start, min(start + size, num_units))
-        yield units, [buffer[:, : units.stop - start] for buffer in whole]
+        yield units, [one if one is None else one[:, : units.stop - start] for one in whole]

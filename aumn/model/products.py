@@ -28,11 +28,16 @@ def product(left_NX: Tensor, right_XM: Tensor) -> Tensor:
 def multiply(left_NX: Tensor, right_XM: Tensor, out: Tensor | None = None) -> Tensor:
     """`left @ right`, without gradient: for functions that have a backward pass of their own.
 
-    `out` is memory that the result may take, which is returned wherever it is.
+    `out` is a view of `room`, for the result; nothing else may be given.
     """
     if _is_plain(left_NX):
         return torch.mm(left_NX, right_XM, out=out)
     return _multiply(left_NX, right_XM)
+
+
+def room(like_NX: Tensor, columns: int) -> Tensor | None:
+    """Memory for products of N rows to come, which takes the time of a product to get; None: oneDNN brings its own."""
+    return like_NX.new_empty(len(like_NX), columns) if _is_plain(like_NX) else None
 
 
 def add_product(total_NM: Tensor, left_NX: Tensor, right_XM: Tensor) -> None:
@@ -99,15 +104,19 @@ class _Convolution(torch.autograd.Function):
 
 
 def _multiply(left_NX: Tensor, right_XM: Tensor) -> Tensor:
+    """By oneDNN, which wants left rows in one piece: of two products that give the same, the one that copies less."""
     if not left_NX.numel() or not right_XM.numel():  # oneDNN knows no empty ones
         return torch.mm(left_NX, right_XM)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(left_NX), _dense(right_XM).T, None, "none", [], "")
+    if not left_NX.is_contiguous() and (right_XM.T.is_contiguous() or right_XM.shape[1] < len(left_NX)):
+        return _by_onednn(right_XM.T.contiguous(), left_NX.T).T
+    return _by_onednn(left_NX.contiguous(), right_XM)
+
+
+def _by_onednn(left_NX: Tensor, right_XM: Tensor) -> Tensor:
+    if not (right_XM.is_contiguous() or right_XM.T.is_contiguous()):
+        right_XM = right_XM.contiguous()  # takes a thousand times as long else
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(left_NX, right_XM.T, None, "none", [], "")
     return found
-
-
-def _dense(matrix: Tensor) -> Tensor:
-    """The matrix as it is or transposed in one piece of memory: oneDNN takes a thousand times as long for others."""
-    return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
 
 
 def _is_plain(matrix: Tensor) -> bool:

@@ -70,7 +70,12 @@ class Spool:
         """Put all that waits on the disk: nothing of it is lost to a crash of the machine. OSError where it refuses."""
         if self._lines:
             self._write()
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError:
+                # What a disk has failed to take counts as written from then on, and may be gone: write it all again.
+                self._good_bytes = self._on_disk = 0
+                raise
             sync(self.path.parent)
 
     def first(self, count: int) -> list[Letter]:
@@ -88,9 +93,10 @@ class Spool:
                 self._good_bytes = 0
 
     def close(self) -> None:
-        """Let go of the file, and remove it where nothing waits."""
+        """Let go of the file, and remove it where nothing waits and the folder permits it."""
         if not self._lines:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # an empty file, or letters that are found again and dropped as delivered
+                self.path.unlink(missing_ok=True)
         self._file.close()
 
     def _write(self) -> None:

@@ -22,7 +22,15 @@ from aumn.train import train_step
 from tests.train_ranks import CLASSES, WEIGHTS, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6
-SHAPE = {"embedding_width": 12, "key_ratio": 3, "units": 7, "bottleneck": 4, "dropout": 0.3}
+SHAPE = {
+    "embedding_width": 12,
+    "key_ratio": 3,
+    "units": 7,
+    "bottleneck": 4,
+    "dropout": 0.3,
+    "channel_dropout": 0.2,
+    "mixing_dropout": 0.4,
+}
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 

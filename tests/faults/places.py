@@ -35,7 +35,8 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         address = self.own_server.address if self.own_server else f"sqlite:///{self.database}"
-        return {"MLFLOW_TRACKING_URI": address}
+        # The first rank waits alone for a store that hangs, twice so long, and is itself taken to hang after 60 s.
+        return {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 @contextmanager

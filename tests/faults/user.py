@@ -1,7 +1,5 @@
 """What a user does when a command has ended: believe it, follow the remedy it names, or run it again."""
 
-import shutil
-
 from .places import Place
 from .stages import Inputs, Stage
 
@@ -12,7 +10,5 @@ def next_command(stage: Stage, inputs: Inputs, place: Place, code: int, said: st
         return ["-m", "aumn", "deliver", "run"]
     if code == 0 or ("already exists" in said and all((place.work / output).exists() for output in stage.outputs)):
         return None
-    if "remove it first" in said:  # the detections were there, but what comes after them was not
-        shutil.rmtree(place.work / stage.outputs[0])
     is_begun = any((place.work / "run" / "checkpoints").glob("step_*"))
     return [*stage.command(inputs), *(["--resume"] if is_begun else [])]

@@ -1,5 +1,7 @@
 """Eq. 16 and NMS against loops written from METHOD.md."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,8 +43,17 @@ def plain_runs(curve):
     return found
 
 
+def plain_means(score, window):
+    length = len(score.cas_TC)
+    around = [range(max(0, t - window // 2), min(length, t + window // 2 + 1)) for t in range(length)]
+    curves = (score.attention_T, score.cas_TC)
+    attention, cas = ([np.mean([curve[s] for s in near], axis=0) for near in around] for curve in curves)
+    return VideoScores(score.video_C, np.array(attention), np.array(cas))
+
+
 def plain_detections(scores, video, rules):
     """Snippet by snippet, proposal by proposal."""
+    scores = {s: plain_means(scores[s], rules.smoothing) for s in scores}
     weight = {"rgb": rules.theta, "flow": 1 - rules.theta}
     video_C = sum(weight[s] * scores[s].video_C for s in scores)
     classes = [c for c, y in enumerate(video_C) if y > rules.class_threshold] or [int(np.argmax(video_C))]
@@ -67,14 +78,21 @@ def plain_detections(scores, video, rules):
 
 
 @pytest.mark.parametrize("proposals", ["attention", "class_activation"])
+@pytest.mark.parametrize("smoothing", [1, 3, 9])
 @pytest.mark.parametrize("seed", range(20))
-def test_detections_equal_the_plain_loops(seed, proposals):
+def test_detections_equal_the_plain_loops(seed, smoothing, proposals):
     rng = np.random.default_rng(seed)
     snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
     scores = make_scores(rng, snippets, classes)
+    if smoothing > 1:  # else what equals the mean is above it or not as sums are rounded
+        scores = {s: replace(score, attention_T=rng.uniform(size=snippets)) for s, score in scores.items()}
     duration_s = snippets * STRIDE / FPS * rng.uniform(0.6, 1.1)
     rules = DetectionRules(
-        theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals
+        theta=rng.uniform(),
+        class_threshold=0.2,
+        nms_tiou=rng.uniform(0.1, 0.6),
+        proposals=proposals,
+        smoothing=smoothing,
     )
     video = make_video(snippets, duration_s)
     found = detect(scores, video, STRIDE, rules)
@@ -103,6 +121,15 @@ def test_a_constant_attention_proposes_the_whole_video(snippets):
     found = detect({"rgb": score, "flow": score}, make_video(snippets), STRIDE, DetectionRules(class_threshold=0.5))
     np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [snippets * STRIDE / FPS]))
     np.testing.assert_allclose(found.score_N, 0.15)
+
+
+@pytest.mark.parametrize(("theta", "stream"), [(1.0, "rgb"), (0.0, "flow")])
+def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
+    scores = make_scores(np.random.default_rng(5), 40, 6)
+    rules = DetectionRules(theta=theta)
+    both, alone = (detect(part, make_video(40), STRIDE, rules) for part in (scores, {stream: scores[stream]}))
+    for column in ("label_N", "score_N", "start_s_N", "end_s_N"):
+        np.testing.assert_array_equal(getattr(both, column), getattr(alone, column))
 
 
 def test_equal_scores_keep_the_earlier_proposal():

@@ -3,6 +3,8 @@
 Every function takes one stream's AUMN for its parameters and works in their dtype (the tests use float64).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,12 @@ from aumn.model.aumn import AUMN
 
 
 def embed(net: AUMN, features_TD: Tensor) -> Tensor:  # Eq. 1
-    taps = len(net.embed.weight)
-    padded_DP = torch.nn.functional.pad(features_TD.T, ((taps - 1) // 2, taps // 2))
-    out_FT = torch.nn.functional.conv1d(padded_DP[None], net.embed.weight.permute(2, 1, 0), net.embed.bias)[0]
-    return torch.relu(out_FT.T)
+    for layer in (net.embed, *net.embed_deeper):
+        taps = len(layer.weight)
+        padded_DP = torch.nn.functional.pad(features_TD.T, ((taps - 1) // 2, taps // 2))
+        out_FT = torch.nn.functional.conv1d(padded_DP[None], layer.weight.permute(2, 1, 0), layer.bias)[0]
+        features_TD = torch.relu(out_FT.T)
+    return features_TD
 
 
 def queries(net: AUMN, embedded_TF: Tensor) -> Tensor:
@@ -29,8 +33,8 @@ def keys_and_values(net: AUMN) -> tuple[Tensor, Tensor]:  # Eq. 2, 3
     return keys_KA, torch.einsum("kr,rfc->kfc", hidden_KR, w2_RFC) + b2_FC
 
 
-def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
-    """Every quantity of Eq. 1-8, 11 and 15 for one video."""
+def video(net: AUMN, features_TD: Tensor, mixing: float = 1.0) -> dict[str, Tensor]:
+    """Every quantity of Eq. 1-8, 11 and 15 for one video; `mixing` times Eq. 4's sum over snippets."""
     embedded_TF = embed(net, features_TD)
     queries_TA = queries(net, embedded_TF)
     scale = queries_TA.shape[1] ** 0.5
@@ -41,13 +45,15 @@ def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
             compared_TA = queries_TA - queries_TA.mean(0)
             compared_TA = scale * compared_TA / compared_TA.norm(dim=1, keepdim=True).clamp_min(1e-12)
         similarity_TT = torch.softmax(compared_TA @ compared_TA.T / scale, dim=1)
-        mixed_TF = (similarity_TT + torch.eye(len(features_TD), dtype=features_TD.dtype)) @ embedded_TF  # Eq. 4
+        mixed_TF = (
+            mixing * similarity_TT + torch.eye(len(features_TD), dtype=features_TD.dtype)
+        ) @ embedded_TF  # Eq. 4
     keys_KA, values_KFC = keys_and_values(net)
     s_TK = torch.sigmoid(queries_TA @ keys_KA.T / scale)  # Eq. 5
     w_TFC = torch.einsum("tk,kfc->tfc", s_TK, values_KFC)  # Eq. 6
     a_T = s_TK.max(1).values  # Eq. 7
     cas_TC = torch.einsum("tf,tfc->tc", mixed_TF, w_TFC)
-    logits_C = (a_T[:, None] * cas_TC).mean(0)
+    logits_C = torch.stack([_pool(net, a_T, cas_T) for cas_T in cas_TC.T])
     return {
         "attention_T": a_T,
         "logits_C": logits_C,
@@ -56,6 +62,11 @@ def video(net: AUMN, features_TD: Tensor) -> dict[str, Tensor]:
         "unit_sums_K": s_TK.sum(0),
         "shares_K": s_TK.sum(0).softmax(0),  # Eq. 11
     }
+
+
+def _pool(net: AUMN, a_T: Tensor, cas_T: Tensor) -> Tensor:
+    highest = (a_T * cas_T).argsort()[-math.ceil(net.pooling_share * len(a_T)) :]
+    return (a_T * cas_T)[highest].sum() / (a_T[highest].sum() if net.normalised_pooling else len(highest))
 
 
 def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reduction: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from aumn.model import memory
-from aumn.model.aumn import AUMN, TwoStream, dropout_factors
+from aumn.model.aumn import AUMN, CHANNELS, MIXING, TwoStream, dropout_factors, video_factors
 from aumn.records import Batch
 
 from . import reference
@@ -18,6 +18,17 @@ SHAPES = [
     {"units": 4, "bottleneck": 3, "kernel": 1, "self_attention": False},
     {"units": 41, "bottleneck": 6, "kernel": 5, "self_attention": True, "attention_rate": 5},
     {"units": 7, "bottleneck": 3, "kernel": 2, "self_attention": True, "centred_queries": True},
+    {"units": 7, "bottleneck": 9, "kernel": 3, "self_attention": True, "pooling_share": 0.3, "embedding_layers": 2},
+    {"units": 30, "bottleneck": 4, "kernel": 2, "self_attention": False, "pooling_share": 0.01, "embedding_layers": 3},
+    {"units": 5, "bottleneck": 6, "kernel": 3, "self_attention": True, "normalised_pooling": True},
+    {
+        "units": 9,
+        "bottleneck": 2,
+        "kernel": 1,
+        "self_attention": True,
+        "normalised_pooling": True,
+        "pooling_share": 0.2,
+    },
     {"units": 300, "bottleneck": 2, "kernel": 4, "self_attention": False},
 ]
 LENGTHS, WIDTH, CLASSES = (13, 1, 8, 11), 10, 14
@@ -94,7 +105,7 @@ def test_localization_scores_equal_the_equations(settings):
 
 @pytest.mark.parametrize("settings", SHAPES)
 def test_padding_and_the_company_of_other_videos_change_nothing(settings):
-    net, videos = make_network(**settings, dropout=0.4), make_videos()
+    net, videos = make_network(**settings, dropout=0.4, channel_dropout=0.3, mixing_dropout=0.5), make_videos()
     together, longer = run(net, videos), run(net, videos, extra=6)
     assert_close(together.logits_BC, longer.logits_BC)
     for index, video in enumerate(videos):
@@ -129,7 +140,7 @@ def test_a_higher_attention_rate_starts_from_the_same_scores_and_moves_queries_t
 
 
 def test_unit_sums_alone_are_those_of_the_full_pass_dropout_included():
-    net, videos = make_network(**SHAPES[3], dropout=0.5), make_videos()
+    net, videos = make_network(**SHAPES[3], dropout=0.5, channel_dropout=0.3, mixing_dropout=0.5), make_videos()
     features_BTD, mask_BT = pad(videos)
     sums_BK = net.unit_sums(features_BTD, mask_BT, LENGTHS, range(4))
     assert torch.equal(sums_BK, run(net, videos).unit_sums_BK)
@@ -144,8 +155,33 @@ def test_dropout_depends_on_a_videos_seed_and_length_alone():
     assert set(few[0, :17].unique().tolist()) == {0.0, 2.0}
 
 
+def test_dropped_channels_are_the_same_in_all_of_a_videos_snippets_and_depend_on_its_seed_alone():
+    few = video_factors(torch.zeros(1, 20, 64), 64, 0.75, [5], CHANNELS)
+    many = video_factors(torch.zeros(3, 40, 64), 64, 0.75, [9, 5, 5], CHANNELS)
+    assert few.shape == (1, 1, 64)
+    assert torch.equal(few[0], many[1])
+    assert torch.equal(many[1], many[2])
+    assert not torch.equal(many[0], many[1])
+    assert set(many.unique().tolist()) == {0.0, 4.0}
+
+
+def test_channel_dropout_is_the_equations_on_features_without_those_channels():
+    net, videos = make_network(**SHAPES[1], channel_dropout=0.5), make_videos()
+    factors = video_factors(torch.zeros(4, 1, WIDTH, dtype=torch.float64), WIDTH, 0.5, range(4), CHANNELS)
+    expected = [reference.video(net, video * factor) for video, factor in zip(videos, factors, strict=True)]
+    assert_close(run(net, videos).logits_BC, torch.stack([out["logits_C"] for out in expected]))
+
+
+def test_mixing_dropout_leaves_eq_4s_sum_out_of_some_videos_and_scales_it_in_the_others():
+    net, videos = make_network(**SHAPES[1], mixing_dropout=0.5), make_videos()
+    factors = video_factors(torch.zeros(4, 1, 1), 1, 0.5, range(4), MIXING).flatten().tolist()
+    assert set(factors) == {0.0, 2.0}
+    expected = [reference.video(net, video, mixing=factor) for video, factor in zip(videos, factors, strict=True)]
+    assert_close(run(net, videos).logits_BC, torch.stack([out["logits_C"] for out in expected]))
+
+
 def test_dropout_rests_while_localizing():
-    net = make_network(**SHAPES[1], dropout=0.9).eval()
+    net = make_network(**SHAPES[1], dropout=0.9, channel_dropout=0.9, mixing_dropout=0.9).eval()
     video = make_videos()[0]
     assert_close(net.localize(video)[0], reference.video(net, video)["video_C"])
 

@@ -270,6 +270,30 @@ def test_a_spool_outlives_a_full_disk_and_a_cut_line(tmp_path):
     assert not path.exists()
 
 
+def test_a_spool_writes_again_what_the_disk_lost_when_it_failed(tmp_path, monkeypatch):
+    """As Linux does it: what could not be written back is dropped, told by one fsync, and the next one is well."""
+    path, letters = tmp_path / NAME, [{"tags": {}, "number": number} for number in range(3)]
+    spool = open_spool(path)
+    spool.append(letters[0])
+    spool.sync()
+    spool.append(letters[1])
+
+    def fail(_descriptor):
+        path.write_bytes(bytes(path.stat().st_size))
+        raise OSError(5, os.strerror(5))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            spool.sync()
+    spool.append(letters[2])
+    spool.sync()
+    spool._file.close()  # as a kill does
+    found = Spool(path)
+    assert (found.run, found.first(10)) == ("0123", letters)
+    found.close()
+
+
 def test_a_spool_opened_while_its_predecessor_ends_writes_to_the_file_that_is_there(tmp_path):
     ending = threading.Timer(0.5, Spool(tmp_path / NAME).close)
     ending.start()
@@ -280,6 +304,18 @@ def test_a_spool_opened_while_its_predecessor_ends_writes_to_the_file_that_is_th
     found = Spool(tmp_path / NAME)
     assert (found.run, found.first(10)) == ("0123", [{"tags": {"host": "here"}}])
     found.close()
+
+
+def test_a_spool_that_may_not_be_removed_is_left_there_empty(tmp_path, monkeypatch):
+    def refuse(path, missing_ok):
+        raise PermissionError(13, os.strerror(13), str(path))
+
+    spool = open_spool(tmp_path / NAME)
+    spool.append({"tags": {}})
+    spool.drop(1)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    spool.close()
+    assert (tmp_path / NAME).read_bytes() == b""
 
 
 def test_a_damaged_spool_is_told(tmp_path):

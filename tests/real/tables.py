@@ -1,0 +1,171 @@
+"""Rows of the spliced benchmark in one process: real I3D features, made-up timelines; the mAP of the last iterate.
+
+    python -m tests.real.tables OUT --shards SHARDS --rows ROW ... [--seeds 0 1 2] [--config FILE]
+
+A row is `NAME` or `NAME:section.field=value,...`, the changes to the configuration. Each row and seed is trained by
+`aumn train`'s own function, then localized by each of RULES in turn (training does not depend on them) on the
+`testing` videos, and appended to OUT/results.jsonl; what stands there already is not trained again. Afterwards the
+table of all that stands there is printed: mean and standard deviation over seeds, in percent.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aumn.cluster.ranks import Ranks
+from aumn.config import load_config
+from aumn.data.annotations import read_ground_truth
+from aumn.data.loader import whole_videos
+from aumn.data.shards import ShardSet
+from aumn.evaluate import evaluate, parse_tious
+from aumn.localization.proposals import DetectionRules
+from aumn.localize import localize
+from aumn.one_video import load_network
+from aumn.records import Batch, GroundTruth, Video, VideoScores
+from aumn.run import run_training
+
+TIOUS = parse_tious("0.1:0.7:0.1")
+SUBSET = "testing"
+CLASS = {"proposals": "class_activation"}
+CHOSEN = {"theta": 0.45, "class_threshold": 0.005}
+RULES = {
+    "paper": DetectionRules(),
+    "theta 0.45": DetectionRules(theta=0.45),
+    "class threshold 0.005": DetectionRules(class_threshold=0.005),
+    "class activation": DetectionRules(**CLASS),
+    "smoothing 3": DetectionRules(smoothing=3),
+    "without class activation": DetectionRules(**CHOSEN, smoothing=3),
+    "without smoothing": DetectionRules(**CLASS, **CHOSEN),
+    "all (spliced_i3d_plus)": DetectionRules(**CLASS, **CHOSEN, smoothing=3),
+}
+
+
+class Remembered:
+    """A network's scores of videos, computed once for all rules."""
+
+    def __init__(self, network: Any) -> None:
+        self.network, self.scores = network, {}
+
+    def localize(self, batch: Batch) -> dict[str, VideoScores]:
+        (video,) = batch.videos
+        if video not in self.scores:
+            self.scores[video] = self.network.localize(batch)
+        return self.scores[video]
+
+
+def score(row: str, seed: int, config_path: Path, changes: list[str], shards_path: Path, out: Path) -> dict[str, Any]:
+    """Train, localize by all rules, evaluate."""
+    folder = out / f"{row.replace(' ', '_')}_{seed}"
+    settings = [f"data.shards={shards_path}", f"run.folder={folder}", f"run.seed={seed}", *changes]
+    fixed = ["run.engine=single", "run.checkpoint_every=1000000", "tracking.enabled=false"]
+    config = load_config(config_path, [*settings, *fixed])
+    started_s = time.process_time()
+    run_training(config, Ranks(), resume=folder.exists(), say=lambda _: None, advance=lambda *_: None)
+    cpu_s = time.process_time() - started_s
+    network, card = load_network(folder / "model")
+    shards = ShardSet.open(shards_path)
+    indices = shards.indices(SUBSET)
+    batches = list(whole_videos(shards, indices, rank=0, world_size=1))
+    videos = {shards.videos[index].id: shards.videos[index] for index in indices}
+    truth = read_ground_truth(shards_path, SUBSET)
+    remembered, rules = Remembered(network), {}
+    for name, rule in RULES.items():
+        found = evaluate(localize(remembered, batches, videos, card, rules=rule), truth, TIOUS, Ranks())
+        rules[name] = [*found.map_T, found.average]
+    used = {name: units_used(network, batches, name, videos, truth, shards) for name in network.networks}
+    facts = {"best_class_right": best_class_right(remembered.scores, videos), "units": used}
+    return {"row": row, "seed": seed, "changes": changes, "cpu_s": cpu_s, "rules": rules, **facts}
+
+
+def best_class_right(scores: Mapping[str, dict[str, VideoScores]], videos: Mapping[str, Video]) -> float:
+    """Share of videos whose best class, both streams alike, is one they hold."""
+    right = [
+        sum(part.video_C for part in scores[name].values()).argmax() in video.labels for name, video in videos.items()
+    ]
+    return float(np.mean(right))
+
+
+def units_used(
+    network: Any, batches: list[Batch], stream: str, videos: Mapping[str, Video], truth: GroundTruth, shards: ShardSet
+) -> dict[str, Any]:
+    """How many of a stream's units Eq. 7's maximum ever takes on an action's snippets, and for how many classes.
+
+    A unit serves a class where it has the maximum of at least a tenth of the class's snippets. `share` is the mean
+    share of a unit's most frequent class in the snippets that it leads: 1 is a unit a class, 1/C no preference.
+    """
+    units = len(network.networks[stream].memory.units_KF)
+    leads_KC = np.zeros((units, len(truth.labels)))
+    number = {video: index for index, video in enumerate(truth.videos)}
+    for batch in batches:
+        (video,) = batch.videos
+        lead_T = network.similarity(batch, {stream: range(units)})[stream].argmax(1)
+        middle_s_T = (np.arange(len(lead_T)) + 0.5) * shards.stride_frames / videos[video].fps
+        for g in np.flatnonzero(truth.video_N == number[video]):
+            inside_T = (middle_s_T >= truth.start_s_N[g]) & (middle_s_T < truth.end_s_N[g])
+            np.add.at(leads_KC, (lead_T[inside_T], truth.label_N[g]), 1)
+    share_KC = leads_KC / leads_KC.sum(0).clip(1)
+    classes_K = (share_KC >= 0.1).sum(1)
+    leading_K = leads_KC.sum(1) > 0
+    most_K = leads_KC[leading_K].max(1) / leads_KC[leading_K].sum(1)
+    return {
+        "lead": int(leading_K.sum()),
+        "serving": int((classes_K > 0).sum()),
+        "classes_a_unit": float(classes_K[classes_K > 0].mean()) if (classes_K > 0).any() else 0.0,
+        "share": float(most_K.mean()),
+        "classes": classes_K.tolist() if units <= 16 else None,
+    }
+
+
+def print_table(results: Path) -> None:
+    """Mean and standard deviation over seeds, by row and rules."""
+    found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    for line in results.read_text().splitlines():
+        result = json.loads(line)
+        for name, values in result["rules"].items():
+            found[result["row"], name].append(values)
+    print("| row | rules | seeds | " + " | ".join(map(str, TIOUS)) + " | average |")
+    for (row, name), values in sorted(found.items()):
+        columns = list(zip(*values, strict=True))
+        cells = [f"{100 * statistics.fmean(c):.1f}" for c in columns]
+        if len(values) > 1:
+            cells = [f"{cell} ± {100 * statistics.stdev(c):.1f}" for cell, c in zip(cells, columns, strict=True)]
+        print(f"| {row} | {name} | {len(values)} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", type=Path, default=Path("configs/spliced_i3d.yaml"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = arguments.out / "results.jsonl"
+    results.touch()
+    for seed in arguments.seeds:
+        for row in arguments.rows:
+            name, _, changes = row.partition(":")
+            done = {(line["row"], line["seed"]) for line in map(json.loads, results.read_text().splitlines())}
+            if (name, seed) in done:
+                continue
+            result = score(
+                name, seed, arguments.config, [c for c in changes.split(",") if c], arguments.shards, arguments.out
+            )
+            with results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(
+                name, seed, {rules: f"{100 * values[-1]:.1f}" for rules, values in result["rules"].items()}, flush=True
+            )
+    print_table(results)
+
+
+if __name__ == "__main__":
+    main()
