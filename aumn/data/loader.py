@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aumn.data.buffers import Buffers
-from aumn.records import Batch, InputError, Step
+from aumn.records import Batch, InputError, Step, Video
 
 if TYPE_CHECKING:
     from aumn.data.shards import ShardSet
@@ -127,7 +127,7 @@ class TrainingLoader:
             np.arange(video.snippets) if self._snippets is None else draw_snippets(video.snippets, self._snippets, seed)
             for video, seed in zip(videos, seeds, strict=True)
         ]
-        return self._reader.read(indices, rows, seeds)
+        return self._reader.read(indices, videos, rows, seeds)
 
 
 def _check_labels(shards: ShardSet, indices: Sequence[int]) -> None:
@@ -171,7 +171,8 @@ def whole_videos(
     reader = _Reader(shards, dtype, pin_memory=False)
 
     def load(index: int) -> Batch:
-        return reader.read([index], [np.arange(shards.videos[index].snippets)], seeds=[0])  # nothing is random here
+        video = shards.videos[index]
+        return reader.read([index], [video], [np.arange(video.snippets)], seeds=[0])  # nothing is random here
 
     return _prefetch(load, own, threads=1, ahead=1)
 
@@ -193,9 +194,10 @@ class _Reader:
         self._pin_memory = pin_memory
         self._buffers = Buffers()
 
-    def read(self, indices: Sequence[int], rows: Sequence[np.ndarray], seeds: Sequence[int]) -> Batch:
+    def read(
+        self, indices: Sequence[int], videos: Sequence[Video], rows: Sequence[np.ndarray], seeds: Sequence[int]
+    ) -> Batch:
         """A batch of these videos' snippets `rows`. Without videos it is 0 x 1 x D."""
-        videos = [self._shards.videos[index] for index in indices]
         lengths = tuple(len(rows_T) for rows_T in rows)
         longest, count = max(lengths, default=1), len(videos)
         features = {stream: self._empty(count, longest, width) for stream, width in self._shards.streams.items()}

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 INTERVAL_S = 0.5
+SMALLEST_MB = 20  # srun and shells stay out
 WANTED = ("AUMN_STEP", "AUMN_POINT", "SLURM_JOB_ID", "SLURM_PROCID")
 
 
@@ -26,7 +27,8 @@ def main(out: Path) -> None:
                     observe(pid, known.setdefault(pid, facts))
         for pid in {pid for pid in known if pid.isdigit()} - running:  # the number may come again
             known[f"{pid} until {time.time()}"] = known.pop(pid)
-        out.write_text("".join(json.dumps(facts) + "\n" for facts in known.values()))
+        ranks = [facts for facts in known.values() if facts["own_mb"] >= SMALLEST_MB]
+        out.write_text("".join(json.dumps(facts) + "\n" for facts in ranks))
         time.sleep(INTERVAL_S)
 
 
