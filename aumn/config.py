@@ -199,21 +199,6 @@ class LocalizeConfig(Section):
         description="What stands above its mean in a proposal: a stream's attention (paper), or what Eq. 16 averages, "
         "for each class on its own.",
     )
-    smoothing: Annotated[int, Field(ge=1)] = Field(
-        1,
-        description="Snippets, an odd number, around each that its attention and class activation are averaged over "
-        "(paper: 1).",
-    )
-
-    @model_validator(mode="after")
-    def _check_smoothing(self) -> LocalizeConfig:
-        if self.smoothing % 2 == 0:
-            raise PydanticCustomError(
-                "settings",
-                f"localize.smoothing={self.smoothing} has no snippet in its middle: set an odd number, such as "
-                f"{self.smoothing + 1}",
-            )
-        return self
 
 
 class EvaluationConfig(Section):

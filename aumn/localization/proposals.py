@@ -20,15 +20,13 @@ class DetectionRules:
     """How scores become detections; theta weighs RGB against FLOW (Eq. 16).
 
     `proposals` says what stands above its mean in one: a stream's attention (the paper), or, beyond the paper and for
-    each class on its own, what Eq. 16 averages: both streams' attention times class activation. `smoothing`, odd, is
-    how many snippets around each its attention and class activation are averaged over before all else (the paper: 1).
+    each class on its own, what Eq. 16 averages: both streams' attention times class activation.
     """
 
     theta: float = 0.3
     class_threshold: float = 0.1
     nms_tiou: float = 0.3
     proposals: Literal["attention", "class_activation"] = "attention"
-    smoothing: int = 1
 
     def weight(self, stream: str) -> float:
         """A stream's share in Eq. 16."""
@@ -52,8 +50,6 @@ def detect(
 
     Kept are the classes above the threshold, or the best one: a video is never silently without a detection.
     """
-    if rules.smoothing > 1:
-        scores = {name: _smoothed(score, rules.smoothing) for name, score in scores.items()}
     fused_TC = _fused(scores, rules)
     sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
     shared = None
@@ -67,16 +63,6 @@ def detect(
         kept_N = _suppress(score_P, seconds_P2, tiou_PP, rules.nms_tiou)
         columns.append((np.full(len(kept_N), label), score_P[kept_N], *seconds_P2[kept_N].T))
     return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-
-def _smoothed(score: VideoScores, snippets: int) -> VideoScores:
-    """Attention and class activation averaged over the snippets around each; fewer of them at a video's ends."""
-    curves_TX = np.column_stack([score.attention_T, score.cas_TC])
-    sums_TX = np.concatenate([np.zeros((1, curves_TX.shape[1])), curves_TX.cumsum(0)])
-    at_T = np.arange(len(curves_TX))
-    first_T, past_T = (at_T - snippets // 2).clip(0), (at_T + snippets // 2 + 1).clip(max=len(curves_TX))
-    mean_TX = (sums_TX[past_T] - sums_TX[first_T]) / (past_T - first_T)[:, None]
-    return VideoScores(score.video_C, mean_TX[:, 0], mean_TX[:, 1:])
 
 
 def _fused(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarray:

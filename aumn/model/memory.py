@@ -54,9 +54,9 @@ class QuickLinear(nn.Linear):
 class Memory(nn.Module):
     """K learned action units with a key encoder (one linear) and a value encoder (two linears, ReLU, bottleneck R).
 
-    Units start as N(0, 1/F) rows, so that Eq. 10 starts small. Values start 7/K as large where K > 7: Eq. 6 sums over
-    units whose similarity starts near 1/2, so Eq. 8's logits would else grow with K, and at K = 512 already they wreck
-    training (docs/large_memory.md). The paper does not say.
+    Units start as N(0, 1/F) rows, so that Eq. 10 starts small. Values start 7/K as large as at K = 7: Eq. 6 sums over
+    units whose similarity starts near 1/2, so Eq. 8's logits would else grow with K. At K = 512 they wrecked training
+    (docs/large_memory.md); at K = 1 they were too small to hold the attention up against Eq. 13. The paper does not say.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Memory(nn.Module):
         self.encode_key = QuickLinear(embedding_width, key_width, attention_rate)
         self.encode_hidden = nn.Linear(embedding_width, bottleneck)
         values_RFC = torch.empty(bottleneck + 1, embedding_width, num_classes)  # W2's R matrices, then b2
-        self.values_RFC = nn.Parameter(values_RFC.uniform_(-1, 1) / math.sqrt(bottleneck) * min(1, PAPER_UNITS / units))
+        self.values_RFC = nn.Parameter(values_RFC.uniform_(-1, 1) / math.sqrt(bottleneck) * (PAPER_UNITS / units))
 
     def read(self, queries_BTA: Tensor, mask_BT: Tensor) -> Reading:
         """Compare every snippet with every action unit (Eq. 5).

@@ -199,3 +199,11 @@ def test_streams_drop_different_values_of_the_same_video():
     )
     scores = TwoStream({"rgb": one, "flow": two})(batch)
     assert not torch.equal(scores["rgb"].logits_BC, scores["flow"].logits_BC)
+
+
+def test_where_logits_start_does_not_depend_on_the_number_of_units():
+    spread = {}
+    for units in (1, 7, 64, 500):
+        logits_BC = torch.cat([run(make_network(seed, units=units), make_videos()).logits_BC for seed in range(10)])
+        spread[units] = logits_BC.std().item()
+    assert max(spread.values()) < 4 * min(spread.values()), spread

@@ -40,10 +40,8 @@ RULES = {
     "theta 0.45": DetectionRules(theta=0.45),
     "class threshold 0.005": DetectionRules(class_threshold=0.005),
     "class activation": DetectionRules(**CLASS),
-    "smoothing 3": DetectionRules(smoothing=3),
-    "without class activation": DetectionRules(**CHOSEN, smoothing=3),
-    "without smoothing": DetectionRules(**CLASS, **CHOSEN),
-    "all (spliced_i3d_plus)": DetectionRules(**CLASS, **CHOSEN, smoothing=3),
+    "without class activation": DetectionRules(**CHOSEN),
+    "all (spliced_i3d_plus)": DetectionRules(**CLASS, **CHOSEN),
 }
 
 
