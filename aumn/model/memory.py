@@ -56,8 +56,7 @@ class Memory(nn.Module):
 
     Units start as N(0, 1/F) rows, so that Eq. 10 starts small. Values start 7/K as large as at K = 7: Eq. 6 sums over
     units whose similarity starts near 1/2, so Eq. 8's logits would else grow with K. At K = 512 they wrecked training
-    (docs/large_memory.md); at K = 1 they were too small to hold the attention up against Eq. 13. The paper does not
-    say.
+    (docs/large_memory.md); at K = 1 smaller ones lost the attention to Eq. 13. The paper does not say.
     """
 
     def __init__(

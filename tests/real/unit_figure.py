@@ -44,7 +44,7 @@ def draw(found: dict[str, dict[int, list[float]]], path: Path) -> None:
     axes.set(xlabel="action units K", ylabel="mAP, mean of tIoU 0.1:0.7, %", ylim=(0, 100))
     axes.set_title("Real I3D features, made-up timelines; mean ± std over seeds", fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
