@@ -55,12 +55,12 @@ def detect(
     shared = None
     if rules.proposals == "attention":
         heard = [score.attention_T for name, score in scores.items() if rules.weight(name) > 0]
-        shared = _propose(heard or [score.attention_T for score in scores.values()], video, stride_frames)
+        shared = _propose(heard or [score.attention_T for score in scores.values()], video, stride_frames, rules)
     columns: list[tuple[np.ndarray, ...]] = []
     for label in _kept_classes(scores, rules):
-        spans_P2, seconds_P2, tiou_PP = shared or _propose([fused_TC[:, label]], video, stride_frames)
+        spans_P2, seconds_P2, apart_PP = shared or _propose([fused_TC[:, label]], video, stride_frames, rules)
         score_P = (sums_TC[spans_P2[:, 1], label] - sums_TC[spans_P2[:, 0], label]) / (spans_P2[:, 1] - spans_P2[:, 0])
-        kept_N = _suppress(score_P, seconds_P2, tiou_PP, rules.nms_tiou)
+        kept_N = _suppress(score_P, seconds_P2, apart_PP)
         columns.append((np.full(len(kept_N), label), score_P[kept_N], *seconds_P2[kept_N].T))
     return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
@@ -75,10 +75,10 @@ def _fused(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarr
 class _Proposals(NamedTuple):
     spans_P2: np.ndarray  # in snippets: first, past the last
     seconds_P2: np.ndarray
-    tiou_PP: np.ndarray
+    apart_PP: np.ndarray  # whether both may stay after NMS
 
 
-def _propose(curves: Sequence[np.ndarray], video: Video, stride_frames: int) -> _Proposals:
+def _propose(curves: Sequence[np.ndarray], video: Video, stride_frames: int, rules: DetectionRules) -> _Proposals:
     """Each curve's maximal runs of snippets above its mean.
 
     Where there is none, the whole video is the proposal: a curve that is the same everywhere stands above its mean
@@ -90,7 +90,8 @@ def _propose(curves: Sequence[np.ndarray], video: Video, stride_frames: int) -> 
         inside_P = seconds_P2[:, 1] > seconds_P2[:, 0]
         if inside_P.any():
             break
-    return _Proposals(spans_P2[inside_P], seconds_P2[inside_P], _pairwise_tiou(seconds_P2[inside_P]))
+    seconds_P2 = seconds_P2[inside_P]
+    return _Proposals(spans_P2[inside_P], seconds_P2, _pairwise_tiou(seconds_P2) <= rules.nms_tiou)
 
 
 def _runs(above_T: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ def _pairwise_tiou(seconds_P2: np.ndarray) -> np.ndarray:
     return np.asarray(overlap_PP / (length_P[:, None] + length_P - overlap_PP))
 
 
-def _suppress(score_P: np.ndarray, seconds_P2: np.ndarray, tiou_PP: np.ndarray, nms_tiou: float) -> np.ndarray:
+def _suppress(score_P: np.ndarray, seconds_P2: np.ndarray, apart_PP: np.ndarray) -> np.ndarray:
     """Greedy NMS: the proposals kept, best first; ties go to the earlier start, then the earlier end."""
     order = np.lexsort((seconds_P2[:, 1], seconds_P2[:, 0], -score_P))
     alive_P = np.ones(len(score_P), dtype=bool)
@@ -121,5 +122,5 @@ def _suppress(score_P: np.ndarray, seconds_P2: np.ndarray, tiou_PP: np.ndarray, 
     for proposal in order:
         if alive_P[proposal]:
             kept.append(proposal)
-            alive_P &= tiou_PP[proposal] <= nms_tiou
+            alive_P &= apart_PP[proposal]
     return np.array(kept, dtype=np.intp)

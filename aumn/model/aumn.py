@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aumn.model.memory import Memory, QuickLinear, Reading
-from aumn.model.products import convolve, product
+from aumn.model.products import batch_product, convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
 CHANNELS, MIXING = 1 << 40, 1 << 41  # salts of a video's seed
@@ -158,6 +158,10 @@ class AUMN(nn.Module):
 
     def _mean_of_highest(self, attention_BT: Tensor, cas_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """Eq. 8 over, for each class, the share of a video's own snippets with the most evidence, rounded up. B x C."""
+        if self.pooling_share == 1:
+            attention_BT = attention_BT * mask_BT
+            whole_B1 = (attention_BT if self.normalised_pooling else mask_BT).sum(1, keepdim=True)
+            return (attention_BT[..., None] * cas_BTC).sum(1) / whole_B1
         count_B1 = (mask_BT.sum(1, keepdim=True) * self.pooling_share).ceil()
         evidence_BTC = (attention_BT[..., None] * cas_BTC).masked_fill(~mask_BT[..., None], -torch.inf)
         highest_BTC, snippet_BTC = evidence_BTC.sort(1, descending=True)
@@ -176,7 +180,7 @@ class AUMN(nn.Module):
         embedded_BTF, queries_BTA = self._embed(features_TD[None], mask_BT, [length], [0])
         reading = self.memory.read(queries_BTA, mask_BT)
         if self.self_attention:
-            embedded_BTF = embedded_BTF + self._mixing(queries_BTA, mask_BT, [length]) @ embedded_BTF
+            embedded_BTF = embedded_BTF + batch_product(self._mixing(queries_BTA, mask_BT, [length]), embedded_BTF)
         cas_TC = _class_activation(embedded_BTF[0], reading)
         attention_T = reading.attention_BT[0]
         logits_BC = self._mean_of_highest(attention_T[None], cas_TC[None], mask_BT)
@@ -213,7 +217,7 @@ class AUMN(nn.Module):
         """
         if self.centred_queries:
             queries_BTA = _centred(queries_BTA, mask_BT)
-        scores_BTT = (queries_BTA / math.sqrt(queries_BTA.shape[-1])) @ queries_BTA.mT
+        scores_BTT = batch_product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
         if any(length < mask_BT.shape[1] for length in lengths):
             scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
         return scores_BTT.softmax(-1)

@@ -2,8 +2,8 @@
 
 PyTorch hands float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN, which
 PyTorch has for its convolutions, uses it, at twice the speed (docs/experiments.md). Everywhere else, in other
-precisions and on CUDA, these functions are PyTorch's own. Which library it is depends on the machine alone, never on
-the operands' sizes, so results do not depend on how work was cut.
+precisions and on CUDA, these functions are PyTorch's own. Which library it is depends on the machine, never on how
+large matrices are, so results do not depend on how work was cut, but for last bits, as with any library's products.
 
 Shapes: N rows, X what is summed over, M columns, P taps.
 """
@@ -23,6 +23,13 @@ def product(left_NX: Tensor, right_XM: Tensor) -> Tensor:
         return left_NX @ right_XM
     found: Tensor = _Product.apply(left_NX, right_XM)  # type: ignore[no-untyped-call]
     return found
+
+
+def batch_product(left_BNX: Tensor, right_BXM: Tensor) -> Tensor:
+    """`left @ right` of two batches of matrices, with gradient; a batch of one, as in localization, is a `product`."""
+    if len(left_BNX) == 1:
+        return product(left_BNX[0], right_BXM[0])[None]
+    return left_BNX @ right_BXM
 
 
 def multiply(left_NX: Tensor, right_XM: Tensor, out: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from aumn.model import products
-from aumn.model.products import add_product, convolve, multiply, product
+from aumn.model.products import add_product, batch_product, convolve, multiply, product
 
 SIZES = [(1, 1, 1), (7, 5, 3), (13, 101, 67), (65, 7, 501)]
 
@@ -34,6 +34,13 @@ def test_products_are_float64s_in_every_layout(library, size, layout):
     add_product(total, left, right)
     for found in (product(left, right), multiply(left, right), multiply(left, right, out=out), total - 1):
         assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_products_of_batches_are_float64s(library, batch):
+    left, right = torch.randn(batch, 7, 13), torch.randn(batch, 5, 13).mT
+    expected = (left.double() @ right.double()).float()
+    assert_close(batch_product(left, right), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES)
