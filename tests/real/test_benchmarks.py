@@ -15,11 +15,7 @@ SHORT = {
         ("run.steps=120", "model.embedding_width=128", "data.snippets=64"),
         0.15,
     ),
-    "shrec21": (
-        (),
-        ("run.steps=200", "model.embedding_width=96", "data.snippets=128", "model.self_attention=false"),
-        0.008,
-    ),
+    "shrec21": ((), ("run.steps=150", "model.embedding_width=64", "data.snippets=200"), 0.1),
 }
 
 
@@ -32,6 +28,7 @@ def test_a_short_run_passes_a_floor_that_shuffled_labels_cannot_reach(name, shar
             benchmark.make_shards(name, shared_tools, tmp_path, *options, shuffle_labels=shuffled),
             tmp_path / f"shuffled_{shuffled}",
             *overrides,
+            config=benchmark.REPOSITORY / "configs" / f"{name}_plus.yaml",
         )
         for shuffled in (False, True)
     )
