@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.memory import Memory, QuickLinear, Reading
 from aumn.model.products import batch_product, convolve, product
 from aumn.records import Batch, Scores, VideoScores
-
-CHANNELS, MIXING = 1 << 40, 1 << 41  # salts of a video's seed
 
 
 class TemporalConvolution(nn.Module):
@@ -242,31 +241,6 @@ def _class_activation(mixed_NF: Tensor, reading: Reading) -> Tensor:
         )
     ]
     return torch.cat(parts)
-
-
-def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
-    """Inverted dropout's factors (0 or 1 / (1 - rate)), each video's drawn from its own seed.
-
-    A video's draw depends on its seed and length alone: not on the batch around it, on padding, or on what was drawn
-    before, so ranks, micro-batches and restarts change nothing. On CUDA the draw is another one than on a CPU.
-    """
-    factors_BTF = torch.zeros_like(like_BTF, memory_format=torch.contiguous_format)
-    generator = torch.Generator(like_BTF.device)
-    for row, length, seed in zip(factors_BTF, lengths, seeds, strict=True):
-        row[:length].bernoulli_(1 - rate, generator=generator.manual_seed(seed))
-    return factors_BTF.div_(1 - rate)
-
-
-def video_factors(like: Tensor, width: int, rate: float, seeds: Sequence[int], salt: int) -> Tensor:
-    """Inverted dropout's factors, B x 1 x width: one draw a video for all of its snippets, from its seed and a salt.
-
-    The salt keeps draws of one seed for different purposes apart.
-    """
-    factors_B1W = like.new_empty(len(seeds), 1, width)
-    generator = torch.Generator(like.device)
-    for row, seed in zip(factors_B1W, seeds, strict=True):
-        row.bernoulli_(1 - rate, generator=generator.manual_seed(seed ^ salt))
-    return factors_B1W.div_(1 - rate)
 
 
 class TwoStream(nn.Module):

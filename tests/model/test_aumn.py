@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from aumn.model import memory
-from aumn.model.aumn import AUMN, CHANNELS, MIXING, TwoStream, dropout_factors, video_factors
+from aumn.model.aumn import AUMN, TwoStream
+from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.records import Batch
 
 from . import reference
