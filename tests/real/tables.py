@@ -1,10 +1,10 @@
-"""Rows of the spliced benchmark in one process: real I3D features, made-up timelines; the mAP of the last iterate.
+"""Rows of a benchmark in one process: settings changed one way and another; the mAP of the last iterate.
 
     python -m tests.real.tables OUT --shards SHARDS --rows ROW ... [--seeds 0 1 2] [--config FILE]
 
 A row is `NAME` or `NAME:section.field=value,...`, the changes to the configuration. Each row and seed is trained by
-`aumn train`'s own function, then localized by each of RULES in turn (training does not depend on them) on the
-`testing` videos, and appended to OUT/results.jsonl; what stands there already is not trained again. Afterwards the
+`aumn train`'s own function, then localized by its own rules and each of RULES in turn (training does not depend on
+them) on the `testing` videos, and appended to OUT/results.jsonl; what stands there already is not trained again. Afterwards the
 table of all that stands there is printed: mean and standard deviation over seeds, in percent.
 """
 
@@ -74,7 +74,7 @@ def score(row: str, seed: int, config_path: Path, changes: list[str], shards_pat
     videos = {shards.videos[index].id: shards.videos[index] for index in indices}
     truth = read_ground_truth(shards_path, SUBSET)
     remembered, rules = Remembered(network), {}
-    for name, rule in RULES.items():
+    for name, rule in ({"the configuration's": DetectionRules(**card.localize)} | RULES).items():
         found = evaluate(localize(remembered, batches, videos, card, rules=rule), truth, TIOUS, Ranks())
         rules[name] = [*found.map_T, found.average]
     used = {name: units_used(network, batches, name, videos, truth, shards) for name in network.networks}
