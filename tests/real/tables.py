@@ -4,8 +4,8 @@
 
 A row is `NAME` or `NAME:section.field=value,...`, the changes to the configuration. Each row and seed is trained by
 `aumn train`'s own function, then localized by its own rules and each of RULES in turn (training does not depend on
-them) on the `testing` videos, and appended to OUT/results.jsonl; what stands there already is not trained again. Afterwards the
-table of all that stands there is printed: mean and standard deviation over seeds, in percent.
+them) on the `testing` videos, and appended to OUT/results.jsonl; what stands there already is not trained again.
+Afterwards the table of all that stands there is printed: mean and standard deviation over seeds, in percent.
 """
 
 import argparse
