@@ -1,7 +1,8 @@
 """mAP of detections against temporal ground truth: sharded by video, the same to the last bit at any number of ranks.
 
-Each rank matches its own videos; then every class is ranked as a whole on one rank, its owner. What the protocol
-computes, ties and zero lengths included, stands in `localization.average_precision`. What is counted:
+Each rank matches and ranks the detections of its own videos; the ranks then add up how many detections stand above each
+true positive, and share out the classes. What the protocol computes, ties and zero lengths included, stands in
+`localization.average_precision`. What is counted:
 
 - The population is every video of the ground truth, annotated or not. Detections of any other video are false
   positives, as in the ActivityNet devkit.
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aumn.cluster.ranks import Ranks
-from aumn.localization.average_precision import MOST_TIOUS, average_precisions, match
+from aumn.localization.average_precision import MOST_TIOUS, Ranking, average_precisions, match
 from aumn.records import Detections, GroundTruth, InputError
 
 PROTOCOLS = {"thumos14": "0.1:0.7:0.1", "activitynet": "0.5:0.95:0.05"}
@@ -171,8 +172,8 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     videos = sorted(population | counts.outside_population.keys())
     truth = renumber(ground_truth, videos, labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
-    rows = match(renumber(detections, videos, labels), truth, tious)
-    ap_CT = average_precisions(_send_to_owners(rows, ranks), instances_C, len(tious))
+    ranking = Ranking(match(renumber(detections, videos, labels), truth, tious))
+    ap_CT = average_precisions(_own_positives(ranking, ranks), instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
         labels=tuple(labels),
@@ -183,14 +184,18 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     )
 
 
-def _send_to_owners(rows: np.ndarray, ranks: Ranks) -> np.ndarray:
-    """Every rank's rows of the classes that this rank owns."""
+def _own_positives(ranking: Ranking, ranks: Ranks) -> np.ndarray:
+    """The true positives of the classes that this rank owns, with places among all ranks' detections."""
+    own = ranking.true_positives()
     if ranks.size == 1:
-        return rows
-    owner_N = rows["label"] % ranks.size
-    outgoing = [rows.take(np.flatnonzero(owner_N == rank)) for rank in range(ranks.size)]
-    own, outgoing[ranks.rank] = outgoing[ranks.rank], rows[:0]  # what stays need not be copied through the network
-    return np.concatenate([own, *ranks.exchange(outgoing)])
+        return own
+    found = ranks.gather(own)
+    above = [own["above"] if rank == ranks.rank else ranking.count_above(asked) for rank, asked in enumerate(found)]
+    positives = np.concatenate(found)
+    positives["above"] = np.sum(ranks.gather(np.concatenate(above)), axis=0)
+    positives = positives[positives["label"] % ranks.size == ranks.rank]
+    ranked: np.ndarray = positives[np.lexsort((positives["above"], positives["label"]))]
+    return ranked
 
 
 def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
@@ -208,16 +213,20 @@ def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
 def _count(
     detections: Detections, ground_truth: GroundTruth, population: set[str], labels: list[str], ranks: Ranks
 ) -> Counts:
-    videos, seen = Counter[str](), Counter[str]()
-    for rank_videos, rank_labels in ranks.gather((_tally(detections, "video"), _tally(detections, "label"))):
-        videos.update(rank_videos)
+    outside, seen, inside = Counter[str](), Counter[str](), 0
+    videos = _tally(detections, "video")
+    own_outside = {name: videos[name] for name in videos.keys() - population}
+    own = (own_outside, _tally(detections, "label"), len(videos) - len(own_outside))
+    for rank_outside, rank_labels, rank_inside in ranks.gather(own):
+        outside.update(rank_outside)
         seen.update(rank_labels)
+        inside += rank_inside  # a video is of one rank alone
     return Counts(
-        detections=videos.total(),
-        outside_population={name: videos[name] for name in sorted(videos.keys() - population)},
+        detections=seen.total(),
+        outside_population={name: outside[name] for name in sorted(outside)},
         unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
         classes_without_detections=tuple(label for label in labels if label not in seen),
-        videos_without_detections=len(population - videos.keys()),
+        videos_without_detections=len(population) - inside,
         zero_length_instances=int((ground_truth.start_s_N == ground_truth.end_s_N).sum()),
     )
 

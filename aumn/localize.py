@@ -17,7 +17,8 @@ from aumn.checkpoint import ModelCard
 from aumn.cluster.ranks import Ranks
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards import ShardSet
-from aumn.localization.detections import export_json, read_detections, write_part
+from aumn.localization.detections import export_json, read_detections
+from aumn.localization.parts import write_part
 from aumn.localization.proposals import DetectionRules, VideoDetections, detect
 from aumn.one_video import load_network
 from aumn.records import Batch, Detections, InputError, Video, VideoScores

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from aumn.cluster.ranks import Ranks
 from aumn.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
-from aumn.localization.detections import read_detections, write_part
+from aumn.localization.detections import read_detections
+from aumn.localization.parts import write_part
 from aumn.records import Detections, GroundTruth, InputError
 from tests.evaluate_ranks import TIOUS
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, as_rows
-from tests.launching import python, succeed, torchrun
+from tests.launching import aumn, python, succeed, torchrun
 
 TRUTH = [Instance("v1", "run", 0, 4), Instance("v1", "run", 6, 9), Instance("v2", "jump", 3, 5)]
 ROWS = [Found("v1", "run", 0.9, 0, 4), Found("v2", "jump", 0.8, 3, 4.2), Found("v2", "run", 0.7, 0, 4)]
@@ -161,6 +162,22 @@ def test_a_rank_needs_less_memory_where_there_are_more(on_ranks: dict[int, list[
     peaks = [max(report["peak_bytes"] for report in on_ranks[size]) for size in (1, 2, 3)]
     assert peaks[1] < 0.8 * peaks[0]
     assert peaks[2] < 0.6 * peaks[0]
+
+
+def test_what_one_rank_alone_finds_wrong_ends_all_with_its_sentence(tmp_path: Path):
+    """The second part is read by the second rank alone."""
+    rows = [Found(f"v{i}", "run", score, 0, 4) for i, score in enumerate((0.5, 0.4, 0.3, float("nan")))]
+    for number, share in enumerate((rows[:2], rows[2:])):
+        write_part(as_detections(share), tmp_path / f"{number}.parquet")
+    database = {row.video: {"subset": "s", "duration": 9.0, "annotations": [TRUE]} for row in rows}
+    (tmp_path / "gt.json").write_text(json.dumps({"database": database}))
+    ended = aumn("evaluate", tmp_path, "--annotations", tmp_path / "gt.json", "--protocol", "thumos14", ranks=2)
+    assert ended.returncode == 1
+    assert ended.stderr.count("1.parquet, row 1 (from 0), video 'v3': score=nan; every detection needs finite") == 1
+    assert ended.stderr.count("Traceback") == 1  # torchrun's own, of its child's exit code
+
+
+TRUE = {"label": "run", "segment": [0.0, 4.0]}
 
 
 def test_a_process_alone_imports_nothing_slow(on_ranks: dict[int, list[dict]]):

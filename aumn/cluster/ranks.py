@@ -11,13 +11,11 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from aumn.cluster.attempts import end_with_launcher
 from aumn.cluster.preemption import leaving, stopped
@@ -117,26 +115,6 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
-
-    def exchange(self, outgoing: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Send `outgoing[d]` to rank d; what the ranks sent here, in rank order.
-
-        The arrays may differ in their first axis only; dtype and the other axes are alike on every rank.
-        """
-        if self.size == 1:
-            return list(outgoing)
-        import torch
-        import torch.distributed as dist
-
-        row_shape, dtype = outgoing[0].shape[1:], outgoing[0].dtype
-        counts = np.array([array.nbytes for array in outgoing], dtype=np.int64)
-        incoming_counts = torch.empty(self.size, dtype=torch.int64)
-        dist.all_to_all_single(incoming_counts, torch.from_numpy(counts))
-        sent = torch.from_numpy(np.concatenate([array.reshape(-1).view(np.uint8) for array in outgoing]))
-        received = torch.empty(int(incoming_counts.sum()), dtype=torch.uint8)
-        dist.all_to_all_single(received, sent, incoming_counts.tolist(), counts.tolist())
-        parts = torch.split(received, incoming_counts.tolist())
-        return [part.numpy().view(dtype).reshape(-1, *row_shape) for part in parts]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

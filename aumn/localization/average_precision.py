@@ -31,7 +31,7 @@ MOST_TIOUS = 63  # a bit each, and one to spare for the shift that makes them
 
 
 def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> np.ndarray:
-    """The detections as rows that carry what they matched: all that `average_precisions` needs, ready to travel.
+    """The detections as rows that carry what they matched: all that a `Ranking` needs.
 
     Both tables must number videos and labels alike. Any share of the videos may be matched on its own, but all
     detections of a video together. `tious` ascend, at most MOST_TIOUS; bit t of a row's `matched` is threshold t.
@@ -53,29 +53,66 @@ def meet(detections: Detections, ground_truth: GroundTruth, tious: Sequence[floa
     return _take_turns(pairs, len(detections), len(ground_truth), np.asarray(tious, dtype=np.float64))
 
 
-def average_precisions(rows: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
-    """The average precision of each class at each threshold (C x T), from the matched rows of all its detections.
+class Ranking:
+    """Each class's detections, best first: of all videos, or of one rank's, which others' counts then complete."""
 
-    `instances_C` counts each class's instances. A class without rows gets 0.
+    def __init__(self, rows: np.ndarray) -> None:
+        order = _order(rows)
+        self._label_N, self._video_N, self._score_N = (rows[name][order] for name in ("label", "video", "score"))
+        self._matched_N = rows["matched"][order]
+
+    def true_positives(self) -> np.ndarray:
+        """What `average_precisions` needs: the detections that matched at some threshold, by class and place.
+
+        A row's `above` counts what stands above it in its class here, so its place is one more (1 is the first).
+        """
+        found_M = np.flatnonzero(self._matched_N)
+        positives = np.empty(len(found_M), TRUE_POSITIVE)
+        for name in ("label", "video", "score", "matched"):
+            positives[name] = getattr(self, f"_{name}_N")[found_M]
+        positives["above"] = found_M - np.searchsorted(self._label_N, positives["label"])
+        return positives
+
+    def count_above(self, positives: np.ndarray) -> np.ndarray:
+        """How many detections here stand above each of these true positives, which are of other videos."""
+        first_M = np.searchsorted(self._label_N, positives["label"])
+        key_N = self._label_N - 1j * self._score_N  # numpy orders by the real part, then by the other
+        key_M = positives["label"] - 1j * positives["score"]
+        low_M, high_M = (np.searchsorted(key_N, key_M, side=side) for side in ("left", "right"))
+        while (open_M := np.flatnonzero(low_M < high_M)).size:  # equal scores stand in the order of their videos
+            middle_M = (low_M[open_M] + high_M[open_M]) // 2
+            is_above_M = self._video_N[middle_M] < positives["video"][open_M]
+            low_M[open_M] = np.where(is_above_M, middle_M + 1, low_M[open_M])
+            high_M[open_M] = np.where(is_above_M, high_M[open_M], middle_M)
+        above_M: np.ndarray = low_M - first_M
+        return above_M
+
+
+TRUE_POSITIVE = np.dtype(
+    [("label", np.int32), ("video", np.int32), ("score", float), ("matched", np.uint64), ("above", int)]
+)
+
+
+def average_precisions(positives: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
+    """The average precision of each class at each threshold (C x T), from the true positives of all detections.
+
+    `instances_C` counts each class's instances. A class without true positives gets 0.
     """
     ap_CT = np.zeros((len(instances_C), num_tious))
-    for label, places in enumerate(true_positive_places(rows, len(instances_C), num_tious)):
+    for label, places in enumerate(true_positive_places(positives, len(instances_C), num_tious)):
         for t, place_M in enumerate(places):
             ap_CT[label, t] = _average_precision(place_M, int(instances_C[label]))
     return ap_CT
 
 
-def true_positive_places(rows: np.ndarray, num_labels: int, num_tious: int) -> list[list[np.ndarray]]:
+def true_positive_places(positives: np.ndarray, num_labels: int, num_tious: int) -> list[list[np.ndarray]]:
     """The places (1 is the first) at which each class's ranking holds its true positives, at each threshold.
 
     All of a precision-recall curve: at the i-th of them recall is i / instances, precision i / place.
     """
-    order = _ranking(rows)
-    label_N, matched_N = rows["label"][order], rows["matched"][order]
-    found_M = np.flatnonzero(matched_N)
-    label_M, matched_MT = label_N[found_M], (matched_N[found_M, None] >> np.arange(num_tious, dtype=np.uint64)) & 1 > 0
-    place_M = found_M - np.searchsorted(label_N, label_M) + 1
-    bounds = np.searchsorted(label_M, np.arange(num_labels + 1))
+    matched_MT = (positives["matched"][:, None] >> np.arange(num_tious, dtype=np.uint64)) & 1 > 0
+    place_M = positives["above"] + 1
+    bounds = np.searchsorted(positives["label"], np.arange(num_labels + 1))
     return [[place_M[start:end][matched_M] for matched_M in matched_MT[start:end].T] for start, end in pairwise(bounds)]
 
 
@@ -91,7 +128,7 @@ def _average_precision(place_M: np.ndarray, instances: int) -> float:
     return math.fsum(interpolated_M.tolist()) / instances
 
 
-def _ranking(rows: np.ndarray) -> np.ndarray:
+def _order(rows: np.ndarray) -> np.ndarray:
     """The order that ranks each class's detections: (label, -score, video, start, end).
 
     Rows alike in all of these differ at most in what they matched: the one whose turn came first has the more.

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aumn.localization.average_precision import average_precisions, match, meet, tiou
+from aumn.localization.average_precision import Ranking, average_precisions, match, meet, tiou
 from aumn.records import Detections, GroundTruth
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
@@ -76,9 +76,9 @@ def removal_gains(
     for t in range(len(tious)):
         here = rows.copy()
         here["matched"] = (rows["matched"] >> np.uint64(t)) & np.uint64(1)
-        ap_C = average_precisions(here, instances_C, 1)[:, 0]
+        ap_C = average_precisions(Ranking(here).true_positives(), instances_C, 1)[:, 0]
         for kind in range(DOUBLE, len(KINDS)):
-            without = here[diagnosis.kind_NT[:, t] != kind]
+            without = Ranking(here[diagnosis.kind_NT[:, t] != kind]).true_positives()
             gain_TE[t, kind] = (average_precisions(without, instances_C, 1)[:, 0] - ap_C)[present_C].mean()
         taken_C = np.bincount(ground_truth.label_N[diagnosis.taken_GT[:, t]], minlength=len(instances_C))
         found_C = np.where(taken_C > 0, ap_C * instances_C / np.maximum(taken_C, 1), 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from aumn.cluster.ranks import Ranks
 from aumn.evaluate import Evaluation, evaluate, renumber
-from aumn.localization.average_precision import match, true_positive_places
+from aumn.localization.average_precision import Ranking, match, true_positive_places
 from aumn.localization.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
 from aumn.records import Detections, GroundTruth
 
@@ -57,8 +57,8 @@ def overview(measured: Measured) -> dict[str, Any]:
 def classes(measured: Measured) -> dict[str, Any]:
     """Per class: instances, detections, AP, and where its ranking holds its true positives, at each threshold."""
     evaluation, found = measured.evaluation, measured.detections
-    rows = match(found, measured.ground_truth, evaluation.tious)
-    places = true_positive_places(rows, len(evaluation.labels), len(evaluation.tious))
+    positives = Ranking(match(found, measured.ground_truth, evaluation.tious)).true_positives()
+    places = true_positive_places(positives, len(evaluation.labels), len(evaluation.tious))
     return {
         "names": list(evaluation.labels),
         "instances": evaluation.instances_C.tolist(),

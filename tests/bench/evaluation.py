@@ -18,7 +18,8 @@ from harness import BUILD, MEASURABLE, REPOSITORY, Row, fresh_seed, in_process, 
 from aumn.cluster.ranks import Ranks, connect
 from aumn.data.annotations import read_ground_truth
 from aumn.evaluate import choose_tious, evaluate
-from aumn.localization.detections import read_detections, write_part
+from aumn.localization.detections import read_detections
+from aumn.localization.parts import write_part
 from aumn.records import Detections, GroundTruth
 from tests import evaluation_reference as reference
 
@@ -66,7 +67,7 @@ def make_case(folder: Path, seed: int) -> Path:
     annotations = official if official.exists() else make_ground_truth(folder / "gt.json", seed)
     truth = read_ground_truth(annotations, "validation")
     detections = make_detections(truth, DETECTIONS, seed)
-    half = len(detections) // 2
+    half = int(np.searchsorted(detections.video_N, VIDEOS // 2))  # a video is of one part, as `aumn localize` has it
     for part, rows in enumerate((slice(half), slice(half, None))):
         columns = {name: getattr(detections, name)[rows] for name in COLUMNS}
         part_of = Detections(detections.videos, detections.labels, **columns)
@@ -148,7 +149,7 @@ def on_ranks(annotations: str, folder: str) -> dict | None:
     truth = read_ground_truth(Path(annotations), "validation")
     with connect() as ranks:
         times_s = []
-        for _ in range(4):
+        for _ in range(8):
             ranks.barrier()
             start_s = time.perf_counter()
             detections, _ = read_detections(Path(folder), ranks.rank, ranks.size)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from aumn.cluster.ranks import Ranks
 from aumn.evaluate import evaluate
+from aumn.localization.average_precision import Ranking, match
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, average_precision
 
 VIDEOS = ["v1", "v10", "v2", "w"]
@@ -55,6 +56,23 @@ def test_agrees_with_the_definition_on_numbers_that_never_tie():
     rows = [Found(aim.video, aim.label, random.random(), *np.sort(random.normal(aim[2:], 2))) for aim in truth * 8]
     assert measure(rows, truth)[:, :-1].min() > 0.01  # nothing is exact, so tIoU 1 is out of reach
     assert_as_defined(rows, truth)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(founds, max_size=40), st.lists(instances, min_size=1, max_size=12), st.integers(2, 4))
+def test_places_add_up_over_rankings_of_different_videos(rows, truth, ranks):
+    """Each ranking has some of the videos; scores and labels tie all over."""
+    ground_truth = as_ground_truth(truth, VIDEOS, LABELS)
+    shares = [[row for row in rows if VIDEOS.index(row.video) % ranks == rank] for rank in range(ranks)]
+    rankings = [Ranking(match(as_detections(share, VIDEOS, LABELS), ground_truth, TIOUS)) for share in shares]
+    whole = Ranking(match(as_detections(rows, VIDEOS, LABELS), ground_truth, TIOUS)).true_positives()
+    places = []
+    for rank, ranking in enumerate(rankings):
+        positives = ranking.true_positives()
+        for other in rankings[:rank] + rankings[rank + 1 :]:
+            positives["above"] += other.count_above(ranking.true_positives())
+        places += positives[["label", "video", "score", "matched", "above"]].tolist()
+    assert sorted(places) == sorted(whole[["label", "video", "score", "matched", "above"]].tolist())
 
 
 def found(score: float, start_s: float, end_s: float, video: str = "v1") -> Found:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aumn.localization.detections import export_json, read_detections, write_part
+from aumn.localization import parts
+from aumn.localization.detections import export_json, read_detections
+from aumn.localization.parts import write_part
 from aumn.records import InputError
 from tests.evaluation_reference import Found, as_detections, as_rows
 
@@ -56,7 +58,7 @@ def test_parts_add_up_even_where_they_share_videos_or_are_empty(tmp_path: Path):
 
 
 def test_parts_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("aumn.localization.detections.BATCH_ROWS", 7)
+    monkeypatch.setattr("aumn.localization.parts.BATCH_ROWS", 7)
     rows = many(40)
     write_part(as_detections(rows), tmp_path / "a.parquet")
     assert as_rows(read_detections(tmp_path)[0]) == sorted(rows)
@@ -115,6 +117,19 @@ def test_each_video_belongs_wholly_to_one_rank(tmp_path: Path, size: int, form: 
     videos = [{row.video for row in share} for share in shares]
     assert sum(map(len, videos)) == 40
     assert min(map(len, videos)) >= 40 // size // 2
+
+
+def test_a_rank_leaves_unread_what_holds_none_of_its_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("aumn.localization.parts.BATCH_ROWS", 10)
+    rows = sorted(many(400))
+    for number, share in enumerate((rows[:137], rows[137:])):  # the cut goes through a video
+        write_part(as_detections(share), tmp_path / f"{number}.parquet")
+    read: list[int] = []
+    monkeypatch.setattr(parts, "checked", lambda chunk, *_: read.append(len(chunk)) or chunk)
+    shares = [as_rows(read_detections(tmp_path, rank, 4)[0]) for rank in range(4)]
+    assert list(chain.from_iterable(shares)) == rows
+    assert max(map(len, shares)) < 400 / 4 + 20
+    assert 400 <= sum(read) <= 400 + 3 * 20  # what two ranks share is read by both
 
 
 def test_parts_of_different_runs_are_refused(tmp_path: Path):

@@ -28,7 +28,7 @@ PARTS = 10  # copies of all videos in a Parquet part
 def make(out: Path, times: int) -> None:
     """Ground truth and detections; the same for the same `times`."""
     from aumn.data.annotations import read_ground_truth
-    from aumn.localization.detections import write_part
+    from aumn.localization.parts import write_part
     from aumn.records import Detections
 
     official = SHARED / "data" / "activitynet" / "gt_activitynet13.json"

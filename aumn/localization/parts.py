@@ -1,0 +1,176 @@
+"""One Parquet part of the detections: written whole, read batch by batch, and checked.
+
+A part is a table with a row a detection: `video` and `label` (strings, dictionary-encoded), `score`, `start_s`, `end_s`
+(numbers). Its key-value metadata says what was localized, and is the same in all parts of one folder. Rows come in any
+order, and a video's rows may be spread over the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aumn.durable import whole_file
+from aumn.records import Detections, InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAMES = ("video", "label")
+NUMBERS = ("score", "start_s", "end_s")
+PREFIX = "aumn."  # sets our metadata apart from what Arrow and pandas keep in the same place
+BATCH_ROWS = 262_144  # 10 MB
+
+
+def write_part(detections: Detections, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one Parquet part, which appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def encoded(index_N: np.ndarray, names: Sequence[str]) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array(index_N, pa.int32()), pa.array(names, pa.string()))
+
+    names = [encoded(detections.video_N, detections.videos), encoded(detections.label_N, detections.labels)]
+    numbers = [pa.array(column_N, pa.float64()) for column_N in columns_of(detections)[2:]]
+    table = pa.table([*names, *numbers], names=[*NAMES, *NUMBERS])
+    table = table.replace_schema_metadata({PREFIX + key: value for key, value in (metadata or {}).items()})
+    with whole_file(path) as partial:
+        # Numbers that hardly repeat neither shrink nor read fast as a dictionary or compressed.
+        layout = {"use_dictionary": list(NAMES), "compression": "none"}
+        pq.write_table(table, partial, row_group_size=BATCH_ROWS, write_page_checksum=True, **layout)
+
+
+def columns_of(table: Detections) -> tuple[np.ndarray, ...]:
+    """The columns in the order in which `Detections` takes them."""
+    return table.video_N, table.label_N, table.score_N, table.start_s_N, table.end_s_N
+
+
+def checked(chunk: Detections, file: Path, first_row: int) -> Detections:
+    """The same chunk, if all of its numbers can be ranked and matched."""
+
+    def refuse(row: int, found: str, rule: str) -> InputError:
+        place = f"{file}, row {first_row + row} (from 0), video {chunk.videos[chunk.video_N[row]]!r}"
+        return InputError(f"{place}: {found}; every detection needs {rule}.")
+
+    for name, number_N in zip(NUMBERS, columns_of(chunk)[2:], strict=True):
+        if not np.isfinite(number_N).all():
+            row = int(np.argmin(np.isfinite(number_N)))
+            raise refuse(row, f"{name}={number_N[row]}", "finite numbers")
+    if (chunk.end_s_N < chunk.start_s_N).any():
+        row = int(np.argmax(chunk.end_s_N < chunk.start_s_N))
+        times = f"end_s={chunk.end_s_N[row]} is before start_s={chunk.start_s_N[row]}"
+        raise refuse(row, times, "an end that is not before its start")
+    return chunk
+
+
+def list_parts(path: Path) -> list[Path]:
+    """The parts of a folder, or the one part that this is; there is one at least."""
+    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not parts:
+        raise InputError(f"{path} holds no Parquet parts (*.parquet): give the folder that `aumn localize` wrote.")
+    return parts
+
+
+def common_metadata(parts: Sequence[Path]) -> dict[str, str]:
+    """What the parts say of themselves; where they disagree, they are of different runs and have no mAP in common."""
+    first, *others = [_metadata(part) for part in parts]
+    for part, metadata in zip(parts[1:], others, strict=True):
+        for key in sorted(first.keys() | metadata.keys()):
+            if first.get(key) != metadata.get(key):
+                raise InputError(
+                    f"{part} is not of the run that wrote {parts[0].name}: {key} is {metadata.get(key)!r}, there "
+                    f"{first.get(key)!r}; keep the parts of one run only in a folder."
+                )
+    return first
+
+
+def _metadata(part: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    with _readable(part):
+        metadata = pq.read_schema(part).metadata or {}
+        texts = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(PREFIX.encode())}
+    return {key.removeprefix(PREFIX): text for key, text in texts.items()}
+
+
+def read_part(part: Path, groups: Sequence[int] | None = None) -> Iterator[Detections]:
+    """A part's detections, or those of some of its row groups, a batch of rows at a time."""
+    with _open_part(part) as file:
+        group_rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        for group in range(file.num_row_groups) if groups is None else groups:
+            first_row = sum(group_rows[:group])
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[*NAMES, *NUMBERS]):
+                yield checked(_from_batch(batch, part), part, first_row)
+                first_row += len(batch)
+
+
+def count_videos(part: Path) -> Iterator[tuple[int, list[str], np.ndarray]]:
+    """Of each batch of rows its row group, its videos and how many of the rows each video has."""
+    with _open_part(part) as file:
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=["video"]):
+                videos, video_N = _decode(batch, "video", part)
+                count_V = np.bincount(video_N, minlength=len(videos))
+                yield group, [videos[i] for i in np.flatnonzero(count_V)], count_V[count_V > 0]
+
+
+@contextmanager
+def _open_part(part: Path) -> Iterator[Any]:
+    """A part as a `pyarrow.parquet.ParquetFile` whose columns are what they must be."""
+    import pyarrow.parquet as pq
+
+    with _readable(part), pq.ParquetFile(part, read_dictionary=NAMES, page_checksum_verification=True) as file:
+        _check_schema(part, file.schema_arrow)
+        yield file
+
+
+def _check_schema(part: Path, schema: pa.Schema) -> None:
+    import pyarrow.types as kinds
+
+    for name in (*NAMES, *NUMBERS):
+        if name not in schema.names:
+            raise InputError(f"{part} has no column {name!r}: a part needs {', '.join((*NAMES, *NUMBERS))}.")
+        kind = schema.field(name).type
+        value = kind.value_type if kinds.is_dictionary(kind) else kind
+        if name in NAMES and not (kinds.is_string(value) or kinds.is_large_string(value)):
+            raise InputError(f"{part}: the column {name!r} is of type {kind}; it must hold strings.")
+        if name in NUMBERS and not (kinds.is_floating(kind) or kinds.is_integer(kind)):
+            raise InputError(f"{part}: the column {name!r} is of type {kind}; it must hold numbers.")
+
+
+def _from_batch(batch: pa.RecordBatch, part: Path) -> Detections:
+    videos, video_N = _decode(batch, "video", part)
+    labels, label_N = _decode(batch, "label", part)
+    numbers_N = [np.from_dlpack(_full(batch, name, part)).astype(np.float64, copy=False) for name in NUMBERS]
+    return Detections(videos, labels, video_N, label_N, *numbers_N)
+
+
+def _decode(batch: pa.RecordBatch, name: str, part: Path) -> tuple[list[str], np.ndarray]:
+    """A column of strings: its values, and each row's as an index among them."""
+    column = _full(batch, name, part)
+    if not hasattr(column, "dictionary"):
+        column = column.dictionary_encode()
+    index_N = np.from_dlpack(column.indices)  # to_numpy would first import pandas, for half a second
+    return column.dictionary.to_pylist(), index_N
+
+
+def _full(batch: pa.RecordBatch, name: str, part: Path) -> Any:
+    if batch[name].null_count:
+        raise InputError(f"{part}: the column {name!r} has empty cells; every detection needs every column.")
+    return batch[name]
+
+
+@contextmanager
+def _readable(part: Path) -> Iterator[None]:
+    """Say which file it is that Arrow cannot read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{part} cannot be read as Parquet ({reason}): write it again with `aumn localize`.") from None
