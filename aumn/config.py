@@ -172,6 +172,9 @@ class EngineConfig(Section):
     compile_ops: bool = Field(
         False, description="deepspeed: its own fused Adam, which it compiles for minutes when first used."
     )
+    shared_memory: bool = Field(
+        True, description="ddp on CPUs: ranks that all run on one machine sum gradients through its memory."
+    )
 
     @model_validator(mode="after")
     def _check_offload(self) -> EngineConfig:

@@ -56,7 +56,8 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
     network = TwoStream.build(WIDTHS, classes, config.model.model_dump())
-    return build_engine("ddp", network, ranks, torch.device("cpu"), {})
+    settings = {"shared_memory": config.engine.shared_memory}
+    return build_engine("ddp", network, ranks, torch.device("cpu"), settings)
 
 
 def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aumn.cluster.precision import LossScale, autocast, poisoned
 from aumn.cluster.ranks import Ranks
+from aumn.cluster.shared_memory import SharedSum
 from aumn.optimizer_state import flatten_optimizer, restore_optimizer
 from aumn.records import Batch, InputError, Scores
 
@@ -45,6 +46,7 @@ class EngineSettings:
     zero_stage: int = 2
     offload: str = "none"
     compile_ops: bool = False
+    shared_memory: bool = True
 
 
 class Engine(Protocol):
@@ -93,8 +95,9 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """PyTorch alone, or with DDP where there are several ranks; Adam with decoupled weight decay.
+    """PyTorch alone or over several ranks; Adam with decoupled weight decay.
 
+    Gradients of several ranks are DDP's affair; on the CPUs of a single machine they are added up in shared memory.
     A step asks nothing of the device: clipping, loss scales and whether a stream is updated at all are decided there,
     by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
     """
@@ -102,8 +105,13 @@ class TorchEngine:
     def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
         self.ranks, self.device, self.settings = ranks, device, settings
         self.network = network.to(device)
-        self._parallel = DistributedDataParallel(self.network, gradient_as_bucket_view=True) if ranks.size > 1 else None
-        if self._parallel is not None:
+        self._weights = list(self.network.parameters())
+        self._shared = self._open_shared_memory() if ranks.size > 1 else None
+        self._parallel = None
+        if self._shared is not None:
+            self._shared.copy_from_first_([weight.data for weight in self._weights])
+        elif ranks.size > 1:
+            self._parallel = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
             self._parallel._set_ddp_runtime_logging_sample_rate(1)  # for `communication_s`; DDP would time every 100th
         streams = self.network.networks
         self.scales = {name: LossScale(settings.precision, device) for name in streams}
@@ -112,11 +120,10 @@ class TorchEngine:
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
         """See Engine."""
-        if self._parallel is None or last:
+        with nullcontext() if self._parallel is None or last else self._parallel.no_sync():
             yield
-        else:
-            with self._parallel.no_sync():
-                yield
+        if self._shared is not None and last:
+            self._shared.sum_([weight.grad for weight in self._weights if weight.grad is not None])
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """See Engine."""
@@ -132,7 +139,8 @@ class TorchEngine:
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """See Engine. DDP averages over ranks, so each rank's share goes in times their number."""
-        parts = [self.scales[name].scaled(loss * self.ranks.size) for name, loss in poisoned(losses).items()]
+        factor = 1 if self._parallel is None else self.ranks.size
+        parts = [self.scales[name].scaled(loss * factor) for name, loss in poisoned(losses).items()]
         torch.stack(parts).sum().backward()
 
     def update(self, learning_rate: float) -> dict[str, Tensor]:
@@ -140,9 +148,9 @@ class TorchEngine:
         return {name: self._update(name, learning_rate) for name in self._optimizers}
 
     def communication_s(self) -> float | None:
-        """See Engine. DDP's own clocks, a step late; they include waiting for ranks that come to a gradient later."""
+        """See Engine. Waiting for slower ranks is part of it; DDP's own clocks are a step late."""
         if self._parallel is None:
-            return 0.0
+            return 0.0 if self._shared is None else self._shared.total_s
         clocks = self._parallel._get_ddp_logging_data()
         mean_ns = clocks.get("avg_backward_comm_time", 0) - clocks.get("avg_backward_compute_comm_overlap_time", 0)
         return float(mean_ns * clocks["iteration"]) / 1e9
@@ -179,6 +187,11 @@ class TorchEngine:
             own_state = {index: by_name[name] for index, name in own if name in by_name}
             optimizer.load_state_dict({"state": own_state, "param_groups": optimizer.state_dict()["param_groups"]})
             self.scales[stream].restore(facts.get("loss_scales", {}).get(stream))
+
+    def _open_shared_memory(self) -> SharedSum | None:
+        if not self.settings.shared_memory or self.device.type != "cpu":
+            return None
+        return SharedSum.open(self.ranks, sum(weight.nbytes for weight in self._weights))
 
     def _build_adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
         settings = self.settings

@@ -31,21 +31,22 @@ SHAPE = {
     "channel_dropout": 0.2,
     "mixing_dropout": 0.4,
 }
+THROUGH_GLOO = "ddp-0-fp32-gloo"
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 
 def cases(precision: str) -> list[str]:
-    """Every engine and stage: `engine-stage-precision`, and what is offloaded where something is."""
+    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded, or how gradients go."""
     return [f"ddp-0-{precision}", *(f"deepspeed-{stage}-{precision}" for stage in range(4))]
 
 
 def build(case: str, ranks: Ranks, units: int = 7) -> Engine:
     """A case's engine on a network that is the same for every case."""
-    name, stage, precision, *offload = case.split("-")
+    name, stage, precision, *way = case.split("-")
     torch.manual_seed(0)
     network = TwoStream.build(WIDTHS, CLASSES, SHAPE | {"units": units})
     settings = {"clip_norm": 1.0, "weight_decay": 0.1, "precision": precision, "zero_stage": int(stage)}
-    settings["offload"] = (offload or ["none"])[0]
+    settings |= {"shared_memory": False} if case == THROUGH_GLOO else {"offload": (way or ["none"])[0]}
     engine = build_engine(name, network, ranks, torch.device("cpu"), settings)
     for scale in engine.scales.values():
         scale.value.clamp_(max=2.0**10)  # so that no step overflows and is skipped
