@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from aumn.records import InputError
+from tests.launching import aumn
 
 ONE_VIDEO = 8  # shard_bytes by which every video gets a shard of its own
 
@@ -31,6 +32,19 @@ def test_same_bytes_for_any_number_of_workers(publish: Callable[..., Any], tmp_p
     assert len(expected) > 5
     assert contents(tmp_path / "out2") == expected
     assert contents(tmp_path / "out3") == expected
+
+
+def test_an_error_of_a_worker_is_one_sentence_and_ends_all(publish: Callable[..., Any], tmp_path: Path) -> None:
+    """Nothing of the machinery behind it: no traceback, no warning of what leaked."""
+    published = publish({"training": ["a", "b"], "testing": ["c"]})
+    published.save("rgb", "b", published.features["b"]["rgb"] * np.array([1, 1, np.nan, 1, 1], dtype="float32"))
+    options = ("--annotations", published.annotations, "--stride-frames", 8, "--workers", 2)
+    ended = aumn("pack", published.root, tmp_path / "out", *options)
+    assert ended.returncode == 2
+    assert ended.stderr.count("aumn: ") == 1
+    assert ended.stderr.rstrip().endswith(
+        "b.npy has 2 NaN or infinite values, the first in snippet 0: extract it again, or leave the video out."
+    )
 
 
 class StoppedError(Exception):
