@@ -115,6 +115,8 @@ class _Sizes(NamedTuple):
     chunk: int
     layers: int
     pools_highest: bool
+    drops: bool
+    drops_mixing: bool
 
     @classmethod
     def of(cls, model: ModelConfig, **letters: int) -> _Sizes:
@@ -128,6 +130,8 @@ class _Sizes(NamedTuple):
             centres=model.centred_queries,
             layers=model.embedding_layers,
             pools_highest=model.pooling_share < 1,
+            drops=model.dropout > 0,
+            drops_mixing=model.mixing_dropout > 0,
             **letters,
         )
 
@@ -239,10 +243,10 @@ def _pooling_highest(s: _Sizes) -> _Phase:
 
 
 def _mixing(s: _Sizes) -> _Phase:
-    """Eq. 4: B x T x T after the softmax; its backward pass holds three more. Centred queries come twice besides."""
+    """Eq. 4: B x T x T after the softmax, and after its dropout; backward, three more. Centred queries come twice."""
     square = s.B * s.T * s.T if s.attends else 0
     queries = (3 if s.attends and s.centres else 1) * s.B * s.T * s.A
-    return _Phase(saved=square + queries, working=3 * square)
+    return _Phase(saved=(2 if s.drops_mixing else 1) * square + queries, working=3 * square)
 
 
 def _reading(s: _Sizes) -> _Phase:
@@ -261,12 +265,15 @@ def _reading(s: _Sizes) -> _Phase:
 
 
 def _embedding(s: _Sizes) -> _Phase:
-    """Eq. 1: the padded features and relu's output; backward, a tap's gradient and two of all taps."""
+    """Eq. 1: the padded features and relu's output, with dropout its factors and product too.
+
+    Backward, a tap's gradient and two of all taps.
+    """
     padded, weight = s.B * (s.T + s.taps - 1), s.taps * s.D * s.F
     embedded = s.B * s.T * s.F
     deeper = (s.layers - 1) * (padded * s.F + embedded)
     return _Phase(
-        saved=padded * s.D + embedded + s.B * s.T * s.A + deeper,
+        saved=padded * s.D + (3 if s.drops else 1) * embedded + s.B * s.T * s.A + deeper,
         working=max(2 * embedded, padded * s.F - 2 * embedded + min(s.taps, 2) * weight + s.D * s.F),
         taken=embedded,
         gradient=weight + (s.layers - 1) * s.taps * s.F * s.F,

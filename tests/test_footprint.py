@@ -48,6 +48,12 @@ CASES = {
     "top-k pooling": make_case(8, 150, 60, units=7, embedding_width=96, pooling_share=0.1),
     "top-k pooling over the encoder's basis": make_case(4, 100, 30, bottleneck=8, units=50, pooling_share=0.1),
     "three convolutions": make_case(8, 200, 20, units=7, embedding_width=128, kernel=5, embedding_layers=3),
+    "every dropout": make_case(
+        16, 200, 20, embedding_width=128, kernel=5, dropout=0.5, channel_dropout=0.5, mixing_dropout=0.5
+    ),
+    "dropout without self-attention, one tap": make_case(
+        16, 200, 20, embedding_width=256, kernel=1, dropout=0.5, channel_dropout=0.5, self_attention=False
+    ),
     "a large bank": make_case(4, 100, 20, units=16_384, embedding_width=128),
     "a large bank, micro-batches": make_case(4, 50, 20, 3, units=8_192, embedding_width=128),
 }

@@ -15,6 +15,15 @@ from aumn.records import Batch, Step
 from aumn.train import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
+SHAPE = {
+    "embedding_width": 12,
+    "key_ratio": 3,
+    "units": 7,
+    "bottleneck": 4,
+    "dropout": 0.3,
+    "channel_dropout": 0.2,
+    "mixing_dropout": 0.4,
+}
 WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean"), "flow": LossWeights(0.2, 0.9, 0.1, "mean")}
 
 
@@ -46,16 +55,7 @@ def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
 def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
     torch.manual_seed(0)
-    settings = {
-        "embedding_width": 12,
-        "key_ratio": 3,
-        "units": 7,
-        "bottleneck": 4,
-        "dropout": 0.3,
-        "channel_dropout": 0.2,
-        "mixing_dropout": 0.4,
-    }
-    network = TwoStream.build(WIDTHS, CLASSES, settings).double()
+    network = TwoStream.build(WIDTHS, CLASSES, SHAPE).double()
     engine = build_engine("ddp", network, ranks, torch.device("cpu"), {"clip_norm": 0.1})
     report = train_step(engine, make_step(videos, micro_batches, ranks), WEIGHTS)
     out = {f"report/{name}": ranks.sum_(value.double().clone()) for name, value in report.items()}

@@ -19,18 +19,9 @@ from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
 from aumn.train import train as run_steps
 from aumn.train import train_step
-from tests.train_ranks import CLASSES, WEIGHTS, WIDTHS, make_batch
+from tests.train_ranks import CLASSES, SHAPE, WEIGHTS, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6
-SHAPE = {
-    "embedding_width": 12,
-    "key_ratio": 3,
-    "units": 7,
-    "bottleneck": 4,
-    "dropout": 0.3,
-    "channel_dropout": 0.2,
-    "mixing_dropout": 0.4,
-}
 THROUGH_GLOO = "ddp-0-fp32-gloo"
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
