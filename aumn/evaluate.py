@@ -13,8 +13,9 @@ true positive, and share out the classes. What the protocol computes, ties and z
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from itertools import islice
@@ -164,16 +165,16 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     """
     if not len(ground_truth):
         raise InputError("The ground truth holds no instance to find: choose a subset that has annotations.")
-    population = set(ground_truth.videos)
+    population = sorted(set(ground_truth.videos))
     labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
-    counts = _count(detections, ground_truth, population, labels, ranks)
-    _refuse_strangers(counts, population)
-
-    videos = sorted(population | counts.outside_population.keys())
-    truth = renumber(ground_truth, videos, labels)
+    truth = _renumber(ground_truth, _number_videos(ground_truth.videos, population), labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
-    ranking = Ranking(match(renumber(detections, videos, labels), truth, tious))
-    ap_CT = average_precisions(_own_positives(ranking, ranks), instances_C, len(tious))
+    ranking = Ranking(match(_renumber(detections, _number_videos(detections.videos, population), labels), truth, tious))
+    told = ranks.gather((ranking.true_positives(), _tally(detections, set(population))))
+    counts = _count([tally for _, tally in told], ground_truth, len(population), labels)
+    _refuse_strangers(counts, population)
+    positives = _own_positives(ranking, [found for found, _ in told], ranks)
+    ap_CT = average_precisions(positives, instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
         labels=tuple(labels),
@@ -184,13 +185,11 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     )
 
 
-def _own_positives(ranking: Ranking, ranks: Ranks) -> np.ndarray:
+def _own_positives(ranking: Ranking, found: list[np.ndarray], ranks: Ranks) -> np.ndarray:
     """The true positives of the classes that this rank owns, with places among all ranks' detections."""
-    own = ranking.true_positives()
     if ranks.size == 1:
-        return own
-    found = ranks.gather(own)
-    above = [own["above"] if rank == ranks.rank else ranking.count_above(asked) for rank, asked in enumerate(found)]
+        return found[0]
+    above = [own["above"] if rank == ranks.rank else ranking.count_above(own) for rank, own in enumerate(found)]
     positives = np.concatenate(found)
     positives["above"] = np.sum(ranks.gather(np.concatenate(above)), axis=0)
     positives = positives[positives["label"] % ranks.size == ranks.rank]
@@ -200,51 +199,71 @@ def _own_positives(ranking: Ranking, ranks: Ranks) -> np.ndarray:
 
 def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
     """The table numbered by these sorted names, so that numbers sort as names do; rows of other labels are left out."""
-    video_of, label_of = ({name: i for i, name in enumerate(names)} for names in (videos, labels))
-    video_N = np.array([video_of.get(name, -1) for name in table.videos], dtype=np.int32)[table.video_N]
+    return replace(_renumber(table, {name: i for i, name in enumerate(videos)}, labels), videos=videos)
+
+
+def _renumber(table: Table, video_of: Mapping[str, int], labels: list[str]) -> Table:
+    label_of = {name: i for i, name in enumerate(labels)}
+    video_N = np.array([video_of[name] for name in table.videos], dtype=np.int32)[table.video_N]
     label_N = np.array([label_of.get(name, -1) for name in table.labels], dtype=np.int32)[table.label_N]
-    table = replace(table, videos=videos, labels=labels, video_N=video_N, label_N=label_N)
+    table = replace(table, videos=(), labels=labels, video_N=video_N, label_N=label_N)
     if (label_N >= 0).all():
         return table
     columns = [field.name for field in fields(table) if field.name.endswith("_N")]
     return replace(table, **{name: getattr(table, name)[label_N >= 0] for name in columns})
 
 
-def _count(
-    detections: Detections, ground_truth: GroundTruth, population: set[str], labels: list[str], ranks: Ranks
-) -> Counts:
-    outside, seen, inside = Counter[str](), Counter[str](), 0
-    videos = _tally(detections, "video")
-    own_outside = {name: videos[name] for name in videos.keys() - population}
-    own = (own_outside, _tally(detections, "label"), len(videos) - len(own_outside))
-    for rank_outside, rank_labels, rank_inside in ranks.gather(own):
-        outside.update(rank_outside)
-        seen.update(rank_labels)
-        inside += rank_inside  # a video is of one rank alone
+def _number_videos(videos: Iterable[str], population: Sequence[str]) -> dict[str, int]:
+    """The same numbers on every rank, which need not know each other's videos: they sort as the names do.
+
+    The population has the odd ones. Videos outside it share the even one between two of it: they match nothing, so
+    their order among themselves cannot matter.
+    """
+    number_of = {name: 2 * i + 1 for i, name in enumerate(population)}
+    return {name: number_of[name] if name in number_of else 2 * bisect_left(population, name) for name in videos}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """How many detections of one rank there are of each label and each video outside the population."""
+
+    labels: Counter[str]
+    outside: Counter[str]
+    videos: int  # of the population that have any; a video is of one rank alone
+
+
+def _tally(detections: Detections, population: set[str]) -> _Tally:
+    videos = _counts(detections.videos, detections.video_N)
+    outside = Counter({name: videos[name] for name in videos.keys() - population})
+    return _Tally(_counts(detections.labels, detections.label_N), outside, len(videos) - len(outside))
+
+
+def _counts(names: Sequence[str], index_N: np.ndarray) -> Counter[str]:
+    """How many rows there are of each name that has any."""
+    counts = np.bincount(index_N, minlength=len(names)).tolist()
+    return Counter({name: count for name, count in zip(names, counts, strict=True) if count})
+
+
+def _count(tallies: Sequence[_Tally], ground_truth: GroundTruth, population: int, labels: Sequence[str]) -> Counts:
+    outside = sum((tally.outside for tally in tallies), Counter[str]())
+    seen = sum((tally.labels for tally in tallies), Counter[str]())
     return Counts(
         detections=seen.total(),
         outside_population={name: outside[name] for name in sorted(outside)},
         unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
         classes_without_detections=tuple(label for label in labels if label not in seen),
-        videos_without_detections=len(population) - inside,
+        videos_without_detections=population - sum(tally.videos for tally in tallies),
         zero_length_instances=int((ground_truth.start_s_N == ground_truth.end_s_N).sum()),
     )
 
 
-def _tally(detections: Detections, column: str) -> dict[str, int]:
-    """How many detections there are of each video or label that has any."""
-    names, index_N = getattr(detections, f"{column}s"), getattr(detections, f"{column}_N")
-    counts = np.bincount(index_N, minlength=len(names)).tolist()
-    return {name: count for name, count in zip(names, counts, strict=True) if count}
-
-
-def _refuse_strangers(counts: Counts, population: set[str]) -> None:
+def _refuse_strangers(counts: Counts, population: Sequence[str]) -> None:
     """Detections of none of the population's videos are the wrong annotations, not a bad detector."""
     outside = counts.outside_population
     if counts.detections and sum(outside.values()) == counts.detections:
         raise InputError(
             f"None of the {counts.detections:,} detections is of a video of the ground truth: they are of videos such "
-            f"as {min(outside)!r}, it has videos such as {min(population)!r}; "
+            f"as {min(outside)!r}, it has videos such as {population[0]!r}; "
             "give the annotations and the subset of the videos that were localized."
         )
 

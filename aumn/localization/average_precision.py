@@ -76,8 +76,8 @@ class Ranking:
     def count_above(self, positives: np.ndarray) -> np.ndarray:
         """How many detections here stand above each of these true positives, which are of other videos."""
         first_M = np.searchsorted(self._label_N, positives["label"])
-        key_N = self._label_N - 1j * self._score_N  # numpy orders by the real part, then by the other
-        key_M = positives["label"] - 1j * positives["score"]
+        key_N = _pairs_of(self._label_N, -self._score_N)
+        key_M = _pairs_of(positives["label"], -positives["score"])
         low_M, high_M = (np.searchsorted(key_N, key_M, side=side) for side in ("left", "right"))
         while (open_M := np.flatnonzero(low_M < high_M)).size:  # equal scores stand in the order of their videos
             middle_M = (low_M[open_M] + high_M[open_M]) // 2
@@ -86,6 +86,13 @@ class Ranking:
             high_M[open_M] = np.where(is_above_M, high_M[open_M], middle_M)
         above_M: np.ndarray = low_M - first_M
         return above_M
+
+
+def _pairs_of(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
+    """Pairs that numpy orders by the first number, then by the second: it has complex numbers so."""
+    pair_N = np.empty(len(first_N), dtype=np.complex128)
+    pair_N.real, pair_N.imag = first_N, second_N
+    return pair_N
 
 
 TRUE_POSITIVE = np.dtype(

@@ -84,9 +84,10 @@ def _owners(count_V: np.ndarray, size: int) -> np.ndarray:
 
 def _only(chunk: Detections, is_kept_V: np.ndarray) -> Detections:
     """The rows of some of the videos."""
-    if is_kept_V.all():
+    is_kept_N = is_kept_V[chunk.video_N]
+    if is_kept_N.all():
         return chunk
-    rows = np.flatnonzero(is_kept_V[chunk.video_N])
+    rows = np.flatnonzero(is_kept_N)
     video_N, *columns = (column_N[rows] for column_N in columns_of(chunk))
     videos = [video for video, is_kept in zip(chunk.videos, is_kept_V, strict=True) if is_kept]
     return Detections(videos, chunk.labels, (np.cumsum(is_kept_V) - 1)[video_N], *columns)
@@ -96,10 +97,12 @@ def _merge(chunks: Iterator[Detections]) -> Detections:
     """One table of all chunks, with videos and labels numbered as they come."""
     videos: dict[str, int] = {}
     labels: dict[str, int] = {}
-    merged: list[tuple[np.ndarray, ...]] = [columns_of(_from_rows([]))]
+    merged: list[tuple[np.ndarray, ...]] = []
     for chunk in chunks:
         video_N, label_N, *numbers_N = columns_of(chunk)
         merged.append((_number(chunk.videos, videos)[video_N], _number(chunk.labels, labels)[label_N], *numbers_N))
+    if len(merged) < 2:  # nothing to copy together
+        return Detections(list(videos), list(labels), *merged[0]) if merged else _from_rows([])
     columns = [np.concatenate(column) for column in zip(*merged, strict=True)]
     return Detections(list(videos), list(labels), *columns)
 

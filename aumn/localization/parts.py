@@ -32,7 +32,10 @@ def write_part(detections: Detections, path: Path, metadata: Mapping[str, str] |
     import pyarrow.parquet as pq
 
     def encoded(index_N: np.ndarray, names: Sequence[str]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(pa.array(index_N, pa.int32()), pa.array(names, pa.string()))
+        used, index_N = np.unique(index_N, return_inverse=True)  # else the part would hold every name there is
+        return pa.DictionaryArray.from_arrays(
+            pa.array(index_N, pa.int32()), pa.array([names[i] for i in used], pa.string())
+        )
 
     names = [encoded(detections.video_N, detections.videos), encoded(detections.label_N, detections.labels)]
     numbers = [pa.array(column_N, pa.float64()) for column_N in columns_of(detections)[2:]]

@@ -149,7 +149,7 @@ def on_ranks(annotations: str, folder: str) -> dict | None:
     truth = read_ground_truth(Path(annotations), "validation")
     with connect() as ranks:
         times_s = []
-        for _ in range(8):
+        for _ in range(20):
             ranks.barrier()
             start_s = time.perf_counter()
             detections, _ = read_detections(Path(folder), ranks.rank, ranks.size)
