@@ -5,12 +5,17 @@ Each side is its own run, update included, features in memory; the runs take tur
 
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from harness import Row, fresh_seed, in_process, main
 
+if TYPE_CHECKING:
+    from aumn.cluster.engines import TorchEngine
+    from aumn.records import Step
+
 SIZE = {"videos": 32, "snippets": 200, "width": 1024, "classes": 200}
-STEPS = 16
+STEPS, ENGINES = 10, 3
 
 
 def measure() -> list[Row]:
@@ -29,22 +34,33 @@ def measure() -> list[Row]:
 
 
 def train(seed: str) -> dict | None:
-    """The first rank's median time of a step, and every step's global loss."""
-    from problems import make_engine, make_step, our_step
+    """The first rank's time of a step, and every step's global loss.
+
+    The median over steps, the best of several engines: an update takes 6 or 9 ms by where an engine's memory comes to
+    lie, on either side.
+    """
+    from problems import make_engine, make_step
 
     from aumn.cluster.ranks import connect
 
     with connect() as ranks:
-        engine = make_engine(int(seed), SIZE["width"], SIZE["classes"], ranks)
         step = make_step(int(seed), **SIZE, rank=ranks.rank, world_size=ranks.size)
-        losses, times_s = [], []
-        for _ in range(STEPS):
-            start_s = time.perf_counter()
-            loss = our_step(engine, step)
-            engine.update(1e-4)
-            times_s.append(time.perf_counter() - start_s)
-            losses.append(ranks.sum_(loss.clone()).item())
-        return None if ranks.rank else {"step_s": statistics.median(times_s[4:]), "losses": losses}
+        runs = [take_steps(make_engine(int(seed), SIZE["width"], SIZE["classes"], ranks), step) for _ in range(ENGINES)]
+        found = {"step_s": min(step_s for step_s, _ in runs), "losses": [losses for _, losses in runs]}
+        return None if ranks.rank else found
+
+
+def take_steps(engine: "TorchEngine", step: "Step") -> tuple[float, list[float]]:
+    from problems import our_step
+
+    times_s, losses = [], []
+    for _ in range(STEPS):
+        start_s = time.perf_counter()
+        loss = our_step(engine, step)
+        engine.update(1e-4)
+        times_s.append(time.perf_counter() - start_s)
+        losses.append(engine.ranks.sum_(loss.clone()).item())
+    return statistics.median(times_s[3:]), losses
 
 
 if __name__ == "__main__":
