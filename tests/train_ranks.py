@@ -15,7 +15,7 @@ from aumn.records import Batch, Step
 from aumn.train import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
-WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean"), "flow": LossWeights(0.2, 0.9, 0.1, "mean")}
+WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean", 0.6), "flow": LossWeights(0.2, 0.9, 0.1, "mean", 0.5)}
 
 
 def make_batch(videos: np.ndarray) -> Batch:
@@ -54,6 +54,7 @@ def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.T
         "dropout": 0.3,
         "channel_dropout": 0.2,
         "mixing_dropout": 0.4,
+        "scores_snippets": True,
     }
     network = TwoStream.build(WIDTHS, CLASSES, settings).double()
     engine = build_engine("ddp", network, ranks, torch.device("cpu"), {"clip_norm": 0.1})

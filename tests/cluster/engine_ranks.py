@@ -30,6 +30,7 @@ SHAPE = {
     "dropout": 0.3,
     "channel_dropout": 0.2,
     "mixing_dropout": 0.4,
+    "scores_snippets": True,
 }
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
