@@ -143,7 +143,7 @@ class AUMN(nn.Module):
         if mixing_BTT is not None:
             embedded_BTF = embedded_BTF + mixing_BTT @ embedded_BTF
         cas_NC = _class_activation(embedded_BTF.flatten(0, 1), reading).softmax(1)
-        return cas_NC.view(*embedded_BTF.shape[:2], -1)
+        return cas_NC.view(*embedded_BTF.shape[:2], cas_NC.shape[1])
 
     def _pool_all(self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading) -> Tensor:
         attention_BT = reading.attention_BT * mask_BT
