@@ -109,6 +109,14 @@ class LossConfig(Section):
     sparsity_reduction: Literal["mean", "sum"] = Field(
         "mean", description="Over time: `sum` is Eq. 13 to the letter and swamps Eq. 8's mean (docs/experiments.md)."
     )
+    pseudo_labels: Weight = Field(
+        0.0,
+        description="Of a cross-entropy that teaches each stream's attention where both streams' class activations of "
+        "the video's own classes stand above their mean (paper: none).",
+    )
+    pseudo_labels_from: Share = Field(
+        0.2, description="After this share of the steps; before, class activations have nothing to teach."
+    )
 
 
 class OptimizerConfig(Section):
@@ -248,6 +256,10 @@ class RunConfig(Section):
     localize: LocalizeConfig = LocalizeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    def network_settings(self) -> dict[str, Any]:
+        """What `model.aumn.TwoStream.build` is told for training; a trained model is told `model` alone."""
+        return self.model.model_dump() | {"scores_snippets": self.loss.pseudo_labels > 0}
 
     @classmethod
     def default(cls, section: str, name: str) -> Any:

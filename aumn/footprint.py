@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from aumn.cluster.shared_memory import room_bytes
-from aumn.config import ModelConfig, RunConfig
+from aumn.config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
 from aumn.data.shards import ShardSet
+from aumn.model.aumn import SLICE_ELEMENTS
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import InputError
 
@@ -117,9 +118,11 @@ class _Sizes(NamedTuple):
     pools_highest: bool
     drops: bool
     drops_mixing: bool
+    teaches: bool
 
     @classmethod
-    def of(cls, model: ModelConfig, **letters: int) -> _Sizes:
+    def of(cls, config: RunConfig, **letters: int) -> _Sizes:
+        model = config.model
         return cls(
             F=model.embedding_width,
             A=model.embedding_width // model.key_ratio,
@@ -132,6 +135,7 @@ class _Sizes(NamedTuple):
             pools_highest=model.pooling_share < 1,
             drops=model.dropout > 0,
             drops_mixing=model.mixing_dropout > 0,
+            teaches=config.loss.pseudo_labels > 0,
             **letters,
         )
 
@@ -161,7 +165,7 @@ def footprint(
     micro_videos = config.batch.micro_videos or -(-config.batch.global_videos // ranks)
     chunk = CHUNK_ELEMENTS[config.run.device]
     streams = {
-        stream: _Sizes.of(config.model, B=micro_videos, T=snippets, D=width, C=num_classes, chunk=chunk)
+        stream: _Sizes.of(config, B=micro_videos, T=snippets, D=width, C=num_classes, chunk=chunk)
         for stream, width in widths.items()
     }
     parameters = {stream: _parameters(sizes) for stream, sizes in streams.items()}
@@ -206,7 +210,8 @@ def _peak(streams: list[_Sizes], *, gradients_stay: bool, count: int) -> int:
     phases = [_diversity(s) for s in streams]
     phases += [phase for s in reversed(streams) for phase in (_pooling(s), _mixing(s), _reading(s), _embedding(s))]
     held = sum(phase.saved for phase in phases) + (count if gradients_stay else 0)
-    peak = held
+    held += sum(s.B * s.T * s.C for s in streams if s.teaches)  # until the step's end
+    peak = held + max(_scoring_snippets(s) for s in streams)
     for phase in phases:
         peak = max(peak, held + phase.working)
         held += phase.left - phase.taken - phase.saved + (0 if gradients_stay else phase.gradient)
@@ -216,6 +221,14 @@ def _peak(streams: list[_Sizes], *, gradients_stay: bool, count: int) -> int:
 def _diversity(s: _Sizes) -> _Phase:
     """Eq. 10: M enters its Gram matrix twice, so two gradients are added; the sum waits for the reading's."""
     return _Phase(saved=2 * min(s.K, s.F) ** 2, working=2 * s.K * s.F, left=s.K * s.F)
+
+
+def _scoring_snippets(s: _Sizes) -> int:
+    """Eq. 15 for pseudo-labels, at the end of the forward pass: X, a slice's products, and the basis once more."""
+    if not s.teaches:
+        return 0
+    mixed = 2 * s.B * s.T * s.F if s.attends else 0
+    return mixed + min(s.B * s.T * s.J * s.C, SLICE_ELEMENTS) + s.J * s.F * s.C + s.B * s.T * s.C
 
 
 def _pooling(s: _Sizes) -> _Phase:

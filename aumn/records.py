@@ -96,6 +96,7 @@ class Scores:
     attention_BT: Tensor  # Eq. 7, zero on padding
     unit_sums_BK: Tensor  # sum over t of Eq. 5
     units_KF: Tensor  # M of Eq. 2
+    cas_BTC: Tensor | None = None  # Eq. 15 without gradient, where pseudo-labels are made of it
 
 
 @dataclass(frozen=True, slots=True)

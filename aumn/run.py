@@ -59,7 +59,7 @@ def run_training(
         )
         return
     torch.manual_seed(config.run.seed)
-    network = TwoStream.build(shards.streams, len(shards.classes), config.model.model_dump())
+    network = TwoStream.build(shards.streams, len(shards.classes), config.network_settings())
     engine = _build_engine(config, network, ranks)
     start.load_into(engine)
     progress = start.progress
@@ -145,7 +145,14 @@ def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine
 
 def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
     loss = config.loss
-    rgb = LossWeights(loss.diversity, loss.homogeneity, loss.sparsity_rgb, loss.sparsity_reduction)
+    rgb = LossWeights(
+        loss.diversity,
+        loss.homogeneity,
+        loss.sparsity_rgb,
+        loss.sparsity_reduction,
+        loss.pseudo_labels,
+        loss.pseudo_labels_from,
+    )
     return {"rgb": rgb, "flow": replace(rgb, sparsity=loss.sparsity_flow)}
 
 

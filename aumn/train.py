@@ -52,8 +52,12 @@ def train_step(engine: Engine, step: Step, weights: Mapping[str, LossWeights]) -
             if shares is None:
                 shares = _share_sums(engine, [{name: score.unit_sums_BK for name, score in scores.items()}])
             totals: dict[str, Tensor] = {}
+            action_BT = _teach(scores, batch, weights)
             for name, score in scores.items():
                 terms = _terms(score, batch, shares[name], step.global_videos, weights[name])
+                if action_BT is not None:
+                    wrong = losses.pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
+                    terms["pseudo_labels"] = wrong / step.global_videos
                 if last:  # Eq. 10 is of the step, not of a video: each rank adds its share once
                     terms["diversity"] = losses.diversity(score.units_KF) / engine.ranks.size
                 totals[name] = losses.total(terms, weights[name], len(score.units_KF))
@@ -88,7 +92,7 @@ def train(
     with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
         for step in steps:
             answer = engine.ranks.ask(preemption.asked)
-            report = train_step(engine, step, weights)
+            report = train_step(engine, step, _weights_at(weights, step.index / run.steps))
             rate = learning_rate(optimizer, step.index, run.steps)
             norms = engine.update(rate)
             watch.add(step, report, norms)
@@ -100,6 +104,11 @@ def train(
                 metrics = _summed(engine, report) | _engine_metrics(engine, norms)
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
             after_step(done, metrics, answer())
+
+
+def _weights_at(weights: Mapping[str, LossWeights], share: float) -> dict[str, LossWeights]:
+    """The weights after a share of the run's steps."""
+    return {name: weight.at(share) for name, weight in weights.items()}
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
@@ -139,6 +148,14 @@ def _terms(
 ) -> dict[str, Tensor]:
     direction_K = losses.homogeneity_direction(share_sum_K)
     return losses.batch_losses(score, batch, direction_K, global_videos, weights.sparsity_reduction)
+
+
+def _teach(scores: Mapping[str, Scores], batch: Batch, weights: Mapping[str, LossWeights]) -> Tensor | None:
+    """Pseudo-labels, where this step has any weight for them."""
+    cas_BTC = {name: score.cas_BTC for name, score in scores.items() if score.cas_BTC is not None}
+    if not any(weight.pseudo_labels for weight in weights.values()):
+        return None
+    return losses.teach(cas_BTC, batch.labels_BC, batch.mask_BT)
 
 
 def _attention_mean(score: Scores, batch: Batch, global_videos: int) -> dict[str, Tensor]:

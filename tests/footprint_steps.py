@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
-    network = TwoStream.build(WIDTHS, classes, config.model.model_dump())
+    network = TwoStream.build(WIDTHS, classes, config.network_settings())
     settings = {"shared_memory": config.engine.shared_memory}
     return build_engine("ddp", network, ranks, torch.device("cpu"), settings)
 
@@ -67,17 +68,18 @@ def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
     return Step(0, 0, config.batch.global_videos, batches)
 
 
-def take(engine: TorchEngine, step: Step) -> None:
-    train_step(engine, step, dict.fromkeys(WIDTHS, WEIGHTS))
+def take(engine: TorchEngine, step: Step, config: RunConfig) -> None:
+    weights = replace(WEIGHTS, pseudo_labels=config.loss.pseudo_labels)
+    train_step(engine, step, dict.fromkeys(WIDTHS, weights))
     engine.update(1e-4)
 
 
 def tensor_bytes(config: RunConfig, classes: int) -> int:
     """Peak of one step beyond weights, optimizer state and features."""
     engine, step = build(config, classes, Ranks()), make_step(config, classes, Ranks())
-    take(engine, step)  # makes the optimizer's state
+    take(engine, step, config)  # makes the optimizer's state
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
-        take(engine, step)
+        take(engine, step, config)
     events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
     sizes = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(sizes.cumsum(0).max())
@@ -87,16 +89,16 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: Checkpo
     """Peak of one step beyond what this process held before the network was built and without features."""
     tiny = config.model_copy(update={"model": config.model.model_copy(update={"units": 99, "embedding_width": 8})})
     step = make_step(config, classes, ranks)
-    take(build(tiny, classes, ranks), step)  # loads what PyTorch loads at the first step
+    take(build(tiny, classes, ranks), step, config)  # loads what PyTorch loads at the first step
     gc.collect()
     before = _resident("VmRSS")
     engine = build(config, classes, ranks)
     for _ in range(2):  # DDP orders its buckets anew at the second step
-        take(engine, step)
+        take(engine, step, config)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
     if writer:
         writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
-    take(engine, step)
+    take(engine, step, config)
     return _resident("VmHWM") - before
 
 

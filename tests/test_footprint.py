@@ -22,9 +22,10 @@ from .footprint_steps import WIDTHS
 from .launching import aumn, python, succeed, torchrun
 
 
-def make_case(videos=4, snippets=60, classes=9, micro_batches=1, ranks=1, **model):
+def make_case(videos=4, snippets=60, classes=9, micro_batches=1, ranks=1, pseudo_labels=0.0, **model):
     batch = {"global_videos": videos * micro_batches * ranks, "micro_videos": videos}
     config = {"data": {"shards": "none", "snippets": snippets}, "run": {"folder": "none", "steps": 1}}
+    config["loss"] = {"pseudo_labels": pseudo_labels}
     return {"config": {**config, "model": model, "batch": batch}, "classes": classes}
 
 
@@ -47,6 +48,10 @@ CASES = {
     ),
     "top-k pooling": make_case(8, 150, 60, units=7, embedding_width=96, pooling_share=0.1),
     "top-k pooling over the encoder's basis": make_case(4, 100, 30, bottleneck=8, units=50, pooling_share=0.1),
+    "pseudo-labels of many classes": make_case(8, 150, 200, units=7, embedding_width=96, pseudo_labels=1.0),
+    "pseudo-labels over the encoder's basis": make_case(
+        4, 100, 30, bottleneck=8, units=50, self_attention=False, pseudo_labels=1.0
+    ),
     "three convolutions": make_case(8, 200, 20, units=7, embedding_width=128, kernel=5, embedding_layers=3),
     "every dropout": make_case(
         16, 200, 20, embedding_width=128, kernel=5, dropout=0.5, channel_dropout=0.5, mixing_dropout=0.5

@@ -17,6 +17,7 @@ SETTINGS = {
         "channel_dropout": 0.2,
         "mixing_dropout": 0.3,
     },
+    "loss": {"pseudo_labels": 0.3},
     "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5},
     "batch": {"global_videos": 6},  # the last step of an epoch is smaller
     "run": {"steps": 60, "log_every": 3, "checkpoint_every": 7},

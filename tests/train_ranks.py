@@ -23,8 +23,9 @@ SHAPE = {
     "dropout": 0.3,
     "channel_dropout": 0.2,
     "mixing_dropout": 0.4,
+    "scores_snippets": True,
 }
-WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean"), "flow": LossWeights(0.2, 0.9, 0.1, "mean")}
+WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean", 0.6), "flow": LossWeights(0.2, 0.9, 0.1, "mean", 0.5)}
 
 
 def make_batch(videos: np.ndarray) -> Batch:

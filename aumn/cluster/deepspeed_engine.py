@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -222,12 +223,13 @@ class _Stream(nn.Module):
         super().__init__()
         self.network, self.precision, self.device = network, precision, device
 
-    def forward(self, *inputs: Any, only_sums: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Any, only_sums: bool = False) -> tuple[Tensor | None, ...]:
         with autocast(self.precision, self.device):
             if only_sums:
                 return (self.network.unit_sums(*inputs),)
             scores = self.network.forward(*inputs)
-        return scores.logits_BC, scores.attention_BT, scores.unit_sums_BK, scores.units_KF.clone()
+        copied = replace(scores, units_KF=scores.units_KF.clone())
+        return tuple(getattr(copied, field.name) for field in fields(copied))
 
 
 def _import_deepspeed(ranks: Ranks, device: torch.device) -> Any:

@@ -20,6 +20,8 @@ from aumn.model.memory import Memory, QuickLinear, Reading
 from aumn.model.products import batch_product, convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
+SLICE_ELEMENTS = 1 << 22  # of snippets' products with the basis, held at once for Eq. 15
+
 
 class TemporalConvolution(nn.Module):
     """A zero-padded 1-d convolution over time, as one matrix product a tap (Eq. 1).
@@ -68,6 +70,7 @@ class AUMN(nn.Module):
             a_t X_t W_t (the paper: 1, all of them).
         normalised_pooling: Eq. 8 divides by the sum of a over the snippets it counts (the paper: by their number), so
             that the attention's shape counts and not its scale, for which W could make up.
+        scores_snippets: whether a training batch's scores hold Eq. 15 too, which pseudo-labels are made of.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class AUMN(nn.Module):
         embedding_layers: int = 1,
         pooling_share: float = 1.0,
         normalised_pooling: bool = False,
+        scores_snippets: bool = False,
     ) -> None:
         super().__init__()
         key_width = embedding_width // key_ratio
@@ -102,6 +106,7 @@ class AUMN(nn.Module):
         self.centred_queries = centred_queries
         self.pooling_share = pooling_share
         self.normalised_pooling = normalised_pooling
+        self.scores_snippets = scores_snippets
         deeper = (TemporalConvolution(embedding_width, embedding_width, kernel) for _ in range(embedding_layers - 1))
         self.embed_deeper = nn.ModuleList(deeper)
 
@@ -129,7 +134,16 @@ class AUMN(nn.Module):
             mixing_BTT = mixing_BTT * video_factors(mixing_BTT, 1, self.mixing_dropout, seeds, MIXING)
         pool = self._pool_highest if self.pooling_share < 1 else self._pool_all
         logits_BC = pool(embedded_BTF, mixing_BTT, mask_BT, reading)
-        return Scores(logits_BC, reading.attention_BT * mask_BT, reading.unit_sums_BK, self.memory.units_KF)
+        cas_BTC = self._score_snippets(embedded_BTF, mixing_BTT, reading) if self.scores_snippets else None
+        return Scores(logits_BC, reading.attention_BT * mask_BT, reading.unit_sums_BK, self.memory.units_KF, cas_BTC)
+
+    @torch.no_grad()
+    def _score_snippets(self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: Reading) -> Tensor:
+        """Eq. 15 of a training batch, B x T x C; meaningless on padding."""
+        if mixing_BTT is not None:
+            embedded_BTF = embedded_BTF + mixing_BTT @ embedded_BTF
+        cas_NC = _class_activation(embedded_BTF.flatten(0, 1), reading).softmax(1)
+        return cas_NC.view(*embedded_BTF.shape[:2], cas_NC.shape[1])
 
     def _pool_all(self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading) -> Tensor:
         attention_BT = reading.attention_BT * mask_BT
@@ -233,7 +247,7 @@ def _class_activation(mixed_NF: Tensor, reading: Reading) -> Tensor:
     """Eq. 15, N x C: X_t W_t as sum_j coefficients_tj (X_t basis_j), in slices of time that hold n x J x C values."""
     basis_FX = reading.basis_JFC.transpose(0, 1).flatten(1)
     size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
-    slice_snippets = max(1, (1 << 22) // basis_FX.shape[1])
+    slice_snippets = max(1, SLICE_ELEMENTS // basis_FX.shape[1])
     parts = [
         torch.einsum("tjc,tj->tc", product(mixed, basis_FX).view(-1, size, num_classes), coefficients)
         for mixed, coefficients in zip(

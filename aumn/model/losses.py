@@ -10,7 +10,8 @@ Shapes: B videos, T snippets, F embedding width, K action units, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,12 +24,18 @@ from aumn.records import Batch, Scores
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Eq. 14's alpha, beta and gamma, and how Eq. 13 reduces over time."""
+    """Eq. 14's alpha, beta and gamma, and how Eq. 13 reduces over time; beyond the paper, pseudo-labels' weight."""
 
     diversity: float
     homogeneity: float
     sparsity: float
     sparsity_reduction: Literal["mean", "sum"]
+    pseudo_labels: float = 0.0
+    pseudo_labels_from: float = 0.0
+
+    def at(self, share: float) -> LossWeights:
+        """The weights after a share of all steps: pseudo-labels count from `pseudo_labels_from` on."""
+        return self if share >= self.pseudo_labels_from else replace(self, pseudo_labels=0.0)
 
 
 def classification(logits_BC: Tensor, labels_BC: Tensor) -> Tensor:
@@ -41,6 +48,24 @@ def sparsity(attention_BT: Tensor, mask_BT: Tensor, reduction: Literal["mean", "
     """Eq. 13, summed over the videos: the attention's L1 norm, over the video's length where `reduction` is "mean"."""
     total_B = attention_BT.sum(1)
     return (total_B / mask_BT.sum(1) if reduction == "mean" else total_B).sum()
+
+
+def teach(cas_BTC: Mapping[str, Tensor], labels_BC: Tensor, mask_BT: Tensor) -> Tensor:
+    """Which snippets the streams together take for an action, bool B x T: what every stream's attention is taught.
+
+    Those whose class activation (Eq. 15), the highest among the video's own classes and the mean of the streams, stands
+    above its mean over the video. No gradient.
+    """
+    absent_B1C = (labels_BC == 0)[:, None]
+    evidence_BT = torch.stack([cas.detach().masked_fill(absent_B1C, 0).amax(2) for cas in cas_BTC.values()]).mean(0)
+    mean_B1 = (evidence_BT * mask_BT).sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True)
+    return (evidence_BT > mean_B1) & mask_BT
+
+
+def pseudo_labels(attention_BT: Tensor, action_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Binary cross-entropy of the attention with what `teach` says, over a video's snippets, summed over the videos."""
+    wrong_BT = functional.binary_cross_entropy(attention_BT, action_BT.to(attention_BT.dtype), reduction="none")
+    return ((wrong_BT * mask_BT).sum(1) / mask_BT.sum(1)).sum()
 
 
 def unit_shares(unit_sums_BK: Tensor) -> Tensor:
@@ -85,5 +110,6 @@ def total(terms: dict[str, Tensor], weights: LossWeights, num_units: int) -> Ten
         "diversity": several * weights.diversity,
         "homogeneity": several * weights.homogeneity,
         "sparsity": weights.sparsity,
+        "pseudo_labels": weights.pseudo_labels,
     }
     return torch.stack([factors[name] * term for name, term in terms.items()]).sum()

@@ -69,6 +69,19 @@ def _pool(net: AUMN, a_T: Tensor, cas_T: Tensor) -> Tensor:
     return (a_T * cas_T)[highest].sum() / (a_T[highest].sum() if net.normalised_pooling else len(highest))
 
 
+def pseudo_labels(nets: list[AUMN], streams: list[list[Tensor]], labels_BC: Tensor) -> list[Tensor]:
+    """Each stream's mean over the videos of the cross-entropy that both streams' class activations teach."""
+    errors: list[list[Tensor]] = [[] for _ in nets]
+    for label_C, *features in zip(labels_BC, *streams, strict=True):
+        outs = [video(net, features_TD) for net, features_TD in zip(nets, features, strict=True)]
+        evidence_T = sum(out["cas_TC"][:, label_C > 0].max(1).values for out in outs) / len(outs)
+        for out, error in zip(outs, errors, strict=True):
+            a_T = out["attention_T"]
+            right_T = torch.stack([a if e > evidence_T.mean() else 1 - a for a, e in zip(a_T, evidence_T, strict=True)])
+            error.append(-right_T.log().mean())
+    return [torch.stack(error).mean() for error in errors]
+
+
 def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reduction: str) -> dict[str, Tensor]:
     """Eq. 9, 10, 12, 13 over a whole batch."""
     outs = [video(net, features_TD) for features_TD in videos]

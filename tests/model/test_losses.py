@@ -56,6 +56,41 @@ def test_terms_and_gradients_equal_the_equations_however_the_batch_is_cut(settin
         assert_close(actual, wanted, msg=lambda text, name=name: f"gradient of {name}: {text}")
 
 
+@pytest.mark.parametrize("settings", [{"units": 7, "bottleneck": 9}, {"units": 41, "bottleneck": 6}])
+@pytest.mark.parametrize("cuts", [(), (3, 3, 7)])
+def test_what_the_streams_teach_each_other_equals_the_definition_however_the_batch_is_cut(settings, cuts):
+    nets = {name: make_network(seed, scores_snippets=True, **settings) for seed, name in enumerate(("rgb", "flow"))}
+    videos = {name: make_videos(LENGTHS, seed=seed) for seed, name in enumerate(nets)}
+    labels_BC, ours = make_labels(len(LENGTHS)), dict.fromkeys(nets, torch.zeros(()))
+    for start, end in zip((0, *cuts), (*cuts, len(LENGTHS)), strict=True):
+        scores = {name: run(net, videos[name][start:end], extra=2) for name, net in nets.items()}
+        mask_BT = pad(videos["rgb"][start:end], 2)[1]
+        action_BT = losses.teach({n: s.cas_BTC for n, s in scores.items()}, labels_BC[start:end], mask_BT)
+        assert not action_BT[~mask_BT].any()
+        for name, score in scores.items():
+            ours[name] = ours[name] + losses.pseudo_labels(score.attention_BT, action_BT, mask_BT) / len(LENGTHS)
+    theirs = reference.pseudo_labels(list(nets.values()), list(videos.values()), labels_BC)
+    for (name, net), wanted in zip(nets.items(), theirs, strict=True):
+        assert_close(ours[name], wanted)
+        ours_and_theirs = [torch.autograd.grad(loss, net.encode_query.weight) for loss in (ours[name], wanted)]
+        assert_close(*ours_and_theirs)
+
+
+def test_only_the_attention_learns_from_pseudo_labels():
+    net, videos = make_network(units=7, bottleneck=9, scores_snippets=True), make_videos(LENGTHS)
+    score, mask_BT = run(net, videos), pad(videos)[1]
+    assert not score.cas_BTC.requires_grad
+    loss = losses.pseudo_labels(score.attention_BT, losses.teach({"": score.cas_BTC}, make_labels(8), mask_BT), mask_BT)
+    loss.backward()
+    assert net.memory.values_RFC.grad is None
+    assert net.memory.encode_key.weight.grad.abs().max() > 0
+
+
+def test_pseudo_labels_count_after_their_share_of_the_steps():
+    weights = LossWeights(0, 0, 0, "mean", pseudo_labels=0.5, pseudo_labels_from=0.2)
+    assert [weights.at(step / 10).pseudo_labels for step in range(4)] == [0, 0, 0.5, 0.5]
+
+
 def test_a_single_unit_trains_without_diversity_and_homogeneity():
     net, videos, labels_BC = make_network(units=1, bottleneck=4), make_videos(LENGTHS), make_labels(len(LENGTHS))
     terms, total = loss_in_parts(net, videos, labels_BC, (4,), WEIGHTS)
