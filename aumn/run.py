@@ -145,7 +145,13 @@ def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine
 
 def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
     loss = config.loss
-    rgb = LossWeights(loss.diversity, loss.homogeneity, loss.sparsity_rgb, loss.sparsity_reduction)
+    rgb = LossWeights(
+        loss.diversity,
+        loss.homogeneity,
+        loss.sparsity_rgb,
+        loss.sparsity_reduction,
+        independent_classes=config.model.independent_classes,
+    )
     return {"rgb": rgb, "flow": replace(rgb, sparsity=loss.sparsity_flow)}
 
 

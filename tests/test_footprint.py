@@ -48,6 +48,7 @@ CASES = {
     "top-k pooling": make_case(8, 150, 60, units=7, embedding_width=96, pooling_share=0.1),
     "top-k pooling over the encoder's basis": make_case(4, 100, 30, bottleneck=8, units=50, pooling_share=0.1),
     "three convolutions": make_case(8, 200, 20, units=7, embedding_width=128, kernel=5, embedding_layers=3),
+    "independent classes": make_case(8, 60, 30, units=7, embedding_width=64, independent_classes=True),
     "a large bank": make_case(4, 100, 20, units=16_384, embedding_width=128),
     "a large bank, micro-batches": make_case(4, 50, 20, 3, units=8_192, embedding_width=128),
 }
