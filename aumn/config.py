@@ -73,6 +73,11 @@ class ModelConfig(Section):
     attention_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="Adam moves Eq. 5's queries and keys this many times as fast as the rest (paper: 1)."
     )
+    independent_classes: bool = Field(
+        False,
+        description="Every class on its own: a bias each and sigmoids in place of Eq. 8's and 15's softmax, binary "
+        "cross-entropy in place of Eq. 9 (paper: softmaxes). Suits videos that hold several actions.",
+    )
     embedding_layers: Count = Field(
         1, description="Convolutions of Eq. 1, one behind the other, each with its ReLU (paper: one)."
     )

@@ -114,6 +114,7 @@ class _Sizes(NamedTuple):
     attends: bool
     centres: bool
     chunk: int
+    biased: bool
     layers: int
     pools_highest: bool
     drops: bool
@@ -131,6 +132,7 @@ class _Sizes(NamedTuple):
             taps=model.kernel,
             attends=model.self_attention,
             centres=model.centred_queries,
+            biased=model.independent_classes,
             layers=model.embedding_layers,
             pools_highest=model.pooling_share < 1,
             drops=model.dropout > 0,
@@ -196,7 +198,7 @@ def _parameters(s: _Sizes) -> dict[str, int]:
         "queries": s.F * s.A + s.A,
         "keys": s.F * s.A + s.A,
         "memory": s.K * s.F,
-        "values": (s.F + 1) * s.R + (s.R + 1) * s.F * s.C,
+        "values": (s.F + 1) * s.R + (s.R + 1) * s.F * s.C + s.biased * s.C,
     }
 
 

@@ -92,7 +92,7 @@ class Step:
 class Scores:
     """What one stream's network says of a batch while it trains; see `losses`."""
 
-    logits_BC: Tensor  # Eq. 8 before its softmax
+    logits_BC: Tensor  # Eq. 8 before its softmax or sigmoids
     attention_BT: Tensor  # Eq. 7, zero on padding
     unit_sums_BK: Tensor  # sum over t of Eq. 5
     units_KF: Tensor  # M of Eq. 2
@@ -105,7 +105,7 @@ class VideoScores:
 
     video_C: np.ndarray  # Eq. 8
     attention_T: np.ndarray  # Eq. 7
-    cas_TC: np.ndarray  # Eq. 15 after its softmax over classes
+    cas_TC: np.ndarray  # Eq. 15 after its softmax over classes or its sigmoids
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
         loss.sparsity_reduction,
         loss.pseudo_labels,
         loss.pseudo_labels_from,
+        independent_classes=config.model.independent_classes,
     )
     return {"rgb": rgb, "flow": replace(rgb, sparsity=loss.sparsity_flow)}
 

@@ -147,7 +147,7 @@ def _terms(
     score: Scores, batch: Batch, share_sum_K: Tensor, global_videos: int, weights: LossWeights
 ) -> dict[str, Tensor]:
     direction_K = losses.homogeneity_direction(share_sum_K)
-    return losses.batch_losses(score, batch, direction_K, global_videos, weights.sparsity_reduction)
+    return losses.batch_losses(score, batch, direction_K, global_videos, weights)
 
 
 def _teach(scores: Mapping[str, Scores], batch: Batch, weights: Mapping[str, LossWeights]) -> Tensor | None:

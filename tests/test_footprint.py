@@ -59,6 +59,7 @@ CASES = {
     "dropout without self-attention, one tap": make_case(
         16, 200, 20, embedding_width=256, kernel=1, dropout=0.5, channel_dropout=0.5, self_attention=False
     ),
+    "independent classes": make_case(8, 60, 30, units=7, embedding_width=64, independent_classes=True),
     "a large bank": make_case(4, 100, 20, units=16_384, embedding_width=128),
     "a large bank, micro-batches": make_case(4, 50, 20, 3, units=8_192, embedding_width=128),
 }

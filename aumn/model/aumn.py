@@ -21,6 +21,7 @@ from aumn.model.products import batch_product, convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
 SLICE_ELEMENTS = 1 << 22  # of snippets' products with the basis, held at once for Eq. 15
+STARTING_CLASS_BIAS = -1.0  # Eq. 8's logits start near 0, and of many classes a video holds a few
 
 
 class TemporalConvolution(nn.Module):
@@ -65,6 +66,8 @@ class AUMN(nn.Module):
         centred_queries: compare Eq. 4's queries without their mean over the video and at one length (the paper: as
             they are); see `_mixing`.
         attention_rate: how many times as fast as the rest Adam moves queries and keys (the paper: 1).
+        independent_classes: every class on its own, with a bias: sigmoids in place of Eq. 8's and 15's softmax (the
+            paper: softmaxes); `losses.classification` then differs too.
         embedding_layers: convolutions of the embedding, one behind the other, each with its ReLU (the paper: one).
         pooling_share: Eq. 8's mean is, for each class, over this share of the video's snippets, those with the highest
             a_t X_t W_t (the paper: 1, all of them).
@@ -89,6 +92,7 @@ class AUMN(nn.Module):
         mixing_dropout: float = 0.0,
         centred_queries: bool = False,
         attention_rate: float = 1.0,
+        independent_classes: bool = False,
         embedding_layers: int = 1,
         pooling_share: float = 1.0,
         normalised_pooling: bool = False,
@@ -107,6 +111,8 @@ class AUMN(nn.Module):
         self.pooling_share = pooling_share
         self.normalised_pooling = normalised_pooling
         self.scores_snippets = scores_snippets
+        bias_C = torch.full((num_classes,), STARTING_CLASS_BIAS)
+        self.class_bias_C = nn.Parameter(bias_C) if independent_classes else None
         deeper = (TemporalConvolution(embedding_width, embedding_width, kernel) for _ in range(embedding_layers - 1))
         self.embed_deeper = nn.ModuleList(deeper)
 
@@ -134,6 +140,8 @@ class AUMN(nn.Module):
             mixing_BTT = mixing_BTT * video_factors(mixing_BTT, 1, self.mixing_dropout, seeds, MIXING)
         pool = self._pool_highest if self.pooling_share < 1 else self._pool_all
         logits_BC = pool(embedded_BTF, mixing_BTT, mask_BT, reading)
+        if self.class_bias_C is not None:
+            logits_BC = logits_BC + self.class_bias_C
         cas_BTC = self._score_snippets(embedded_BTF, mixing_BTT, reading) if self.scores_snippets else None
         return Scores(logits_BC, reading.attention_BT * mask_BT, reading.unit_sums_BK, self.memory.units_KF, cas_BTC)
 
@@ -142,7 +150,7 @@ class AUMN(nn.Module):
         """Eq. 15 of a training batch, B x T x C; meaningless on padding."""
         if mixing_BTT is not None:
             embedded_BTF = embedded_BTF + mixing_BTT @ embedded_BTF
-        cas_NC = _class_activation(embedded_BTF.flatten(0, 1), reading).softmax(1)
+        cas_NC = self._probabilities(_class_activation(embedded_BTF.flatten(0, 1), reading))
         return cas_NC.view(*embedded_BTF.shape[:2], cas_NC.shape[1])
 
     def _pool_all(self, embedded_BTF: Tensor, mixing_BTT: Tensor | None, mask_BT: Tensor, reading: Reading) -> Tensor:
@@ -187,7 +195,7 @@ class AUMN(nn.Module):
 
     @torch.no_grad()
     def localize(self, features_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One whole video: Eq. 8 (C), Eq. 7 (T) and Eq. 15's softmax (T x C)."""
+        """One whole video: Eq. 8 (C), Eq. 7 (T) and Eq. 15's probabilities (T x C)."""
         length = len(features_TD)
         mask_BT = torch.ones(1, length, dtype=torch.bool, device=features_TD.device)
         embedded_BTF, queries_BTA = self._embed(features_TD[None], mask_BT, [length], [0])
@@ -197,7 +205,13 @@ class AUMN(nn.Module):
         cas_TC = _class_activation(embedded_BTF[0], reading)
         attention_T = reading.attention_BT[0]
         logits_BC = self._mean_of_highest(attention_T[None], cas_TC[None], mask_BT)
-        return logits_BC[0].softmax(0), attention_T, cas_TC.softmax(1)
+        return self._probabilities(logits_BC)[0], attention_T, self._probabilities(cas_TC)
+
+    def _probabilities(self, evidence_NC: Tensor) -> Tensor:
+        """Eq. 8's and 15's softmax over classes, or each class's own sigmoid."""
+        if self.class_bias_C is None:
+            return evidence_NC.softmax(1)
+        return (evidence_NC + self.class_bias_C).sigmoid()
 
     @torch.no_grad()
     def similarity(self, features_TD: Tensor, units: Sequence[int]) -> Tensor:

@@ -24,7 +24,10 @@ from aumn.records import Batch, Scores
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Eq. 14's alpha, beta and gamma, and how Eq. 13 reduces over time; beyond the paper, pseudo-labels' weight."""
+    """Eq. 14's alpha, beta and gamma, and how Eq. 13 reduces over time.
+
+    Beyond the paper, the weight of pseudo-labels and from when on it counts, and whether Eq. 9 asks class by class.
+    """
 
     diversity: float
     homogeneity: float
@@ -32,14 +35,20 @@ class LossWeights:
     sparsity_reduction: Literal["mean", "sum"]
     pseudo_labels: float = 0.0
     pseudo_labels_from: float = 0.0
+    independent_classes: bool = False
 
     def at(self, share: float) -> LossWeights:
         """The weights after a share of all steps: pseudo-labels count from `pseudo_labels_from` on."""
         return self if share >= self.pseudo_labels_from else replace(self, pseudo_labels=0.0)
 
 
-def classification(logits_BC: Tensor, labels_BC: Tensor) -> Tensor:
-    """Eq. 9, summed over the videos: cross-entropy with the L1-normalised multi-hot label."""
+def classification(logits_BC: Tensor, labels_BC: Tensor, *, independent_classes: bool) -> Tensor:
+    """Eq. 9, summed over the videos: cross-entropy with the L1-normalised multi-hot label.
+
+    With independent classes: binary cross-entropy, summed over the classes.
+    """
+    if independent_classes:
+        return functional.binary_cross_entropy_with_logits(logits_BC, labels_BC, reduction="sum")
     targets_BC = labels_BC / labels_BC.sum(1, keepdim=True)
     return -(targets_BC * functional.log_softmax(logits_BC, 1)).sum()
 
@@ -91,13 +100,15 @@ def diversity(units_KF: Tensor) -> Tensor:
 
 
 def batch_losses(
-    scores: Scores, batch: Batch, direction_K: Tensor, global_videos: int, reduction: Literal["mean", "sum"]
+    scores: Scores, batch: Batch, direction_K: Tensor, global_videos: int, weights: LossWeights
 ) -> dict[str, Tensor]:
     """One stream's share of Eq. 9, 12 and 13 for one micro-batch, unweighted; sums over micro-batches and ranks."""
     terms = {
-        "classification": classification(scores.logits_BC, batch.labels_BC),
+        "classification": classification(
+            scores.logits_BC, batch.labels_BC, independent_classes=weights.independent_classes
+        ),
         "homogeneity": (unit_shares(scores.unit_sums_BK) @ direction_K).sum(),
-        "sparsity": sparsity(scores.attention_BT, batch.mask_BT, reduction),
+        "sparsity": sparsity(scores.attention_BT, batch.mask_BT, weights.sparsity_reduction),
     }
     return {name: term / global_videos for name, term in terms.items()}
 

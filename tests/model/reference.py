@@ -54,14 +54,21 @@ def video(net: AUMN, features_TD: Tensor, mixing: float = 1.0) -> dict[str, Tens
     a_T = s_TK.max(1).values  # Eq. 7
     cas_TC = torch.einsum("tf,tfc->tc", mixed_TF, w_TFC)
     logits_C = torch.stack([_pool(net, a_T, cas_T) for cas_T in cas_TC.T])
+    if net.class_bias_C is not None:
+        cas_TC, logits_C = cas_TC + net.class_bias_C, logits_C + net.class_bias_C
     return {
         "attention_T": a_T,
         "logits_C": logits_C,
-        "video_C": logits_C.softmax(0),  # Eq. 8
-        "cas_TC": cas_TC.softmax(1),  # Eq. 15
+        "video_C": _probabilities(net, logits_C),  # Eq. 8
+        "cas_TC": torch.stack([_probabilities(net, cas_C) for cas_C in cas_TC]),  # Eq. 15
         "unit_sums_K": s_TK.sum(0),
         "shares_K": s_TK.sum(0).softmax(0),  # Eq. 11
     }
+
+
+def _probabilities(net: AUMN, evidence_C: Tensor) -> Tensor:
+    exponentials_C = torch.exp(evidence_C)
+    return exponentials_C / (exponentials_C.sum() if net.class_bias_C is None else 1 + exponentials_C)
 
 
 def _pool(net: AUMN, a_T: Tensor, cas_T: Tensor) -> Tensor:
@@ -89,6 +96,11 @@ def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reductio
     cross_entropies = [
         -(target * torch.log(out["video_C"])).sum() for target, out in zip(targets_BC, outs, strict=True)
     ]
+    if net.class_bias_C is not None:
+        cross_entropies = [
+            -torch.where(label == 1, out["video_C"], 1 - out["video_C"]).log().sum()
+            for label, out in zip(labels_BC, outs, strict=True)
+        ]
     units_KF = net.memory.units_KF
     gram_KK = units_KF @ units_KF.T - torch.eye(len(units_KF), dtype=units_KF.dtype)
     l1 = [out["attention_T"].abs() for out in outs]

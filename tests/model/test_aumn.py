@@ -30,6 +30,15 @@ SHAPES = [
         "normalised_pooling": True,
         "pooling_share": 0.2,
     },
+    {"units": 6, "bottleneck": 9, "kernel": 3, "self_attention": True, "independent_classes": True},
+    {
+        "units": 8,
+        "bottleneck": 3,
+        "kernel": 3,
+        "self_attention": False,
+        "independent_classes": True,
+        "pooling_share": 0.2,
+    },
     {"units": 300, "bottleneck": 2, "kernel": 4, "self_attention": False},
 ]
 LENGTHS, WIDTH, CLASSES = (13, 1, 8, 11), 10, 14

@@ -31,17 +31,24 @@ def loss_in_parts(net, videos, labels_BC, cuts, weights):
     terms = {"diversity": losses.diversity(net.memory.units_KF)}
     for part, score in zip(parts, scores, strict=True):
         batch = Batch((), (), (), {}, pad([videos[i] for i in part])[1], labels_BC[list(part)])
-        shares = losses.batch_losses(score, batch, direction_K, len(videos), weights.sparsity_reduction)
+        shares = losses.batch_losses(score, batch, direction_K, len(videos), weights)
         terms = {name: terms.get(name, 0) + shares.get(name, 0) for name in {**terms, **shares}}
     return terms, losses.total(terms, weights, len(net.memory.units_KF))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("settings", [{"units": 7, "bottleneck": 9}, {"units": 41, "bottleneck": 6}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"units": 7, "bottleneck": 9},
+        {"units": 41, "bottleneck": 6},
+        {"units": 7, "bottleneck": 9, "independent_classes": True},
+    ],
+)
 @pytest.mark.parametrize("cuts", [(), (4,), (2, 4, 6), (3, 3, 7)])
 def test_terms_and_gradients_equal_the_equations_however_the_batch_is_cut(settings, reduction, cuts):
     net, videos, labels_BC = make_network(**settings), make_videos(LENGTHS), make_labels(len(LENGTHS))
-    weights = LossWeights(0.3, 0.7, 0.4, reduction)
+    weights = LossWeights(0.3, 0.7, 0.4, reduction, independent_classes=settings.get("independent_classes", False))
     ours, our_total = loss_in_parts(net, videos, labels_BC, cuts, weights)
     theirs = reference.losses(net, videos, labels_BC, reduction)
     for name, value in theirs.items():

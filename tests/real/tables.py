@@ -3,8 +3,8 @@
     python -m tests.real.tables OUT --shards SHARDS --rows ROW ... [--seeds 0 1 2] [--config FILE]
 
 A row is `NAME` or `NAME:section.field=value,...`, the changes to the configuration. Each row and seed is trained by
-`aumn train`'s own function, then localized by its own rules and each of RULES in turn (training does not depend on
-them) on the `testing` videos, and appended to OUT/results.jsonl; what stands there already is not trained again.
+`aumn train`'s own function, then localized by its own rules and each of its set's RULES in turn (training does not
+depend on them) on the `testing` videos, and appended to OUT/results.jsonl; what stands there is not trained again.
 Afterwards the table of all that stands there is printed: mean and standard deviation over seeds, in percent.
 """
 
@@ -43,6 +43,16 @@ RULES = {
     "without class activation": DetectionRules(**CHOSEN),
     "all (spliced_i3d_plus)": DetectionRules(**CLASS, **CHOSEN),
 }
+SHREC21 = {"theta": 1.0, "class_threshold": 0.02}
+SHREC21_RULES = {
+    "paper": DetectionRules(),
+    "theta 0.3": DetectionRules(**SHREC21 | {"theta": 0.3}),
+    "theta 0.7": DetectionRules(**SHREC21 | {"theta": 0.7}),
+    "class threshold 0.1": DetectionRules(**SHREC21 | {"class_threshold": 0.1}),
+    "class threshold 0.005": DetectionRules(**SHREC21 | {"class_threshold": 0.005}),
+    "NMS at 0.5": DetectionRules(**SHREC21, nms_tiou=0.5),
+    "class activation (shrec21_plus)": DetectionRules(**SHREC21, **CLASS),
+}
 
 
 class Remembered:
@@ -74,7 +84,8 @@ def score(row: str, seed: int, config_path: Path, changes: list[str], shards_pat
     videos = {shards.videos[index].id: shards.videos[index] for index in indices}
     truth = read_ground_truth(shards_path, SUBSET)
     remembered, rules = Remembered(network), {}
-    for name, rule in ({"the configuration's": DetectionRules(**card.localize)} | RULES).items():
+    chosen = SHREC21_RULES if shards.name == "shrec21" else RULES
+    for name, rule in ({"the configuration's": DetectionRules(**card.localize)} | chosen).items():
         found = evaluate(localize(remembered, batches, videos, card, rules=rule), truth, TIOUS, Ranks())
         rules[name] = [*found.map_T, found.average]
     used = {name: units_used(network, batches, name, videos, truth, shards) for name in network.networks}
