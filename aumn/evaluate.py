@@ -203,6 +203,7 @@ def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
 
 
 def _renumber(table: Table, video_of: Mapping[str, int], labels: list[str]) -> Table:
+    """The same by any numbers of videos, whose names the table then does without."""
     label_of = {name: i for i, name in enumerate(labels)}
     video_N = np.array([video_of[name] for name in table.videos], dtype=np.int32)[table.video_N]
     label_N = np.array([label_of.get(name, -1) for name in table.labels], dtype=np.int32)[table.label_N]

@@ -39,7 +39,7 @@ class Footprint:
     optimizer_bytes: int
     activations_bytes: int  # forward and backward of one micro-batch at their peak, beyond the gradients
     features_bytes: int
-    shared_bytes: int  # through which ranks add up gradients, if they all run on this machine; each counts all of it
+    shared_bytes: int  # through which ranks add up gradients, if they all run on one machine; each counts all of it
     snapshot_bytes: int  # the first rank's copy of weights and Adam's state, while a checkpoint is written
     gathered_bytes: int  # the same under ZeRO, gathered on the first rank while the copy is made
     moved_bytes: int  # sent in a step by this rank, and as much received
@@ -52,7 +52,7 @@ class Footprint:
             ("optimizer state", self.optimizer_bytes),
             (f"activations of {self.micro_videos} videos x {self.snippets} snippets", self.activations_bytes),
             (f"features of {IN_FLIGHT} steps, read ahead", self.features_bytes),
-            *([("memory shared by the ranks of one machine", self.shared_bytes)] if self.shared_bytes else []),
+            *([("memory shared by ranks, if all run on one machine", self.shared_bytes)] if self.shared_bytes else []),
             ("together", self.held_bytes),
             ("together on the first rank while a checkpoint is written", self.first_rank_bytes),
         ]
@@ -173,7 +173,7 @@ def footprint(
     parameters = {stream: _parameters(sizes) for stream, sizes in streams.items()}
     count = sum(sum(parts.values()) for parts in parameters.values())
     shares = ranks > 1 and config.engine.shared_memory and (config.run.engine, config.run.device) == ("ddp", "cpu")
-    peak = _peak(list(streams.values()), gradients_stay=micro_batches > 1 or (ranks > 1 and not shares), count=count)
+    peak = _peak(list(streams.values()), gradients_stay=micro_batches > 1 or ranks > 1, count=count)
     step_videos = micro_batches * micro_videos
     return Footprint(
         parameters=parameters,

@@ -123,7 +123,7 @@ class TorchEngine:
         with nullcontext() if self._parallel is None or last else self._parallel.no_sync():
             yield
         if self._shared is not None and last:
-            self._shared.sum_([weight.grad for weight in self._weights if weight.grad is not None])
+            self._shared.sum_([_gradient(weight) for weight in self._weights])
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """See Engine."""
@@ -138,7 +138,7 @@ class TorchEngine:
         return sums
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """See Engine. DDP averages over ranks, so each rank's share goes in times their number."""
+        """See Engine. DDP averages over ranks, so its shares go in times their number; shared memory adds them up."""
         factor = 1 if self._parallel is None else self.ranks.size
         parts = [self.scales[name].scaled(loss * factor) for name, loss in poisoned(losses).items()]
         torch.stack(parts).sum().backward()
@@ -216,6 +216,12 @@ class TorchEngine:
     def _parameter_names(self, stream: str) -> list[str]:
         """In the optimizer's order."""
         return [f"{stream}.{name}" for name, _ in self.network.networks[stream].named_parameters()]
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    """A weight's gradient; every rank must have every one, or sums would meet in the wrong places."""
+    assert weight.grad is not None
+    return weight.grad
 
 
 def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, settings: Mapping[str, Any]) -> Engine:

@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -35,18 +36,11 @@ class SharedSum:
     @classmethod
     def open(cls, ranks: Ranks, most_bytes: int) -> SharedSum | None:
         """Memory that all ranks map, to add up so many bytes; None where some rank cannot. Every rank must call."""
-        file = os.memfd_create("aumn") if ranks.is_first else -1
-        try:
-            token = secrets.token_bytes(TOKEN_BYTES)
-            if ranks.is_first:
-                os.truncate(file, TOKEN_BYTES + ranks.size * room_bytes(most_bytes))
-                os.pwrite(file, token, 0)
-            place, token = ranks.broadcast((f"/proc/{os.getpid()}/fd/{file}", token))
+        token = secrets.token_bytes(TOKEN_BYTES)
+        with _file_of(TOKEN_BYTES + ranks.size * room_bytes(most_bytes), token, ranks) as own_place:
+            place, token = ranks.broadcast((own_place, token))
             memory = _map(place, token)
             everybody = all(ranks.gather(memory is not None))
-        finally:
-            if ranks.is_first:
-                os.close(file)
         return cls(ranks, memory) if memory is not None and everybody else None
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -91,6 +85,29 @@ def _fill(tensors: Sequence[Tensor], room: int) -> Iterator[list[Tensor]]:
             left -= piece.numel()
     if group:
         yield group
+
+
+@contextmanager
+def _file_of(size: int, token: bytes, ranks: Ranks) -> Iterator[str]:
+    """Where this process has a file without a name that begins with the token; "" on all but the first rank.
+
+    The same where such files cannot be had: a system without them, a limit on their size.
+    """
+    if not ranks.is_first or not hasattr(os, "memfd_create"):
+        yield ""
+        return
+    try:
+        file = os.memfd_create("aumn")
+    except OSError:
+        yield ""
+        return
+    try:
+        with suppress(OSError):
+            os.truncate(file, size)
+            os.pwrite(file, token, 0)  # without it nobody will take the file for ours
+        yield f"/proc/{os.getpid()}/fd/{file}"
+    finally:
+        os.close(file)
 
 
 def _map(place: str, token: bytes) -> mmap.mmap | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -27,9 +29,11 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
     if min(workers, len(calls)) <= 1:
         yield from (task(*call) for call in calls)
         return
-    left = iter(calls)
-    started = [_Worker(task) for _ in range(min(workers, len(calls)))]
+    left, started = iter(calls), list[_Worker]()
     try:
+        for _ in range(min(workers, len(calls))):
+            started.append(_Worker(task))
+            started[-1].start()
         busy: dict[Any, _Worker] = {worker.connection: worker for worker in started}
         for worker, call in zip(started, left, strict=False):  # in this order, since zip ends with the shorter one
             worker.give(call)
@@ -43,9 +47,7 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
                 yield result
     finally:
         for worker in started:
-            worker.process.kill()
-        for worker in started:
-            worker.process.join(timeout=10)
+            worker.end()
 
 
 class _Worker:
@@ -53,10 +55,18 @@ class _Worker:
 
     def __init__(self, task: Callable[..., Any]) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_work, args=(task, theirs), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the process's death ends the connection
+        self.connection, self._theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_work, args=(task, self._theirs), daemon=True)
+
+    def start(self) -> None:
+        self._process.start()
+        self._theirs.close()  # so that the process's death ends the connection
+
+    def end(self) -> None:
+        """Kill the process, if it has one by now."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join(timeout=10)
 
     def give(self, call: tuple[Any, ...]) -> None:
         """Have it make this call; one that died meanwhile is found by `receive`."""
@@ -67,7 +77,7 @@ class _Worker:
         """What the call returned; what it raised is raised."""
         try:
             result, error = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             raise InputError(
                 "A worker process was killed, perhaps for want of memory: run the same command again with fewer "
                 "--workers; what is finished is kept."
@@ -83,13 +93,32 @@ def _work(task: Callable[..., Any], connection: Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    while True:
-        call = connection.recv()
+    while (call := _receive(connection)) is not None:
         try:
             answer: tuple[Any, Exception | None] = (task(*call), None)
         except Exception as error:
+            error.add_note(traceback.format_exc())  # of this process; the parent's own says nothing of it
             answer = (None, error)
-        connection.send(answer)
+        connection.send_bytes(_pickled(answer))
+
+
+def _receive(connection: Connection) -> tuple[Any, ...] | None:
+    """The next call; None when there is nobody left to make calls."""
+    with suppress(EOFError):
+        call: tuple[Any, ...] = connection.recv()
+        return call
+    return None
+
+
+def _pickled(answer: tuple[Any, Exception | None]) -> bytes:
+    """The answer for the other side, or what is wrong with it where it would not get there."""
+    try:
+        data = pickle.dumps(answer)
+        pickle.loads(data)  # noqa: S301  (our own)
+    except Exception as problem:
+        error = RuntimeError(f"An answer of a worker cannot be sent ({problem}): {answer[1] or answer[0]!r}")
+        return pickle.dumps((None, error))
+    return data
 
 
 def _die_with(parent_sentinel: int) -> None:

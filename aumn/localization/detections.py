@@ -22,9 +22,9 @@ RESULTS_LAYOUT = '{"results": {"<video>": [{"label": "...", "score": 0.5, "segme
 def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detections, dict[str, str]]:
     """The detections of this rank's own videos, and the metadata of the parts.
 
-    `path` is a folder of Parquet parts, one part, or an ActivityNet results JSON. A video belongs to one rank; a rank
-    has consecutive ones, so that it need not read what others have, and about as many rows as any other. Parts are read
-    batch by batch, so what a rank holds falls with the number of ranks; a JSON has to be read whole.
+    `path` is a folder of Parquet parts, one part, or an ActivityNet results JSON. A video belongs to one rank. A rank has
+    consecutive ones, about as many rows as any other has; where rows come video by video it does not read the others'.
+    Parts are read batch by batch, so what a rank holds falls with the number of ranks; a JSON has to be read whole.
     """
     metadata: dict[str, str] = {}
     if path.is_dir() or path.suffix == ".parquet":
@@ -70,7 +70,7 @@ def _read_share(parts: Sequence[Path], rank: int, size: int) -> Iterator[Detecti
         total_V[number_V] += count_V
     is_ours_V = _owners(total_V, size) == rank
     for part, batches in groupby(counted, itemgetter(0)):
-        groups = sorted({group for _, group, number_V, _ in batches if is_ours_V[number_V].any()})
+        groups = sorted({group for _, group, number_V, count_V in batches if is_ours_V[number_V[count_V > 0]].any()})
         for chunk in read_part(part, groups):
             yield _only(chunk, is_ours_V[_number(chunk.videos, number_of)])
 

@@ -112,13 +112,13 @@ def read_part(part: Path, groups: Sequence[int] | None = None) -> Iterator[Detec
 
 
 def count_videos(part: Path) -> Iterator[tuple[int, list[str], np.ndarray]]:
-    """Of each batch of rows its row group, its videos and how many of the rows each video has."""
+    """Of each batch of rows its row group, the videos it names and how many of the rows each has: none, perhaps."""
     with _open_part(part) as file:
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=["video"]):
                 videos, video_N = _decode(batch, "video", part)
                 count_V = np.bincount(video_N, minlength=len(videos))
-                yield group, [videos[i] for i in np.flatnonzero(count_V)], count_V[count_V > 0]
+                yield group, videos, count_V
 
 
 @contextmanager

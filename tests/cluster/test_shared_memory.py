@@ -18,7 +18,6 @@ from aumn.cluster.ranks import connect
 from aumn.cluster.shared_memory import SharedSum
 
 shared_memory.ROOM_BYTES = int(sys.argv[1])
-found = {}
 with connect() as ranks:
     random.seed(ranks.rank)
     sums = SharedSum.open(ranks, 8 * 4_000)

@@ -34,7 +34,7 @@ def test_same_bytes_for_any_number_of_workers(publish: Callable[..., Any], tmp_p
     assert contents(tmp_path / "out3") == expected
 
 
-def test_an_error_of_a_worker_is_one_sentence_and_ends_all(publish: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_bad_video_among_several_workers_is_one_sentence(publish: Callable[..., Any], tmp_path: Path) -> None:
     """Nothing of the machinery behind it: no traceback, no warning of what leaked."""
     published = publish({"training": ["a", "b"], "testing": ["c"]})
     published.save("rgb", "b", published.features["b"]["rgb"] * np.array([1, 1, np.nan, 1, 1], dtype="float32"))

@@ -119,6 +119,18 @@ def test_each_video_belongs_wholly_to_one_rank(tmp_path: Path, size: int, form: 
     assert min(map(len, videos)) >= 40 // size // 2
 
 
+def test_names_without_rows_belong_to_nobody(tmp_path: Path):
+    """As pandas writes a categorical column of which some rows were dropped."""
+    for number, (first, share) in enumerate((("aaa", ROWS[:2]), ("zzz", ROWS[2:]))):
+        names = pa.array([first, *(row.video for row in share)])
+        video = pa.DictionaryArray.from_arrays(pa.array(range(1, len(names)), pa.int32()), names)
+        columns = {"video": video, **{name: [getattr(row, name) for row in share] for name in Found._fields[1:]}}
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
+    for size in (1, 2, 3):
+        shares = [read_detections(tmp_path, rank, size)[0] for rank in range(size)]
+        assert sorted(chain.from_iterable(map(as_rows, shares))) == sorted(ROWS)
+
+
 def test_a_rank_leaves_unread_what_holds_none_of_its_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("aumn.localization.parts.BATCH_ROWS", 10)
     rows = sorted(many(400))
@@ -150,7 +162,9 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path):
         (Found("v9", "run", 0.5, 2, 1.5), r"video 'v9': end_s=1.5 is before start_s=2.0; .* not before its start"),
     ],
 )
-def test_numbers_that_cannot_be_ranked_are_refused_on_every_rank(tmp_path: Path, row: Found, message: str, form: str):
+def test_numbers_that_cannot_be_ranked_are_refused_by_every_rank_that_reads_them(
+    tmp_path: Path, row: Found, message: str, form: str
+):
     path = tmp_path / f"bad.{form}"
     detections = as_detections([*ROWS, row], videos=["v1", "Zürich", "v9"])
     export_json(detections, path) if form == "json" else write_part(detections, path)
