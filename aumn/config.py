@@ -68,7 +68,7 @@ class ModelConfig(Section):
     centred_queries: bool = Field(
         False,
         description="Eq. 4 compares queries without their mean over the video and at one length (paper: as they are), "
-        "so that background does not attend to actions.",
+        "so that background does not attend to actions. Pays together with normalised_pooling (docs/results.md).",
     )
     attention_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="Adam moves Eq. 5's queries and keys this many times as fast as the rest (paper: 1)."
@@ -90,7 +90,7 @@ class ModelConfig(Section):
     normalised_pooling: bool = Field(
         False,
         description="Eq. 8 divides by the sum of a_t (paper: by the number of snippets), so that only the attention's "
-        "shape counts, not its scale, for which W can make up.",
+        "shape counts, not its scale, for which W can make up. Pays together with centred_queries.",
     )
 
     @model_validator(mode="after")

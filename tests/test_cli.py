@@ -16,6 +16,7 @@ from .launching import aumn, python, succeed
 SETTINGS = {
     "data": {"snippets": 24},
     "model": {"embedding_width": 16, "units": 3, "bottleneck": 4},
+    "loss": {"pseudo_labels": 0.3, "pseudo_labels_from": 0},
     "optimizer": {"learning_rate": 0.003},
     "batch": {"global_videos": 8},
     "run": {"steps": 6, "log_every": 2, "checkpoint_every": 3},
@@ -86,7 +87,8 @@ client = mlflow.MlflowClient("sqlite:///mlflow.db")
 print(run.info.status, *run.data.metrics, *[m.step for m in client.get_metric_history(run.info.run_id, "loss")])
 """
     status, *names = succeed(python("-W", "ignore", "-c", code, cwd=place.root)).stdout.split()
-    terms = ("classification", "diversity", "homogeneity", "sparsity", "total", "attention_mean", "units_alive")
+    terms = ("classification", "diversity", "homogeneity", "sparsity", "pseudo_labels", "total")
+    terms += ("attention_mean", "units_alive")
     wanted = {f"{stream}/{term}" for stream in ("rgb", "flow") for term in terms}
     wanted |= {
         "loss",

@@ -22,8 +22,8 @@ RESULTS_LAYOUT = '{"results": {"<video>": [{"label": "...", "score": 0.5, "segme
 def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detections, dict[str, str]]:
     """The detections of this rank's own videos, and the metadata of the parts.
 
-    `path` is a folder of Parquet parts, one part, or an ActivityNet results JSON. A video belongs to one rank. A rank has
-    consecutive ones, about as many rows as any other has; where rows come video by video it does not read the others'.
+    `path` is a folder of Parquet parts, one part, or an ActivityNet results JSON. A video belongs to one rank. A rank
+    has consecutive ones, about as many rows as any other; where rows come video by video it does not read the others'.
     Parts are read batch by batch, so what a rank holds falls with the number of ranks; a JSON has to be read whole.
     """
     metadata: dict[str, str] = {}

@@ -3,7 +3,8 @@
 So a step's loss and gradient do not depend on how its videos were cut into ranks and micro-batches: every part adds its
 own share, and the shares are summed. Eq. 12 is a norm of a *global* mean, which no part knows alone. Its gradient is
 that of the linear function <direction, p> with direction = mean p / |mean p|, whose shares also sum to the norm itself:
-so the ranks exchange K numbers, and no gradient has to flow through a collective.
+so the ranks exchange K numbers, and no gradient has to flow through a collective. Pseudo-labels, beyond the
+paper, are made video by video.
 
 Shapes: B videos, T snippets, F embedding width, K action units, C classes.
 """

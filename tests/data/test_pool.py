@@ -50,7 +50,7 @@ def test_every_call_is_made_once(workers):
     ("how", "error", "said"),
     [
         ("raise", InputError, r"value 3 cannot be used\."),
-        ("picky", RuntimeError, r"An answer of a worker cannot be sent .*: value is 3"),
+        ("picky", RuntimeError, r"An answer of a worker cannot be sent .*: PickyError\('value is 3'\)"),
         ("lambda", RuntimeError, r"An answer of a worker cannot be sent .*: <function"),
         ("die", InputError, r"A worker process was killed, .* fewer --workers; what is finished is kept"),
     ],
