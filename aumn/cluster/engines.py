@@ -170,7 +170,7 @@ class TorchEngine:
         for name, optimizer in self._optimizers.items():
             own_tensors, own_facts = flatten_optimizer(optimizer.state_dict(), self._parameter_names(name))
             tensors |= own_tensors
-            facts["groups"] += own_facts["groups"]
+            facts["groups"] += [{"params": group["params"]} for group in own_facts["groups"]]  # not how: see load_state
             facts["numbers"] |= own_facts["numbers"]
         return tensors, facts | {"loss_scales": {name: scale.facts() for name, scale in self.scales.items()}}
 
