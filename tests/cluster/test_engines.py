@@ -97,6 +97,18 @@ def test_a_process_alone_trains_with_deepspeed_and_compiles_nothing(tmp_path):
     assert not (tmp_path / "ops").exists()
 
 
+def test_what_goes_on_and_is_saved_at_once_is_what_it_went_on_from():
+    """No byte tells that the run was stopped in between."""
+    engine = engine_ranks.build("ddp-0-fp32", Ranks())
+    engine_ranks.train(engine, 0, 2)
+    saved = engine_ranks.save(engine)
+    again = engine_ranks.save(engine_ranks.restore(engine_ranks.build("ddp-0-fp32", Ranks()), saved))
+    assert json.loads(again[2]) == json.loads(saved[2])
+    for ours, theirs in zip(again[:2], saved[:2], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize(
     ("precision", "loss_error", "gradient_error"), [("bf16", 0.0015, 0.05), ("fp16", 0.00015, 0.003)]
 )
