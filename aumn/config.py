@@ -86,7 +86,6 @@ class ModelConfig(Section):
         description="Eq. 8's mean is over this share of a video's snippets, for each class those with the highest "
         "a_t X_t W_t (paper: 1, all). Less suits short actions in long videos, and takes B x T x J x C values.",
     )
-
     normalised_pooling: bool = Field(
         False,
         description="Eq. 8 divides by the sum of a_t (paper: by the number of snippets), so that only the attention's "

@@ -2,7 +2,7 @@
 
 gloo takes 18 ms to send 33 MB of gradients through the loopback device, and DDP's buckets cost two copies more, of a
 step of 140 ms on one core. Here a rank writes its gradients, waits for the others, and adds what they have written:
-6 ms, most of it waiting. The memory has no name and no file, so nothing is left over however the ranks end; waiting is
+8 ms, half of it waiting. The memory has no name and no file, so nothing is left over however the ranks end; waiting is
 a barrier of the ranks, so one that leaves or hangs is noticed as in any collective.
 """
 

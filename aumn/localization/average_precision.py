@@ -28,6 +28,9 @@ import numpy as np
 from aumn.records import Detections, GroundTruth
 
 MOST_TIOUS = 63  # a bit each, and one to spare for the shift that makes them
+TRUE_POSITIVE = np.dtype(
+    [("label", np.int32), ("video", np.int32), ("score", float), ("matched", np.uint64), ("above", int)]
+)
 
 
 def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> np.ndarray:
@@ -93,11 +96,6 @@ def _pairs_of(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
     pair_N = np.empty(len(first_N), dtype=np.complex128)
     pair_N.real, pair_N.imag = first_N, second_N
     return pair_N
-
-
-TRUE_POSITIVE = np.dtype(
-    [("label", np.int32), ("video", np.int32), ("score", float), ("matched", np.uint64), ("above", int)]
-)
 
 
 def average_precisions(positives: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
