@@ -1,4 +1,4 @@
-"""Two DDP ranks of one thread against one process of two threads: training steps on the same global batch.
+"""Two ranks of one thread, by `run.engine=ddp`, against one process of two threads: steps on the same global batch.
 
 Each side is its own run, update included, features in memory; the runs take turns.
 """
@@ -29,7 +29,7 @@ def measure() -> list[Row]:
         torch.testing.assert_close(torch.tensor(other), torch.tensor(losses[0]), rtol=1e-4, atol=1e-5)
     step_s = {side: min(run["step_s"] for run in of_side) for side, of_side in runs.items()}
     ratio = step_s["theirs"] / step_s["ours"]
-    name = "two DDP ranks against one process of two threads"
+    name = "two ranks (run.engine=ddp) against one process of two threads"
     return [Row(name, ratio, ">= 0.9", step_s["ours"], step_s["theirs"], "s")]
 
 
