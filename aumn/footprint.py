@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from aumn.cluster.shared_memory import room_bytes
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
 from aumn.data.shards import ShardSet
 from aumn.model.aumn import SLICE_ELEMENTS

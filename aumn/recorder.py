@@ -12,7 +12,7 @@ from torch import Tensor
 from aumn.checkpoint import Checkpoint, save_model
 from aumn.cluster.engines import Engine
 from aumn.cluster.preemption import asked, stopped
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError

@@ -12,7 +12,7 @@ from aumn.checkpoint import Checkpoint, ModelCard, mark_best, read_checkpoint, r
 from aumn.cluster.attempts import is_restart, launch_id
 from aumn.cluster.engines import Engine
 from aumn.cluster.ranks import Ranks
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.data.shards import ShardSet
 from aumn.records import InputError
 from aumn.run_record import RunRecord

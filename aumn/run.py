@@ -16,7 +16,7 @@ import torch
 from aumn.cluster import preemption
 from aumn.cluster.engines import Engine, build_engine
 from aumn.cluster.ranks import Ranks
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards import ShardSet
 from aumn.finite import FiniteWatch

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aumn.cluster import preemption
 from aumn.cluster.engines import Engine
-from aumn.config import OptimizerConfig, RunSection
+from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.finite import FiniteWatch, HostCopy
 from aumn.model import losses
 from aumn.model.losses import LossWeights

@@ -15,7 +15,7 @@ import torch
 from aumn.checkpoint import ModelCard
 from aumn.cluster import preemption
 from aumn.cluster.ranks import Ranks
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.data.annotations import read_ground_truth
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards import ShardSet

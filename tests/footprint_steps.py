@@ -23,7 +23,7 @@ from aumn.checkpoint import Checkpoint, ModelCard
 from aumn.cluster.engines import TorchEngine, build_engine
 from aumn.cluster.preemption import leave
 from aumn.cluster.ranks import Ranks, connect
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing import pack
 from aumn.data.shards import ShardSet

@@ -89,7 +89,7 @@ def test_heavy_libraries_and_ground_truth_have_few_importers(library, importers)
         ("aumn.cli", {"torch", "mlflow", "numpy", "pyarrow", "pydantic", "yaml", "webdataset"}),
         ("aumn.evaluate", {"torch", "mlflow"}),
         ("aumn.data.packing", {"torch", "mlflow", "h5py"}),
-        ("aumn.config", {"torch", "mlflow", "numpy"}),
+        ("aumn.config.run_config", {"torch", "mlflow", "numpy"}),
         ("aumn.tracking.mlflow_tracker", {"mlflow"}),
         ("aumn.train", {"mlflow", "aumn.data.annotations"}),
         ("aumn.data.loader", {"aumn.data.annotations"}),

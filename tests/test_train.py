@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from aumn.cluster.engines import build_engine
 from aumn.cluster.ranks import Ranks
-from aumn.config import OptimizerConfig
+from aumn.config.run_config import OptimizerConfig
 from aumn.records import InputError
 from aumn.train import learning_rate
 

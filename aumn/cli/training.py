@@ -28,7 +28,7 @@ def train(
 
     Example: torchrun --standalone --nproc-per-node 2 -m aumn train configs/synthetic_demo.yaml run.steps=40
     """
-    from aumn.config import load_config
+    from aumn.config.run_config import load_config
 
     settings = load_config(config, overrides or [])
     if dry_run:

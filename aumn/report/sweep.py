@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.records import InputError
 from aumn.report.runs import Run
 

@@ -19,7 +19,7 @@ from problems import WEIGHTS
 
 from aumn.cluster.engines import build_engine
 from aumn.cluster.ranks import Ranks
-from aumn.config import OptimizerConfig, RunSection
+from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing import pack
 from aumn.data.shards import ShardSet

@@ -13,7 +13,7 @@ import torch
 from aumn.cluster.engines import Engine, build_engine
 from aumn.cluster.preemption import leave
 from aumn.cluster.ranks import Ranks, connect
-from aumn.config import OptimizerConfig, RunSection
+from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from aumn.cluster.precision import LossScale, overflow_is_expected
 from aumn.cluster.ranks import Ranks
-from aumn.config import OptimizerConfig, RunSection, load_config
+from aumn.config.run_config import OptimizerConfig, RunSection, load_config
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from aumn.cluster.ranks import Ranks
-from aumn.config import load_config
+from aumn.config.run_config import load_config
 from aumn.data.annotations import read_ground_truth
 from aumn.data.loader import whole_videos
 from aumn.data.shards import ShardSet

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aumn.checkpoint import Checkpoint, ModelCard, save_checkpoint
-from aumn.config import RunConfig
+from aumn.config.run_config import RunConfig
 from aumn.records import InputError
 from aumn.report.build import write_comparison
 from aumn.report.runs import open_run

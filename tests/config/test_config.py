@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from aumn.config import load_config
+from aumn.config.run_config import load_config
 from aumn.records import InputError
 
 MINIMAL = "data: {shards: data_shards/x}\nrun: {folder: runs/x, steps: 10}\n"
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def write(tmp_path: Path, text: str) -> Path:
