@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from aumn.durable import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, whole_folder
+from aumn.files import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, whole_folder
 from aumn.records import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aumn.durable import whole_file
+from aumn.files import whole_file
 
 
 @dataclass(frozen=True, slots=True)

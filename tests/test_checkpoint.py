@@ -185,7 +185,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_keeps_no_new_one_from_being_wr
         elif not ignore_errors:
             raise PermissionError(13, os.strerror(13), str(path))
 
-    monkeypatch.setattr("aumn.durable.shutil.rmtree", refuse)
+    monkeypatch.setattr("aumn.files.shutil.rmtree", refuse)
     for step in (200, 300):
         save_checkpoint(tmp_path, make_checkpoint(step), keep_last=1)
         assert read_last_checkpoint(tmp_path)[1].step == step

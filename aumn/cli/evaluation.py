@@ -28,8 +28,8 @@ def evaluate(
     """
     from aumn.cluster.ranks import connect
     from aumn.data.annotations import read_ground_truth
-    from aumn.durable import whole_file
     from aumn.evaluate import choose_tious, evaluate
+    from aumn.files import whole_file
     from aumn.localization.detections import read_detections
 
     tious = choose_tious(protocol, tiou)

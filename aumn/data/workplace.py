@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aumn.durable import sync
+from aumn.files import sync
 from aumn.records import InputError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aumn.durable import whole_file
+from aumn.files import whole_file
 from aumn.localization.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, list_parts, read_part
 from aumn.records import Detections, InputError
 

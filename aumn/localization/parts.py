@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aumn.durable import whole_file
+from aumn.files import whole_file
 from aumn.records import Detections, InputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aumn.checkpoint import ModelCard, read_card
-from aumn.durable import CHECKSUMS
+from aumn.files import CHECKSUMS
 from aumn.records import InputError
 from aumn.tracking.store import explain, open_store, without_password
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from aumn.durable import sync
+from aumn.files import sync
 from aumn.records import InputError
 
 NAME = "undelivered.jsonl"
