@@ -14,7 +14,7 @@ from typing import NamedTuple
 from aumn.cluster.shared_memory import room_bytes
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import SLICE_ELEMENTS
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import InputError

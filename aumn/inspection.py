@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 from aumn.inspection_values import Finding, StreamFacts, VideoValues, compare_scales, measure_stream, take_together
 from aumn.records import InputError, Video
 

@@ -17,7 +17,7 @@ from aumn.checkpoint import source_commit
 from aumn.cluster.job import Job
 from aumn.cluster.job_folder import JobFolder, PointStatus
 from aumn.config.run_config import load_config
-from aumn.data.layout import read_description
+from aumn.data.shards.layout import read_description
 from aumn.records import InputError
 from aumn.tracking import job_run
 

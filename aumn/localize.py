@@ -16,7 +16,7 @@ import numpy as np
 from aumn.checkpoint import ModelCard
 from aumn.cluster.ranks import Ranks
 from aumn.data.loader import deal, whole_videos
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 from aumn.localization.detections import export_json, read_detections
 from aumn.localization.parts import write_part
 from aumn.localization.proposals import DetectionRules, VideoDetections, detect

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aumn.data.annotations import read_durations, read_ground_truth
+from aumn.data.truth.annotations import read_durations, read_ground_truth
 from aumn.evaluate import Evaluation, choose_tious
 from aumn.localization.detections import read_detections
 from aumn.localization.snippet_scores import FOLDER
@@ -94,7 +94,7 @@ def _localize(run: Run, shards: Path, out: Path, choices: Choices, advance: Adva
 
 def _other_subset(run: Run, shards: Path) -> str:
     """The one subset of a shard set that the run did not train on; InputError where that is not one."""
-    from aumn.data.shards import ShardSet
+    from aumn.data.shards.shard_set import ShardSet
 
     trained_on = run.config["data"]["subset"]
     others = sorted({video.subset for video in ShardSet.open(shards).videos} - {trained_on})

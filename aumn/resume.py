@@ -13,7 +13,7 @@ from aumn.cluster.attempts import is_restart, launch_id
 from aumn.cluster.engines import Engine
 from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import RunConfig
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 from aumn.records import InputError
 from aumn.run_record import RunRecord
 

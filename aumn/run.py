@@ -18,7 +18,7 @@ from aumn.cluster.engines import Engine, build_engine
 from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights

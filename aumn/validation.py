@@ -16,9 +16,9 @@ from aumn.checkpoint import ModelCard
 from aumn.cluster import preemption
 from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import RunConfig
-from aumn.data.annotations import read_ground_truth
 from aumn.data.loader import deal, whole_videos
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.localization.proposals import DetectionRules
 from aumn.localize import localize

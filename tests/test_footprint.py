@@ -9,8 +9,8 @@ import pytest
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
-from aumn.data.packing import pack
-from aumn.data.shards import ShardSet
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
 from aumn.footprint import footprint, parse_widths
 from aumn.footprint import predict as predict_run

@@ -38,10 +38,10 @@ ONE_IMPORTER = {
         f"tracking.{name}"
         for name in ("mlflow_tracker", "packaging", "promotion", "recipient", "registration", "registry", "store")
     },
-    "aumn.data.annotations": {"data.packing", "data.planning", "validation", "cli.evaluation", "reporting"},
-    "aumn.data.activitynet_json": {"data.annotations"},
-    "aumn.data.annotation_csv": {"data.annotations"},
-    "aumn.data.wtalc": {"data.annotations"},
+    "aumn.data.truth.annotations": {"data.packing", "data.planning", "validation", "cli.evaluation", "reporting"},
+    "aumn.data.truth.activitynet_json": {"data.annotations"},
+    "aumn.data.truth.annotation_csv": {"data.annotations"},
+    "aumn.data.truth.wtalc": {"data.annotations"},
     "h5py": {"data.containers"},
     "matplotlib": {"inspection_picture", "scaling"},
     "aumn.cluster.engines.build_engine": {"run"},
@@ -88,11 +88,11 @@ def test_heavy_libraries_and_ground_truth_have_few_importers(library, importers)
     [
         ("aumn.cli", {"torch", "mlflow", "numpy", "pyarrow", "pydantic", "yaml", "webdataset"}),
         ("aumn.evaluate", {"torch", "mlflow"}),
-        ("aumn.data.packing", {"torch", "mlflow", "h5py"}),
+        ("aumn.data.packing.packing", {"torch", "mlflow", "h5py"}),
         ("aumn.config.run_config", {"torch", "mlflow", "numpy"}),
         ("aumn.tracking.mlflow_tracker", {"mlflow"}),
-        ("aumn.train", {"mlflow", "aumn.data.annotations"}),
-        ("aumn.data.loader", {"aumn.data.annotations"}),
+        ("aumn.train", {"mlflow", "aumn.data.truth.annotations"}),
+        ("aumn.data.loader", {"aumn.data.truth.annotations"}),
     ],
 )
 def test_importing_a_module_loads_nothing_it_does_not_need(module, absent):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing import pack
-from aumn.data.shards import ShardSet
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
 from aumn.inspection import Inspection, inspect_shards
 from aumn.inspection_picture import draw
@@ -103,7 +103,7 @@ def test_nan_in_a_set_of_another_packer(place: Place, monkeypatch: pytest.Monkey
     place.change(
         "flow", 3, lambda features: np.where(np.arange(features.size).reshape(features.shape) % 50, features, np.nan)
     )
-    monkeypatch.setattr("aumn.data.shard_writer.read_features", read_unchecked)
+    monkeypatch.setattr("aumn.data.packing.shard_writer.read_features", read_unchecked)
     found = inspect_shards(place.pack())
     bad = np.isnan(np.load(place.path("flow", 3))).sum()
     assert findings(found) == {("not finite", "03", f"flow has {bad} NaN or infinite values")}

@@ -9,8 +9,8 @@ import torch
 from aumn.checkpoint import ModelCard, save_model
 from aumn.cli.one_video import localize_one
 from aumn.cluster.ranks import connect
-from aumn.data.packing import pack
-from aumn.data.shards import ShardSet
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
 from aumn.localization.detections import read_detections
 from aumn.localize import localize_subset

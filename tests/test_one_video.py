@@ -8,8 +8,8 @@ import torch
 
 from aumn.checkpoint import ModelCard, save_model
 from aumn.data.loader import whole_videos
-from aumn.data.packing import pack
-from aumn.data.shards import ShardSet
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
 from aumn.localization.proposals import DetectionRules
 from aumn.localize import localize

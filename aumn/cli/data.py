@@ -83,7 +83,7 @@ def pack(
     Example: aumn pack build/demo/features build/demo/shards --annotations build/demo/features/gt.json
     """
     from aumn.console import progress
-    from aumn.data import packing
+    from aumn.data.packing import packing
 
     with progress("packing", "videos") as advance:
         report = packing.pack(

@@ -28,7 +28,7 @@ def localize_one(
     """Localize in one video's two feature files, and print what was found."""
     import numpy as np
 
-    from aumn.data.arrays import read_array
+    from aumn.data.sources.arrays import read_array
     from aumn.localization.detections import export_json
     from aumn.one_video import load_network, localize_video
     from aumn.records import Detections

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aumn.data.packing import PackingReport
+    from aumn.data.packing.packing import PackingReport
     from aumn.evaluate import Evaluation
     from aumn.footprint import Footprint
 

@@ -25,7 +25,7 @@ from aumn.data.buffers import Buffers
 from aumn.records import Batch, InputError, Step, Video
 
 if TYPE_CHECKING:
-    from aumn.data.shards import ShardSet
+    from aumn.data.shards.shard_set import ShardSet
 
 THREADS = 2
 STEPS_AHEAD = 2

@@ -21,8 +21,8 @@ from aumn.cluster.engines import build_engine
 from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.data.loader import TrainingLoader
-from aumn.data.packing import pack
-from aumn.data.shards import ShardSet
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.train import train

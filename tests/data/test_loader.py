@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from aumn.data import loader as loader_module
 from aumn.data.loader import TrainingLoader, draw_snippets, split_holdout, whole_videos
-from aumn.data.packing import pack
-from aumn.data.shards import ShardSet
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
 from aumn.records import Batch, InputError, Step
 
 NUM_VIDEOS = 11  # no step size below divides it
@@ -340,7 +340,7 @@ def test_the_trainers_own_thread_count_stays(shards: ShardSet) -> None:
     program = """
 import sys, pathlib, torch
 from aumn.data.loader import TrainingLoader
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 shards, cut = ShardSet.open(pathlib.Path(sys.argv[1])), {"micro_videos": None, "rank": 0, "world_size": 1}
 list(TrainingLoader(shards, shards.indices("training"), global_videos=4, snippets=3, seed=0, **cut).steps(0, 3))
 print(torch.get_num_threads())

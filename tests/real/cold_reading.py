@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from aumn.data.loader import TrainingLoader
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 
 
 def drop_from_cache(folder: Path) -> None:

@@ -27,7 +27,7 @@ PARTS = 10  # copies of all videos in a Parquet part
 
 def make(out: Path, times: int) -> None:
     """Ground truth and detections; the same for the same `times`."""
-    from aumn.data.annotations import read_ground_truth
+    from aumn.data.truth.annotations import read_ground_truth
     from aumn.localization.parts import write_part
     from aumn.records import Detections
 
@@ -74,7 +74,7 @@ def make(out: Path, times: int) -> None:
 def rank(out: Path) -> None:
     """What `aumn evaluate` does, in stages."""
     from aumn.cluster.ranks import connect
-    from aumn.data.annotations import read_ground_truth
+    from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluate import choose_tious, evaluate
     from aumn.localization.detections import read_detections
 

@@ -30,8 +30,8 @@ WIDTH, SHARD_BYTES, STREAMS = 1024, 256 * 10**6, {"rgb": 1024, "flow": 1024}
 
 def make(out: Path, count: int) -> None:
     """A shard set without features."""
-    from aumn.data.layout import DESCRIPTION, FORMAT_VERSION, MANIFEST, Description, Shard, checksum
-    from aumn.data.manifest import schema
+    from aumn.data.shards.layout import DESCRIPTION, FORMAT_VERSION, MANIFEST, Description, Shard, checksum
+    from aumn.data.shards.manifest import schema
 
     database = json.loads((SHARED / "data" / "activitynet" / "gt_activitynet13.json").read_text())["database"]
     kept = [(video, facts) for video, facts in database.items() if facts["subset"] in {"training", "validation"}]
@@ -78,7 +78,7 @@ def rank(out: Path, what: str) -> None:
     import torch  # noqa: F401
 
     from aumn.data.loader import TrainingLoader, deal, split_holdout, whole_videos
-    from aumn.data.shards import ShardSet
+    from aumn.data.shards.shard_set import ShardSet
 
     stage = Stages()
     shards = stage("open", lambda: ShardSet.open(out))

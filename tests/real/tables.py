@@ -21,9 +21,9 @@ import numpy as np
 
 from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import load_config
-from aumn.data.annotations import read_ground_truth
 from aumn.data.loader import whole_videos
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluate import evaluate, parse_tious
 from aumn.localization.proposals import DetectionRules
 from aumn.localize import localize

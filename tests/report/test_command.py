@@ -11,7 +11,7 @@ import yaml
 from aumn.cli.report import report
 from aumn.cluster.ranks import Ranks
 from aumn.data.loader import whole_videos
-from aumn.data.shards import ShardSet
+from aumn.data.shards.shard_set import ShardSet
 from aumn.localization.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.localize import load_network, localize_subset
 from aumn.records import InputError

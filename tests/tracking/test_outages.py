@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from aumn.data.packing import pack
+from aumn.data.packing.packing import pack
 from aumn.data.synthetic import synthesize
 from aumn.records import InputError
 from aumn.tracking.delivery import deliver

@@ -1,0 +1,129 @@
+"""The shard set: tars of features that any WebDataset reader can stream, read here by byte offset in any order.
+
+data_shards/README.md documents the format. Temporal ground truth lies in annotations.parquet, which nothing here opens.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from aumn.data.shards.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description, read_table_bytes
+from aumn.data.shards.manifest import Manifest, Videos, read_manifest
+from aumn.data.shards.tars import sample_key
+from aumn.records import InputError, Video
+
+OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
+
+
+class ShardSet:
+    """A packed dataset: its videos, and each one's features as read-only views into memory-mapped tars.
+
+    Safe to read from several threads. Features are verified against their checksum on every read.
+    """
+
+    def __init__(self, path: Path, description: Description, rows: Manifest) -> None:
+        self.path = path
+        self.name = description.name
+        self.identity = description.identity
+        self.classes = description.classes
+        self.streams = description.streams
+        self.dtype = np.dtype(description.dtype)
+        self.stride_frames = description.stride_frames
+        self._tars = [path / shard.file for shard in description.shards]
+        self._rows = rows
+        self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
+
+    @classmethod
+    def open(cls, path: Path) -> ShardSet:
+        """Read the description and the manifest, and check that every tar is there in its full size."""
+        description = read_description(path)
+        rows = read_manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
+        _check_tars(path, description.shards)
+        return cls(path, description, rows)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def videos(self) -> Sequence[Video]:
+        """Every video of every subset, in the order that `indices` and `read` count in."""
+        return Videos(self._rows)
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The names of these videos."""
+        names: list[str] = self._rows.ids.take(np.asarray(indices, dtype=np.int64)).to_pylist()
+        return names
+
+    def unlabelled(self, indices: Sequence[int]) -> list[int]:
+        """Those of these videos that have no label."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        bounds = self._rows.label_bounds
+        found: list[int] = chosen[bounds[chosen] == bounds[chosen + 1]].tolist()
+        return found
+
+    def longest_first(self, indices: Sequence[int]) -> list[int]:
+        """These videos by falling number of snippets, and by name where that is the same."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        order = np.lexsort((np.array(self.ids(indices)), -self._rows.snippets_N[chosen]))
+        found: list[int] = chosen[order].tolist()
+        return found
+
+    def indices(self, subset: str) -> list[int]:
+        """The positions of a subset's videos."""
+        rows = self._rows
+        if subset not in rows.subsets:
+            counts = np.bincount(rows.subset_N, minlength=len(rows.subsets))
+            known = ", ".join(f"{name} ({count} videos)" for name, count in zip(rows.subsets, counts, strict=True))
+            raise InputError(f"{self.path} has no subset {subset!r}; it has {known}.")
+        found: list[int] = np.flatnonzero(rows.subset_N == rows.subsets.index(subset)).tolist()
+        return found
+
+    def tar_of(self, index: int) -> Path:
+        """The tar that holds a video."""
+        return self._tars[int(self._rows.shard_N[index])]
+
+    def checksum(self, index: int, stream: str) -> int:
+        """That of a video's features in one stream: equal features have it, in any video."""
+        return int(self._rows.members[stream].checksum_N[index])
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
+        tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
+        features = {}
+        for stream, width in self.streams.items():
+            members = self._rows.members[stream]
+            first, size = members.offset_N.item(index), members.bytes_N.item(index)
+            member = memoryview(tar)[first : first + size]
+            if xxhash.xxh3_64_intdigest(member) != members.checksum_N.item(index):
+                raise InputError(
+                    f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
+                    "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
+                )
+            # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
+            array_bytes = snippets * width * self.dtype.itemsize
+            features[stream] = np.frombuffer(member[size - array_bytes :], self.dtype).reshape(snippets, width)
+        return features
+
+
+def _map_tar(tar: Path) -> mmap.mmap:
+    with tar.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _check_tars(path: Path, shards: Sequence[Shard]) -> None:
+    for shard in shards:
+        file = path / shard.file
+        if not file.is_file():
+            raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
+        size = file.stat().st_size
+        if size != shard.bytes:
+            raise InputError(
+                f"{file} has {size:,} bytes where {DESCRIPTION} says {shard.bytes:,}: "
+                "it is truncated or another's; fetch this shard again."
+            )

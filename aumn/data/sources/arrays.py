@@ -1,0 +1,97 @@
+"""Reading .npy files that strangers made, from a folder or from inside an archive, never by ordinary unpickling.
+
+Pickled object arrays are refused unless asked for, and then pass through `unpickling`, which can only make arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from aumn.data.sources.unpickling import as_numbers, unpickle
+from aumn.records import InputError
+
+# CPython 3.11 parses literals, which numpy's headers are, with one counter for all threads, and now and then raises
+# "SystemError: AST constructor recursion depth mismatch" when two threads are at it.
+_parsing = threading.Lock()
+
+
+class Header(NamedTuple):
+    """What an array file holds."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+
+
+def read_header(path: Path, *, allow_pickle: bool) -> Header:
+    """Shape and dtype from a file's first bytes; what is pickled has to be read whole to know them."""
+    with path.open("rb") as file:
+        file.peek()  # waits for the file system before the lock is taken
+        header = parse_header(str(path), file, path.stat().st_size)
+    if header.dtype.hasobject:
+        values = read_array(path, allow_pickle=allow_pickle)
+        return Header(values.shape, False, values.dtype)
+    return header
+
+
+def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
+    """The array; a pickled one, or a pickled list of rows of one length, as float64."""
+    with path.open("rb") as file:
+        header = parse_header(str(path), file, path.stat().st_size)
+        if not header.dtype.hasobject:
+            return reshape(np.fromfile(file, header.dtype, math.prod(header.shape)), header)
+    return table_of(path, read_objects(path, allow_pickle=allow_pickle)).astype(np.float64)
+
+
+def read_objects(path: Path, *, allow_pickle: bool) -> Any:
+    """What an array of pickled objects holds, or a plain array; see `unpickling.plain` for what its items are."""
+    with path.open("rb") as file:
+        header = parse_header(str(path), file, path.stat().st_size)
+        if not header.dtype.hasobject:
+            return read_array(path, allow_pickle=False)
+        if not allow_pickle:
+            raise InputError(
+                f"{path} holds pickled Python objects, which can run code when read: save it as an array of numbers, "
+                "or give --allow-pickle, which reads arrays and numbers and refuses all else."
+            )
+        try:
+            return unpickle(file)
+        except InputError as error:
+            raise InputError(f"{path} {error}") from None
+
+
+def table_of(path: Path, objects: Any) -> np.ndarray:
+    """Objects of a pickle as the array of numbers that they have to be."""
+    try:
+        return as_numbers(objects, limit=path.stat().st_size)  # a pickled number takes a byte at least
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+
+
+def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
+    """The header of an open .npy file of so many bytes, which is left at the first byte of its data."""
+    try:
+        with _parsing:
+            version = np.lib.format.read_magic(file)
+            parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            header = Header(*parse(file))
+    except ValueError as error:
+        raise InputError(f"{name} is not a .npy file ({error}): save the features with numpy.save.") from None
+    data_bytes = size_bytes - file.tell()
+    expected_bytes = math.prod(header.shape) * header.dtype.itemsize
+    if data_bytes < expected_bytes and not header.dtype.hasobject:
+        raise InputError(
+            f"{name} is truncated: {data_bytes:,} bytes of data where its header {header.shape} {header.dtype} "
+            f"says {expected_bytes:,}; fetch or extract it again."
+        )
+    return header
+
+
+def reshape(values: np.ndarray, header: Header) -> np.ndarray:
+    """The flat values of a .npy file in the shape and order that its header says."""
+    return values.reshape(header.shape, order="F" if header.fortran_order else "C")

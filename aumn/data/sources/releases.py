@@ -1,0 +1,175 @@
+"""A release of features as it was published: in which layout, and where each video's streams lie.
+
+The layouts, by the arrays' names (folders, archives and names inside archives count alike):
+
+    folders    rgb/VIDEO, flow/VIDEO; a folder or archive named with the stream's word will do: rgb_val.h5, i3d-flow/
+    suffixes   VIDEO_rgb and VIDEO_flow, or VIDEO/rgb and VIDEO/flow
+    joint      VIDEO, or VIDEO/features: one array with the streams' columns side by side
+    wtalc      one .npy file of joint arrays, in the order of the annotation folder's videoname.npy
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aumn.data.problems import refuse
+from aumn.data.sources.containers import ARCHIVE_SUFFIXES, Containers, Place, list_arrays
+from aumn.records import InputError
+
+STREAMS = ("rgb", "flow")
+JOINT = "joint"
+LAYOUTS = ("folders", "suffixes", JOINT, "wtalc")
+
+Parts = tuple[str, ...]
+Named = tuple[str, str]  # a video, and one of its streams
+_NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # what extractors leave beside features
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Where everything is. Each video's places are by stream, or one under JOINT."""
+
+    path: Path
+    layout: str
+    was_found: bool  # by looking, since nobody named it
+    places: dict[str, dict[str, Place]]
+
+
+def find_release(
+    path: Path,
+    containers: Containers,
+    *,
+    layout: str | None = None,
+    names: Sequence[str] | None = None,
+    prefix: str = "",
+) -> Release:
+    """Look at the arrays' names and say which layout they follow; `layout` names it where looking does not tell.
+
+    `names` are the videos in the order of W-TALC's arrays. `prefix` is what arrays' names have before the videos'.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise InputError(f"There is no layout {layout!r}: choose {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
+    if not path.exists():
+        raise InputError(f"There are no features at {path}: give their folder, archive or W-TALC file.")
+    if path.is_file() and path.suffix == ".npy":
+        return Release(path, "wtalc", layout is None, _wtalc_places(path, containers, names))
+    if path.is_file() and path.suffix.lower() not in ARCHIVE_SUFFIXES:
+        raise InputError(f"{path} is none of the files that hold features: .npy, {', '.join(ARCHIVE_SUFFIXES)}.")
+    arrays = [(parts, place) for parts, place in list_arrays(path, containers) if not _NOT_FEATURES.search(parts[-1])]
+    if not arrays:
+        raise InputError(f"{path} holds no features: neither .npy files nor archives ({', '.join(ARCHIVE_SUFFIXES)}).")
+    chosen = layout or _look(path, [parts for parts, _ in arrays])
+    named = _name_joint(arrays) if chosen == JOINT else [(_READERS[chosen](parts), place) for parts, place in arrays]
+    places = _gather(path, named, prefix)
+    _check_streams(path, chosen, places)
+    return Release(path, chosen, layout is None, places)
+
+
+def _look(path: Path, names: Sequence[Parts]) -> str:
+    """The layout that all names follow; where only some do, no layout is guessed."""
+    for layout, read in _READERS.items():
+        fitting = [parts for parts in names if read(parts)]
+        if len(fitting) == len(names):
+            return layout
+        if fitting:
+            other = next(parts for parts in names if not read(parts))
+            raise InputError(
+                f"{path}: {len(fitting):,} of {len(names):,} arrays are named as layout {layout!r} has it, such as "
+                f"{'/'.join(fitting[0])!r}, and others not, such as {'/'.join(other)!r}: take the others out, or name "
+                f"the layout with --layout, one of {', '.join(LAYOUTS)}."
+            )
+    return JOINT
+
+
+def _by_folder(parts: Parts) -> Named | None:
+    for index, part in enumerate(parts[:-1]):
+        words = set(re.split(r"[_.-]", part.lower())) & set(STREAMS)
+        if len(words) == 1:
+            return "/".join(parts[:index] + parts[index + 1 :]), words.pop()
+    return None
+
+
+def _by_suffix(parts: Parts) -> Named | None:
+    found = re.fullmatch(r"(.+)[/_.-](rgb|flow)", "/".join(parts), re.IGNORECASE | re.DOTALL)
+    return (found[1], found[2].lower()) if found else None
+
+
+_READERS: dict[str, Callable[[Parts], Named | None]] = {"folders": _by_folder, "suffixes": _by_suffix}
+
+
+def _name_joint(arrays: Sequence[tuple[Parts, Place]]) -> list[tuple[Named | None, Place]]:
+    """An archive of several arrays gives no part of a video's id, nor does a last part that all share: c3d_features."""
+    counts = Counter(place.file for _, place in arrays)
+    names = [tuple((place.member or "").split("/")) if counts[place.file] > 1 else parts for parts, place in arrays]
+    shared = len(names) > 1 and len({parts[-1] for parts in names}) == 1 and all(len(parts) > 1 for parts in names)
+    videos = ["/".join(parts[:-1] if shared else parts) for parts in names]
+    return [((video, JOINT), place) for video, (_, place) in zip(videos, arrays, strict=True)]
+
+
+def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str) -> dict[str, dict[str, Place]]:
+    places: dict[str, dict[str, Place]] = {}
+    problems = []
+    for name, place in named:
+        if name is None or not name[0].startswith(prefix):
+            continue
+        streams = places.setdefault(name[0].removeprefix(prefix), {})
+        if streams.setdefault(name[1], place) != place:
+            problems.append(f"{path}: {streams[name[1]]} and {place} are both {name[1]} of {name[0]!r}: keep one.")
+    refuse(problems, f"{len(problems):,} videos in {path} have two arrays for one stream:")
+    return places
+
+
+def _check_streams(path: Path, layout: str, places: dict[str, dict[str, Place]]) -> None:
+    found = {stream for streams in places.values() for stream in streams}
+    missing = [stream for stream in STREAMS if layout != JOINT and stream not in found]
+    if missing:
+        raise InputError(
+            f"{path} holds no {' and no '.join(missing)} features (layout {layout!r}: {_DESCRIPTIONS[layout]}): both "
+            "streams are needed; where one array holds both, give --layout joint."
+        )
+
+
+_DESCRIPTIONS = {
+    "folders": "rgb/VIDEO and flow/VIDEO",
+    "suffixes": "VIDEO_rgb and VIDEO_flow",
+    JOINT: "one array VIDEO with the streams' columns side by side",
+    "wtalc": "one file of joint arrays, named by the annotation folder's videoname.npy",
+}
+
+
+def describe(layout: str) -> str:
+    """What a layout's arrays are called."""
+    return _DESCRIPTIONS[layout]
+
+
+def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> dict[str, dict[str, Place]]:
+    numbers = containers.archive(str(path)).names()
+    if names is None:
+        raise InputError(
+            f"{path} does not name its videos: give --annotations W-TALC's annotation folder, whose videoname.npy does."
+        )
+    if len(numbers) != len(names):
+        raise InputError(
+            f"{path} holds {len(numbers):,} arrays, and the annotation folder names {len(names):,} videos: take the "
+            "folder that was released with these features."
+        )
+    return {video: {JOINT: Place(str(path), number)} for video, number in zip(names, numbers, strict=True)}
+
+
+def read_fact(release: Release, fact: str, containers: Containers) -> float | None:
+    """What archives tell of all their arrays, `fps` or `stride_frames`, as an attribute or scalar; they must agree."""
+    files = {
+        place.file for streams in release.places.values() for place in streams.values() if place.member is not None
+    }
+    told = {containers.archive(file).fact(fact) for file in sorted(files)} - {None}
+    if len(told) > 1 or not all(value is not None and value > 0 for value in told):
+        shown = ", ".join(f"{value:g}" for value in sorted(filter(None, told)))
+        option = fact.replace("_", "-")
+        raise InputError(
+            f"{release.path}: its archives tell {fact} as {shown}; it must be one number above 0: give --{option}."
+        )
+    return told.pop() if told else None

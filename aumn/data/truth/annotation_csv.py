@@ -1,0 +1,100 @@
+"""Ground truth as a table that a spreadsheet writes: a row an instance.
+
+Columns, by name, in any order: `video`, `label`, `start`, `end` (seconds) and, as one likes, `subset` ("training" where
+it is not told), `duration` (seconds), `fps`. Without start and end, the video holds the action at times that nobody
+annotated; without a label too, the row only tells of the video. Facts of a video stand in one of its rows or more.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from aumn.data.problems import refuse
+from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive
+from aumn.records import InputError
+
+REQUIRED = ("video", "label", "start", "end")
+FACTS = ("subset", "duration", "fps")
+DEFAULT_SUBSET = "training"
+
+Row = dict[str, str]
+
+
+def read_csv(file: Path) -> list[AnnotatedVideo]:
+    """Every video of the table, in the order of their first rows."""
+    rows_of: dict[str, list[tuple[int, Row]]] = {}
+    for line, row in _read_rows(file):
+        rows_of.setdefault(row["video"], []).append((line, row))
+    videos, problems = [], []
+    for video, rows in rows_of.items():
+        try:
+            videos.append(_parse_video(video, rows))
+        except InputError as error:
+            lines = ", ".join(str(line) for line, _ in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            problems.append(f"{file}: video {video!r} (line{'s' * (len(rows) > 1)} {lines}) {error}")
+    refuse(problems, f"{file}: {len(problems):,} videos of the ground truth cannot be used:")
+    return videos
+
+
+def _read_rows(file: Path) -> list[tuple[int, Row]]:
+    """Rows with the lines they end on; every known column is there, empty where the file has none."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:  # spreadsheets begin with a byte-order mark
+            reader = csv.DictReader(text, skipinitialspace=True, strict=True)
+            _check_columns(file, list(reader.fieldnames or []))
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{file}: line {reader.line_num} has not the {len(reader.fieldnames or [])} fields of the "
+                        'first line: put a field that holds a comma into double quotes, "like, this".'
+                    )
+                rows.append((reader.line_num, {name: row.get(name, "").strip() for name in (*REQUIRED, *FACTS)}))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} is no table of comma-separated UTF-8 text ({error}): save it as CSV UTF-8.") from None
+    if not rows:
+        raise InputError(f"{file} has no row below its first line: give a row an instance.")
+    return rows
+
+
+def _check_columns(file: Path, columns: list[str]) -> None:
+    missing = [name for name in REQUIRED if name not in columns]
+    unknown = [name for name in columns if name not in (*REQUIRED, *FACTS)]
+    if missing or unknown or len(set(columns)) < len(columns):
+        raise InputError(
+            f"{file} has the columns {', '.join(columns) or 'of an empty file'}; its first line must name video, "
+            "label, start, end, separated by commas, and may name subset, duration and fps."
+        )
+
+
+def _parse_video(video: str, rows: list[tuple[int, Row]]) -> AnnotatedVideo:
+    if not video:
+        raise InputError("has no name; fill in column video.")
+    subset, duration, fps = (_one_fact(name, [row[name] for _, row in rows]) for name in FACTS)
+    timed, untimed = [], []
+    for _, row in rows:
+        parsed = _parse_row(row)
+        if isinstance(parsed, Instance):
+            timed.append(parsed)
+        elif parsed:
+            untimed.append(parsed)
+    duration_s, rate = parse_positive("duration", duration), parse_positive("fps", fps)
+    labels = {instance.label for instance in timed}
+    rest = sorted(set(untimed) - labels)
+    return AnnotatedVideo(video, subset or DEFAULT_SUBSET, duration_s, rate, tuple(timed), tuple(rest))
+
+
+def _one_fact(name: str, cells: list[str]) -> str | None:
+    told = sorted(set(filter(None, cells)))
+    if len(told) > 1:
+        raise InputError(f"has {name} {' and '.join(map(repr, told))}; a video has one: correct its rows.")
+    return told[0] if told else None
+
+
+def _parse_row(row: Row) -> Instance | str:
+    """An instance; or an untimed label, empty where the row has none."""
+    label, times = row["label"], (row["start"], row["end"])
+    if any(times) and not label:
+        raise InputError(f"has an instance at {list(times)} without a label; name the action.")
+    return parse_instance(label, *times) if any(times) else label

@@ -1,0 +1,207 @@
+"""Packing: what goes in comes out, what cannot is said, and real features pass through whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aumn.data.packing.packing import PackingReport, pack
+from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import read_annotations
+from aumn.records import InputError
+
+ONE_VIDEO = 8  # shard_bytes by which every video gets a shard of its own
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_goes_in_comes_out(published: Any, tmp_path: Path) -> None:
+    report = published.pack(tmp_path / "out", dtype="float32", shard_bytes=200, stride_frames=8)
+    shards = ShardSet.open(tmp_path / "out")
+    assert (shards.name, shards.classes, shards.streams) == ("small", ("Jump", "Run"), {"rgb": 5, "flow": 3})
+    assert (shards.stride_frames, shards.dtype) == (8, np.float32)
+    assert [(video.subset, video.id) for video in shards.videos] == [
+        ("testing", "d"), ("testing", "e"), ("training", "a"), ("training", "b"), ("training", "c")
+    ]  # fmt: skip
+    for index, video in enumerate(shards.videos):
+        annotated = published.database[video.id]
+        assert [shards.classes[label] for label in video.labels] == [annotated["annotations"][0]["label"]]
+        assert (video.duration_s, video.fps) == (annotated["duration"], annotated["fps"])
+        for stream, features_TD in shards.read(index).items():
+            np.testing.assert_array_equal(features_TD, published.features[video.id][stream])
+            assert video.snippets == len(features_TD)
+    assert report == PackingReport(
+        path=tmp_path / "out",
+        packed={"testing": 2, "training": 3},
+        classes=("Jump", "Run"),
+        streams={"rgb": 5, "flow": 3},
+        shards=3,
+        kept_shards=0,
+        bytes=sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")),
+        without_features=[],
+        without_annotations=[],
+        source="layout folders (rgb/VIDEO and flow/VIDEO), found by looking; a snippet every 8 frames at 25 fps",
+        coverage=report.coverage,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published"]
+
+
+def test_temporal_ground_truth_lies_in_its_own_file_alone(published: Any, tmp_path: Path) -> None:
+    published.pack(tmp_path / "out")
+    assert read_annotations(tmp_path / "out").videos == read_annotations(published.annotations).videos
+    for name, content in contents(tmp_path / "out").items():
+        assert name == "annotations.parquet" or (b"segment" not in content and b"start_s" not in content)
+
+
+def test_the_unmatched_are_reported(published: Any, tmp_path: Path) -> None:
+    for stream in ("rgb", "flow"):
+        published.path(stream, "b").rename(published.path(stream, "stranger"))
+        published.path(stream, "d").rename(published.path(stream, "alien"))
+    report = published.pack(tmp_path / "out")
+    assert report.packed == {"testing": 1, "training": 2}
+    assert report.without_features == ["b", "d"]
+    assert report.without_annotations == ["alien", "stranger"]
+    assert read_annotations(tmp_path / "out").videos.keys() == {"a", "c", "e"}
+
+
+def test_no_match_at_all_shows_both_sides(published: Any, tmp_path: Path) -> None:
+    published.database = {f"v_{video}": entry for video, entry in published.database.items()}
+    published.write_annotations()
+    with pytest.raises(
+        InputError, match=r"holds 'a', 'b', 'c', ..., and the annotations 'v_a', 'v_b', 'v_c', ...; name"
+    ):
+        published.pack(tmp_path / "out")
+
+
+def test_classes_in_a_given_order(published: Any, tmp_path: Path) -> None:
+    published.pack(tmp_path / "out", classes=["Run", "Swim", "Jump"])
+    shards = ShardSet.open(tmp_path / "out")
+    assert shards.classes == ("Run", "Swim", "Jump")
+    assert {video.id: video.labels for video in shards.videos} == {
+        "a": (0,),
+        "b": (2,),
+        "c": (0,),
+        "d": (2,),
+        "e": (0,),
+    }
+
+
+def test_several_labels_a_video_are_a_set(published: Any, tmp_path: Path) -> None:
+    again = [{"label": label, "segment": [0, 1]} for label in ("Run", "Jump", "Run")]
+    published.database["a"]["annotations"] = again
+    published.database["d"]["annotations"] = []
+    published.write_annotations()
+    published.pack(tmp_path / "out")
+    labels = {video.id: video.labels for video in ShardSet.open(tmp_path / "out").videos}
+    assert (labels["a"], labels["d"]) == ((0, 1), ())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"classes": ["Run", "Swim"]},
+            r"gt.json has labels that are not in the list of 2 classes: 'Jump'; add them to",
+        ),
+        ({"classes": ["Run", "Jump", "Run"]}, "The list of classes names 'Run' more than once"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16' is not one that shards hold: choose float16 or float32"),
+        ({"fps": 0.0}, "fps is 0.0; it must be above 0"),
+        ({"fps": float("nan")}, "fps is nan; it must be above 0"),
+        ({"stride_frames": 0}, "stride_frames is 0; it must be at least 1"),
+        ({"shard_bytes": 0}, "shard_bytes is 0; it must be at least 1"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+    ],
+)
+def test_bad_options(published: Any, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        published.pack(tmp_path / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["published"]
+
+
+def test_frame_rates_and_durations_that_the_ground_truth_lacks(published: Any, tmp_path: Path) -> None:
+    for video in ("a", "b"):
+        del published.database[video]["fps"], published.database[video]["duration"]
+    published.write_annotations()
+    with pytest.raises(InputError, match=r"gt.json tells no fps for 2 videos \('a', 'b'\): give --fps, the frame rate"):
+        published.pack(tmp_path / "out")
+    published.pack(tmp_path / "out", fps=20.0, stride_frames=10)
+    videos = {video.id: video for video in ShardSet.open(tmp_path / "out").videos}
+    assert {video.fps for video in videos.values()} == {20.0}
+    assert videos["a"].duration_s == videos["a"].snippets * 10 / 20.0
+    assert videos["c"].duration_s == published.database["c"]["duration"]
+
+
+def test_nothing_is_overwritten(published: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="out already exists: remove it, or pack into another folder"):
+        published.pack(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shard_bytes", [ONE_VIDEO, 100, 2**28])
+def test_shards_are_cut_by_subset_and_size(published: Any, tmp_path: Path, shard_bytes: int) -> None:
+    published.pack(tmp_path / "out", shard_bytes=shard_bytes)
+    shards = ShardSet.open(tmp_path / "out")
+    for tar in (tmp_path / "out").glob("*.tar"):
+        held = [video for index, video in enumerate(shards.videos) if shards.tar_of(index) == tar]
+        assert len({video.subset for video in held}) == 1
+        assert len(held) == 1 or sum(video.snippets * 8 * 2 for video in held) <= shard_bytes
+
+
+def test_progress_counts_videos(published: Any, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=lambda *counts: seen.append(counts))
+    assert seen == [(done, 5) for done in range(6)]
+
+
+def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Path) -> None:
+    variants: dict[str, dict[str, Any]] = {
+        "whole": {}, "cut": {"shard_bytes": ONE_VIDEO}, "float32": {"dtype": "float32"}, "stride": {"stride_frames": 8},
+        "classes": {"classes": ["Run", "Jump"]},
+    }  # fmt: skip
+    for name, options in variants.items():
+        published.pack(tmp_path / name, **options)
+    published.save("rgb", "a", published.features["a"]["rgb"] + 1)
+    published.pack(tmp_path / "values")
+    published.save("rgb", "a", published.features["a"]["rgb"])
+    published.database["a"]["annotations"][0]["label"] = "Jump"
+    published.write_annotations()
+    published.pack(tmp_path / "labels")
+    identity = {name: ShardSet.open(tmp_path / name).identity for name in [*variants, "values", "labels"]}
+    assert identity["whole"] == identity["cut"]
+    assert len(set(identity.values())) == len(identity) - 1
+
+
+@pytest.mark.shared
+def test_real_i3d_features(shared_data: Path, tmp_path: Path) -> None:
+    truth = json.loads((shared_data / "i3d_samples/untrimmed_gt.json").read_text())["GT"]
+    features = tmp_path / "features"
+    with np.load(shared_data / "i3d_samples/untrimmed_i3d.npz") as archive:
+        originals = {
+            video: {"rgb": archive[video][:, :1024], "flow": archive[video][:, 1024:]} for video in archive.files
+        }
+    for video, streams in originals.items():
+        for stream, features_TD in streams.items():
+            (features / stream).mkdir(parents=True, exist_ok=True)
+            np.save(features / stream / f"{video}.npy", features_TD)
+    annotations = tmp_path / "gt.json"
+    annotations.write_text(json.dumps({"database": {video.removesuffix(".npy"): truth[video] for video in truth}}))
+
+    for dtype, tolerance in (("float32", 0.0), ("float16", 2**-11)):
+        pack(features, tmp_path / dtype, annotations, name="i3d", stride_frames=64, dtype=dtype, workers=1)
+        shards = ShardSet.open(tmp_path / dtype)
+        assert {video.id: video.snippets for video in shards.videos} == {"highjump": 164, "tennis26": 89}
+        for index, video in enumerate(shards.videos):
+            for stream, features_TD in shards.read(index).items():
+                np.testing.assert_allclose(features_TD, originals[video.id][stream], rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.shared
+def test_shrec_packs_whole(shrec: Path, tmp_path: Path) -> None:
+    report = pack(shrec, tmp_path / "out", shrec / "gt.json", name="shrec21", stride_frames=8, workers=2)
+    assert report.packed == {"testing": 72, "training": 108}
+    assert (len(report.classes), report.streams) == (17, {"rgb": 480, "flow": 480})
+    assert (report.without_features, report.without_annotations) == ([], [])

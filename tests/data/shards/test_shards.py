@@ -1,0 +1,212 @@
+"""Reading a shard set: any video in any order, and nothing damaged passes."""
+
+import json
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aumn.data.shards import shard_set as shards as shards_module
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
+from aumn.records import InputError
+
+
+def test_indices_of_a_subset(shard_set: ShardSet) -> None:
+    assert shard_set.indices("testing") == [0, 1]
+    assert shard_set.indices("training") == [2, 3, 4]
+    assert len(shard_set) == len(shard_set.videos) == 5
+    with pytest.raises(
+        InputError, match=r"packed has no subset 'train'; it has testing \(2 videos\), training \(3 vid"
+    ):
+        shard_set.indices("train")
+
+
+def test_features_are_read_only_views_that_outlive_the_set(shard_set: ShardSet, published: Any) -> None:
+    path = shard_set.path
+    features = shard_set.read(3)
+    assert list(features) == ["rgb", "flow"]
+    del shard_set
+    shutil.rmtree(path)
+    for stream, features_TD in features.items():
+        assert not features_TD.flags.owndata
+        with pytest.raises(ValueError, match="read-only"):
+            features_TD[0, 0] = 1
+        np.testing.assert_array_equal(features_TD, published.features["b"][stream].astype("float16"))
+
+
+def test_views_are_aligned(shard_set: ShardSet) -> None:
+    for index in range(len(shard_set)):
+        assert all(features_TD.ctypes.data % 64 == 0 for features_TD in shard_set.read(index).values())
+
+
+def test_temporal_ground_truth_is_never_opened(shard_set: ShardSet) -> None:
+    (shard_set.path / "annotations.parquet").unlink()
+    reopened = ShardSet.open(shard_set.path)
+    assert [set(reopened.read(index)) for index in range(len(reopened))] == [{"rgb", "flow"}] * 5
+    assert reopened.identity == shard_set.identity
+
+
+def test_more_tars_than_are_kept_open(published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "OPEN_TARS", 2)
+    pack(published.root, tmp_path / "cut", published.annotations, name="cut", workers=1, shard_bytes=8)
+    shards = ShardSet.open(tmp_path / "cut")
+    kept = {index: shards.read(index) for index in (4, 0, 2, 1, 3)}
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / "cut") in line]
+    assert len(maps) == 5  # views keep theirs alive
+    for index, features in kept.items():
+        np.testing.assert_array_equal(
+            features["rgb"], published.features[shards.videos[index].id]["rgb"].astype("float16")
+        )
+    del kept, features
+    descriptors = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    assert sum(str(tmp_path / "cut") in path for path in descriptors) == 2
+
+
+def test_many_threads_read_at_once(shard_set: ShardSet, published: Any) -> None:
+    wrong: list[int] = []
+
+    def read_all() -> None:
+        for index in [*range(5)] * 40:
+            expected = published.features[shard_set.videos[index].id]["flow"].astype("float16")
+            if not np.array_equal(shard_set.read(index)["flow"], expected):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=read_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_flipped_bit_of_a_member_is_found(shard_set: ShardSet, data: st.DataObject) -> None:
+    rows = pq.read_table(shard_set.path / "manifest.parquet").to_pylist()
+    index = data.draw(st.integers(0, len(rows) - 1), "video")
+    stream = data.draw(st.sampled_from(["rgb", "flow"]), "stream")
+    at = rows[index][f"{stream}_offset"] + data.draw(st.integers(0, rows[index][f"{stream}_bytes"] - 1), "byte")
+    tar = shard_set.tar_of(index)
+    intact = tar.read_bytes()
+    damaged = bytearray(intact)
+    damaged[at] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    try:
+        tar.write_bytes(damaged)
+        member = f"member {rows[index]['id']}.{stream}.npy does not match its checksum"
+        with pytest.raises(
+            InputError, match=f"{tar.name}: {member}, so the file is damaged; fetch this shard again or"
+        ):
+            ShardSet.open(shard_set.path).read(index)
+    finally:
+        tar.write_bytes(intact)
+
+
+def test_a_truncated_tar(shard_set: ShardSet) -> None:
+    tar = shard_set.path / "training-000000.tar"
+    size = tar.stat().st_size
+    os.truncate(tar, size - 512)
+    message = f"training-000000.tar has {size - 512:,} bytes where dataset.json says {size:,}: it is truncated"
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(shard_set.path)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("dataset.json", "packed is not a shard set: it holds no dataset.json; make one with `aumn pack`"),
+        ("manifest.parquet", "manifest.parquet is missing: fetch the shard set again"),
+        ("training-000000.tar", "training-000000.tar is missing: fetch this shard again, or pack the features again"),
+    ],
+)
+def test_a_missing_file(shard_set: ShardSet, file: str, message: str) -> None:
+    (shard_set.path / file).unlink()
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(shard_set.path)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere is not a shard set"):
+        ShardSet.open(tmp_path / "nowhere")
+
+
+def edit_description(shard_set: ShardSet, **changes: Any) -> None:
+    file = shard_set.path / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_another_format_version(shard_set: ShardSet) -> None:
+    edit_description(shard_set, format_version=2)
+    with pytest.raises(InputError, match=r"dataset.json has format version 2; this aumn reads 1: pack again"):
+        ShardSet.open(shard_set.path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+def test_a_description_that_is_not_json(shard_set: ShardSet, content: str) -> None:
+    (shard_set.path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=r"dataset.json is not a JSON object \(.*\): fetch the shard set again"):
+        ShardSet.open(shard_set.path)
+
+
+@pytest.mark.parametrize("changes", [{"classes": ["Jump", "Walk"]}, {"stride_frames": 8}, {"checksum": None}])
+def test_an_edited_description(shard_set: ShardSet, changes: dict[str, Any]) -> None:
+    edit_description(shard_set, **changes)
+    with pytest.raises(InputError, match=r"dataset.json does not match its own checksum, so it was edited or damaged"):
+        ShardSet.open(shard_set.path)
+
+
+def test_a_manifest_of_another_packing(shard_set: ShardSet, published: Any, tmp_path: Path) -> None:
+    pack(published.root, tmp_path / "other", published.annotations, name="other", workers=1, fps=30)
+    shutil.copy(tmp_path / "other" / "manifest.parquet", shard_set.path)
+    with pytest.raises(
+        InputError, match=r"manifest.parquet does not match its checksum in dataset.json, so it is damaged"
+    ):
+        ShardSet.open(shard_set.path)
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_damaged_tables_never_give_wrong_features(shard_set: ShardSet, published: Any, data: st.DataObject) -> None:
+    file = shard_set.path / data.draw(st.sampled_from(["manifest.parquet", "dataset.json"]), "file")
+    intact = file.read_bytes()
+    damaged = bytearray(intact)
+    damaged[data.draw(st.integers(0, len(intact) - 1), "byte")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    try:
+        file.write_bytes(damaged)
+        reopened = ShardSet.open(shard_set.path)
+        assert reopened.videos == shard_set.videos
+        for index, video in enumerate(reopened.videos):
+            expected = published.features[video.id]["rgb"].astype("float16")
+            np.testing.assert_array_equal(reopened.read(index)["rgb"], expected)
+    except InputError:
+        pass
+    finally:
+        file.write_bytes(intact)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its tars open
+def test_the_readers_in_the_formats_documentation_work(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data_shards").mkdir()
+    shard_set.path.rename(tmp_path / "data_shards" / "shrec21")
+    monkeypatch.chdir(tmp_path)
+    documentation = Path(__file__).parents[3] / "data_shards" / "README.md"
+    examples = re.findall(r"```python\n(.*?)```", documentation.read_text(), flags=re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "d ['Jump'] (4, 5)",
+        "a ['Run'] (4, 5) (4, 3)",
+        "b ['Jump'] (2, 5) (2, 3)",
+        "c ['Run'] (7, 5) (7, 3)",
+    ]

@@ -1,0 +1,370 @@
+"""The same features in every layout that releases have: found by looking, said, and packed to the same content."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from aumn.data.packing.packing import PackingReport, pack
+from aumn.data.shards.shard_set import ShardSet
+from aumn.records import InputError
+
+Arrays = dict[str, dict[str, np.ndarray]]  # video -> stream -> T x D
+
+
+def joined(streams: dict[str, np.ndarray], order: tuple[str, ...] = ("rgb", "flow")) -> np.ndarray:
+    return np.concatenate([streams[stream] for stream in order], axis=1)
+
+
+def as_files(root: Path, arrays: dict[str, np.ndarray]) -> Path:
+    for name, features_TD in arrays.items():
+        path = root / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, features_TD)
+    return root
+
+
+def as_npz(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return path
+
+
+def as_hdf5(path: Path, arrays: dict[str, np.ndarray], **facts: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, features_TD in arrays.items():
+            file.create_dataset(name, data=features_TD, compression="gzip")
+        file.attrs.update(facts)
+    return path
+
+
+def by_stream(features: Arrays, pattern: str) -> dict[str, np.ndarray]:
+    return {
+        pattern.format(video=video, stream=stream, Stream=stream.upper()): streams[stream]
+        for video, streams in features.items()
+        for stream in ("rgb", "flow")
+    }
+
+
+def halves(features: Arrays) -> dict[str, np.ndarray]:
+    return {video: joined(streams) for video, streams in features.items()}
+
+
+def stream_of(features: Arrays, stream: str) -> dict[str, np.ndarray]:
+    return {video: streams[stream] for video, streams in features.items()}
+
+
+def per_stream_files(root: Path, features: Arrays, write: Callable[..., Path], suffix: str) -> Path:
+    """G-TAD's way: a file a stream and subset."""
+    parts = {"val": dict(list(features.items())[:3]), "test": dict(list(features.items())[3:])}
+    for stream in ("rgb", "flow"):
+        for name, part in parts.items():
+            write(root / f"{stream}_{name}{suffix}", stream_of(part, stream))
+    return root
+
+
+def per_video_npz(root: Path, features: Arrays) -> Path:
+    for video, streams in features.items():
+        as_npz(root / f"{video}.npz", streams)
+    return root
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path, Arrays], Path]]] = {
+    "VIDEO_rgb.npy": ("suffixes", lambda root, f: as_files(root, by_stream(f, "{video}_{stream}"))),
+    "RGB folders": ("folders", lambda root, f: as_files(root, by_stream(f, "{Stream}/{video}"))),
+    "i3d-rgb folders": ("folders", lambda root, f: as_files(root, by_stream(f, "i3d-{stream}/{video}"))),
+    "joint files": ("joint", lambda root, f: as_files(root, halves(f))),
+    "joint npz": ("joint", lambda root, f: as_npz(root / "all.npz", halves(f))),
+    "compressed npz": ("joint", lambda root, f: as_npz(root / "all.npz", halves(f), compressed=True)),
+    "npz rgb/VIDEO": ("folders", lambda root, f: as_npz(root / "all.npz", by_stream(f, "{stream}/{video}"))),
+    "npz a video": ("suffixes", per_video_npz),
+    "joint HDF5": ("joint", lambda root, f: as_hdf5(root / "all.h5", halves(f))),
+    "VIDEO/c3d_features": (
+        "joint",
+        lambda root, f: as_hdf5(root / "all.hdf5", {f"{v}/c3d_features": a for v, a in halves(f).items()}),
+    ),
+    "HDF5 VIDEO/rgb": ("suffixes", lambda root, f: as_hdf5(root / "all.h5", by_stream(f, "{video}/{stream}"))),
+    "HDF5 rgb/VIDEO": ("folders", lambda root, f: as_hdf5(root / "all.h5", by_stream(f, "{stream}/{video}"))),
+    "joint HDF5 a subset": (
+        "joint",
+        lambda root, f: (
+            [as_hdf5(root / f"{v}{i}.h5", dict(list(halves(f).items())[i::2])) for i, v in enumerate("xy")] and root
+        ),
+    ),
+    "rgb_val.h5": ("folders", lambda root, f: per_stream_files(root, f, as_hdf5, ".h5")),
+    "rgb_val.npz": ("folders", lambda root, f: per_stream_files(root, f, as_npz, ".npz")),
+}
+
+
+@pytest.fixture
+def even(published: Any) -> Any:
+    """The small dataset with both streams equally wide, as joint arrays need."""
+    for video, streams in published.features.items():
+        streams["flow"] = np.concatenate([streams["flow"], streams["flow"][:, :2] + 1], axis=1)
+        published.save("flow", video, streams["flow"])
+    return published
+
+
+def pack_from(published: Any, source: Path, name: str = "packed", **options: Any) -> tuple[PackingReport, ShardSet]:
+    out = published.root.parent / name
+    options = {"name": "small", "workers": 1, "dtype": "float32"} | options
+    report = pack(source, out, published.annotations, **options)
+    return report, ShardSet.open(out)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_found_said_and_packed_alike(even: Any, tmp_path: Path, name: str) -> None:
+    expected = pack_from(even, even.root, "expected")[1].identity
+    layout, write = LAYOUTS[name]
+    source = write(tmp_path / "release", even.features)
+    report, shards = pack_from(even, source)
+    assert shards.identity == expected
+    assert f"layout {layout} (" in report.source
+    assert "found by looking" in report.source
+    assert ("columns 0-4 rgb, 5-9 flow" in report.source) == (layout == "joint")
+
+
+def test_stream_folders_may_be_links(even: Any, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    for stream in ("rgb", "flow"):
+        (tmp_path / "links" / stream).symlink_to(even.root / stream)
+    assert pack_from(even, tmp_path / "links")[1].identity == pack_from(even, even.root, "direct")[1].identity
+
+
+def test_the_order_and_widths_of_joint_columns(published: Any, tmp_path: Path) -> None:
+    arrays = {video: joined(streams, ("flow", "rgb")) for video, streams in published.features.items()}
+    source = as_files(tmp_path / "joint", arrays)
+    report, shards = pack_from(published, source, joint="flow=3,rgb=5")
+    assert report.source.startswith(
+        "layout joint (one array VIDEO with the streams' columns side by side), found by look"
+    )
+    assert "columns 0-2 flow, 3-7 rgb" in report.source
+    assert shards.identity == pack_from(published, published.root, "direct")[1].identity
+    assert pack_from(published, source, "even", joint="flow,rgb")[1].streams == {"rgb": 4, "flow": 4}
+
+
+@pytest.mark.parametrize(
+    ("joint", "message"),
+    [
+        (
+            "rgb=4,flow=3",
+            r"a.npy has 8 columns, which 4 \+ 3 of rgb and flow do not fill: --joint rgb=WIDTH,flow=WIDTH",
+        ),
+        (
+            "rgb",
+            "'rgb' does not say how joint arrays hold the streams: name both in the columns' order, as in rgb,flow",
+        ),
+        ("rgb=5,flow", "'rgb=5,flow' does not say how joint arrays hold the streams"),
+        ("rgb,flow,audio", "does not say how joint arrays hold the streams"),
+        ("rgb=five,flow=3", "the width 'five' of rgb must be a whole number above 0"),
+        ("rgb=0,flow=8", "the width '0' of rgb must be a whole number above 0"),
+    ],
+)
+def test_joint_columns_that_do_not_fit(published: Any, tmp_path: Path, joint: str, message: str) -> None:
+    first = dict(list(halves(published.features).items())[:1])
+    with pytest.raises(InputError, match=message):
+        pack_from(published, as_files(tmp_path / "joint", first), joint=joint)
+
+
+def test_names_of_two_layouts_are_not_guessed_about(even: Any, tmp_path: Path) -> None:
+    source = as_files(tmp_path / "mixed", by_stream(even.features, "{video}_{stream}") | {"extra": np.zeros((2, 10))})
+    with pytest.raises(
+        InputError, match=r"10 of 11 arrays are named as layout 'suffixes' has it, such as '._(rgb|flow)', "
+    ):
+        pack_from(even, source)
+    report, shards = pack_from(even, source, layout="suffixes")
+    assert "as told" in report.source
+    assert len(shards) == 5
+
+
+def test_a_joint_video_whose_name_ends_like_a_stream(published: Any, tmp_path: Path) -> None:
+    published.database = {"water_flow": published.database["a"], "sand": published.database["b"]}
+    published.write_annotations()
+    source = as_files(tmp_path / "joint", {"water_flow": np.ones((4, 6)), "sand": np.ones((3, 6))})
+    with pytest.raises(InputError, match="1 of 2 arrays are named as layout 'suffixes'"):
+        pack_from(published, source)
+    assert [video.id for video in pack_from(published, source, layout="joint")[1].videos] == ["sand", "water_flow"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "tarball"}, "There is no layout 'tarball': choose folders, suffixes, joint or wtalc"),
+        ({"layout": "suffixes"}, "holds no rgb and no flow features"),
+    ],
+)
+def test_layouts_that_are_not_there(even: Any, options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pack_from(even, even.root, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda _path: None, "There are no features at"),
+        (lambda path: path.mkdir(), r"holds no features: neither .npy files nor archives \(.npz, .h5, .hdf5, .hdf\)"),
+        (lambda path: path.write_text("x"), "is none of the files that hold features"),
+    ],
+)
+def test_sources_without_features(published: Any, tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path / "source")
+    with pytest.raises(InputError, match=message):
+        pack_from(published, tmp_path / "source")
+
+
+def test_a_stream_twice(even: Any, tmp_path: Path) -> None:
+    shutil.copytree(even.root / "rgb", even.root / "old_rgb")
+    with pytest.raises(InputError, match=r"5 videos in .* have two arrays for one stream"):
+        pack_from(even, even.root)
+
+
+def test_a_prefix_that_only_the_features_have(even: Any, tmp_path: Path) -> None:
+    source = as_files(tmp_path / "named", by_stream(even.features, "{stream}/v_{video}"))
+    with pytest.raises(InputError, match="give --prefix v_, which the features' names have before the annotations'"):
+        pack_from(even, source)
+    assert pack_from(even, source, prefix="v_")[1].identity == pack_from(even, even.root, "direct")[1].identity
+
+
+def test_what_extractors_leave_beside_features_is_passed_over(even: Any, tmp_path: Path) -> None:
+    arrays = by_stream(even.features, "{video}_{stream}")
+    arrays |= {f"{video}_{fact}": np.array(25.0) for video in even.features for fact in ("fps", "timestamps_ms")}
+    assert len(pack_from(even, as_files(tmp_path / "extracted", arrays))[1]) == 5
+
+
+@pytest.mark.parametrize("kind", ["HDF5 attributes", "HDF5 datasets", "npz"])
+def test_stride_and_frame_rate_told_by_the_archive(even: Any, tmp_path: Path, kind: str) -> None:
+    facts, arrays = {"fps": 12.5, "stride_frames": 4}, halves(even.features)
+    scalars = {name: np.array(value) for name, value in facts.items()}
+    if kind == "npz":
+        source = as_npz(tmp_path / "all.npz", arrays | scalars)
+    elif kind == "HDF5 datasets":
+        source = tmp_path / "all.h5"
+        with h5py.File(source, "w") as file:
+            for name, values in (arrays | scalars).items():
+                file[name] = values
+    else:
+        source = as_hdf5(tmp_path / "all.h5", arrays, **facts)
+    report, shards = pack_from(even, source)
+    assert (shards.stride_frames, {video.fps for video in shards.videos}) == (4, {12.5})
+    assert report.source.endswith("a snippet every 4 frames at 12.5 fps")
+    told = pack_from(even, source, "told", fps=30.0, stride_frames=8)[1]
+    assert (told.stride_frames, {video.fps for video in told.videos}) == (8, {30.0})
+
+
+def test_archives_that_disagree(even: Any, tmp_path: Path) -> None:
+    for fps, (video, features_TD) in enumerate(halves(even.features).items(), start=24):
+        as_hdf5(tmp_path / "several" / f"{video}.h5", {"features": features_TD}, fps=fps)
+    with pytest.raises(InputError, match="its archives tell fps as 24, 25, 26, 27, 28; it must be one number above 0"):
+        pack_from(even, tmp_path / "several")
+    assert (
+        pack_from(even, tmp_path / "several", fps=25.0)[1].identity == pack_from(even, even.root, "direct")[1].identity
+    )
+
+
+def test_a_stride_that_is_no_whole_number(even: Any, tmp_path: Path) -> None:
+    source = as_hdf5(tmp_path / "all.h5", halves(even.features), stride_frames=4.5)
+    with pytest.raises(InputError, match=r"all.h5 tells a stride_frames of 4.5; give a whole number: --stride-frames"):
+        pack_from(even, source)
+
+
+def test_coverage_shows_a_wrong_stride(even: Any) -> None:
+    right, wrong = (pack_from(even, even.root, f"stride{stride}", stride_frames=stride)[0] for stride in (60, 16))
+    assert right.coverage is not None
+    assert wrong.coverage == pytest.approx(right.coverage * 16 / 60)
+
+
+def test_archives_that_lead_elsewhere_are_not_followed(even: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(np.ones((4, 10), "float32").tobytes())
+    hidden = as_hdf5(tmp_path / "hidden.h5", {"a": np.ones((4, 10))})
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file["a"] = h5py.ExternalLink(str(hidden), "a")
+    with h5py.File(tmp_path / "external.h5", "w") as file:
+        file.create_dataset("a", (4, 10), "float32", external=[(str(secret), 0, 160)])
+    virtual = h5py.VirtualLayout((4, 10), "float64")
+    virtual[:] = h5py.VirtualSource(str(hidden), "a", (4, 10))
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        file.create_virtual_dataset("a", virtual)
+    with pytest.raises(InputError, match=r"links.h5 holds no features"):
+        pack_from(even, tmp_path / "links.h5")
+    for name in ("external", "virtual"):
+        with pytest.raises(
+            InputError, match=rf"{name}.h5\[a\] has its values in another file: copy them into this one"
+        ):
+            pack_from(even, tmp_path / f"{name}.h5")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_damaged_archives(even: Any, tmp_path: Path, suffix: str) -> None:
+    write = as_npz if suffix == ".npz" else as_hdf5
+    source = write(tmp_path / f"all{suffix}", halves(even.features))
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="is not a whole"):
+        pack_from(even, source)
+    damaged = bytearray(content)
+    damaged[content.find(even.features["c"]["rgb"][0, :2].tobytes()) if suffix == ".npz" else 4000] ^= 1
+    source.write_bytes(damaged)
+    if suffix == ".npz":
+        with pytest.raises(InputError, match=r"all.npz\[c\] cannot be read \(Bad CRC-32"):
+            pack_from(even, source)
+
+
+def test_pickles_inside_an_npz_are_refused_whatever_was_asked_for(even: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", a=np.array([{}, []], dtype=object))
+    with pytest.raises(InputError, match=r"all.npz\[a\] holds pickled Python objects: save it as an array of numbers"):
+        pack_from(even, tmp_path / "all.npz", allow_pickle=True)
+
+
+def test_more_archives_than_may_be_open_at_once(publish: Callable[..., Any], tmp_path: Path) -> None:
+    published = publish({"training": [f"v{number:02}" for number in range(80)]})
+    source = per_video_npz(tmp_path / "many", published.features)
+    assert pack_from(published, source)[1].identity == pack_from(published, published.root, "direct")[1].identity
+
+
+@pytest.mark.shared
+def test_real_i3d_archives_as_npz_and_hdf5(shared_data: Path, tmp_path: Path) -> None:
+    """505 real joint arrays, 2,048 wide, with video-level labels alone; both kinds of archive and a folder agree."""
+    archive = shared_data / "i3d_samples/gym_trimmed_i3d.npz"
+    labels = json.loads((shared_data / "i3d_samples/gym_labels.json").read_text())["database"]
+    table = [f"{video},{entry['label']},,,{entry['duration']},30" for video, entry in labels.items()]
+    annotations = tmp_path / "gym.csv"
+    annotations.write_text("\n".join(["video,label,start,end,duration,fps", *table]))
+    with np.load(archive) as arrays:
+        originals = {name: arrays[name] for name in arrays.files}
+    sources = [archive, as_hdf5(tmp_path / "gym.h5", originals), as_files(tmp_path / "gym", originals)]
+    packed = []
+    for source in sources:
+        out = tmp_path / f"packed_{source.suffix}"
+        report = pack(source, out, annotations, name="gym", stride_frames=64, dtype="float32", workers=1)
+        assert (report.packed, report.streams) == ({"training": 505}, {"rgb": 1024, "flow": 1024})
+        assert (len(report.classes), report.without_features, report.without_annotations) == (21, [], [])
+        assert "columns 0-1023 rgb, 1024-2047 flow; a snippet every 64 frames at 30 fps" in report.source
+        assert 0.9 < (report.coverage or 0) <= 1
+        packed.append(ShardSet.open(out))
+    assert len({shards.identity for shards in packed}) == 1
+    for index, video in enumerate(packed[0].videos):
+        np.testing.assert_array_equal(joined(packed[0].read(index)), originals[video.id])
+
+
+@pytest.mark.shared
+def test_real_untrimmed_videos_show_their_stride(shared_data: Path, tmp_path: Path) -> None:
+    """Two real untrimmed videos: at the 64 frames of the extractor's window, coverage betrays that the stride was 4."""
+    truth = json.loads((shared_data / "i3d_samples/untrimmed_gt.json").read_text())["GT"]
+    annotations = tmp_path / "gt.json"
+    annotations.write_text(json.dumps({"database": {name.removesuffix(".npy"): truth[name] for name in truth}}))
+    archive = shared_data / "i3d_samples/untrimmed_i3d.npz"
+    by_stride = {
+        stride: pack(archive, tmp_path / f"out{stride}", annotations, name="untrimmed", stride_frames=stride)
+        for stride in (64, 4)
+    }
+    assert by_stride[64].packed == {"Test": 2}
+    assert by_stride[64].without_features == ["golf"]
+    assert (by_stride[64].coverage or 0) > 10
+    assert 0.8 < (by_stride[4].coverage or 0) < 1.2

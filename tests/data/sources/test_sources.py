@@ -1,0 +1,241 @@
+"""Published feature files: what is wrong with them is said in one sentence each, before anything is written."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
+from aumn.records import InputError
+
+
+def pack_small(published: Any, **options: Any) -> ShardSet:
+    out = published.root.parent / "packed"
+    pack(published.root, out, published.annotations, **{"name": "small", "workers": 1, "dtype": "float32"} | options)
+    return ShardSet.open(out)
+
+
+def refusal(published: Any, **options: Any) -> str:
+    """The message, after checking that nothing was left behind."""
+    with pytest.raises(InputError) as raised:
+        pack_small(published, shard_bytes=2**20, **options)
+    assert not (published.root.parent / "packed").exists()
+    return str(raised.value)
+
+
+def read_video(shards: ShardSet, video: str) -> dict[str, np.ndarray]:
+    return shards.read([v.id for v in shards.videos].index(video))
+
+
+def test_a_missing_folder(published: Any) -> None:
+    (published.root / "flow").rename(published.root / "optical")
+    message = refusal(published)
+    assert "5 of 10 arrays are named as layout 'folders' has it, such as " in message
+    assert "and others not, such as 'optical/" in message
+    assert refusal(published, layout="folders").endswith(
+        "published holds no flow features (layout 'folders': rgb/VIDEO and flow/VIDEO): both streams are needed; where "
+        "one array holds both, give --layout joint."
+    )
+
+
+def test_a_missing_stream(published: Any) -> None:
+    published.path("flow", "b").unlink()
+    message = refusal(published)
+    assert "published has rgb of video 'b' (" in message
+    assert message.endswith("rgb/b.npy) but no flow: extract it, or leave the video out.")
+
+
+def test_streams_of_different_lengths_are_refused_or_trimmed(published: Any) -> None:
+    published.save("flow", "a", published.features["a"]["flow"][:3])
+    message = refusal(published)
+    assert "the streams of video 'a' differ in length (4 of rgb, 3 of flow snippets)" in message
+    assert "give --trim-streams to cut to the shorter" in message
+    trimmed = read_video(pack_small(published, trim_streams=True), "a")
+    for stream, original_TD in published.features["a"].items():
+        np.testing.assert_array_equal(trimmed[stream], original_TD[:3])
+
+
+def test_another_width(published: Any) -> None:
+    published.save("rgb", "c", np.zeros((7, 6), "float32"))
+    message = refusal(published)
+    assert message.endswith(
+        "rgb/c.npy has width 6 where the other videos' rgb features have 5: extract it with the same network."
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((0, 5), "float32"), r"is empty, of shape (0, 5): extract it again, or leave the video out."),
+        (np.zeros((4, 0), "float32"), r"is empty, of shape (4, 0)"),
+        (np.zeros(5, "float32"), "has shape (5,); features must be two-dimensional, snippets x width."),
+        (np.zeros((1, 4, 5), "float32"), "has shape (1, 4, 5); features must be two-dimensional"),
+        (np.zeros((4, 5), "int64"), "has dtype int64; features must be floating-point numbers."),
+        (np.zeros((4, 5), "complex64"), "has dtype complex64; features must be floating-point numbers."),
+    ],
+)
+def test_arrays_that_are_no_features(published: Any, features: np.ndarray, message: str) -> None:
+    published.save("rgb", "a", features)
+    assert f"rgb/a.npy {message}" in refusal(published)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(published: Any, value: float) -> None:
+    features = published.features["c"]["flow"].copy()
+    features[3, 1] = features[5, :2] = value
+    published.save("flow", "c", features)
+    message = refusal(published)
+    assert message.endswith(
+        "flow/c.npy has 3 NaN or infinite values, the first in snippet 3: extract it again, or leave the video out."
+    )
+
+
+@pytest.mark.parametrize("value", [65505.0, -1e30])
+def test_values_beyond_float16(published: Any, value: float) -> None:
+    features = published.features["c"]["flow"].copy()
+    features[6, 2] = value
+    published.save("flow", "c", features)
+    message = refusal(published, dtype="float16")
+    assert message.endswith(f"{abs(value):g}, beyond float16's 65504: give --dtype float32.")
+    assert "flow/c.npy has a value of magnitude" in message
+    assert read_video(pack_small(published), "c")["flow"][6, 2] == np.float32(value)
+
+
+def test_values_beyond_float32(published: Any) -> None:
+    published.save("flow", "c", np.full((7, 3), 1e39))
+    assert "has a value of magnitude 1e+39, beyond float32's 3.40282e+38: scale the features." in refusal(published)
+
+
+def test_the_largest_float16_is_packed_exactly(published: Any) -> None:
+    published.save("flow", "c", np.full((7, 3), -65504.0))
+    assert (read_video(pack_small(published, dtype="float16"), "c")["flow"] == -65504).all()
+
+
+@pytest.mark.parametrize("layout", ["float16", ">f4", "float64", "fortran"])
+def test_any_floating_point_layout_reads(published: Any, layout: str) -> None:
+    original = published.features["c"]["rgb"]
+    stored = np.asfortranarray(original) if layout == "fortran" else original.astype(layout)
+    published.save("rgb", "c", stored)
+    packed = read_video(pack_small(published), "c")["rgb"]
+    np.testing.assert_array_equal(packed, stored.astype("float32"))
+
+
+@pytest.mark.parametrize("cut", [3, 60, -1])
+def test_a_truncated_file(published: Any, cut: int) -> None:
+    path = published.path("rgb", "b")
+    path.write_bytes(path.read_bytes()[:cut])
+    message = refusal(published)
+    assert "rgb/b.npy is truncated: 39 bytes of data where its header" in message if cut < 0 else "is not a" in message
+
+
+def test_a_file_of_another_kind(published: Any) -> None:
+    with published.path("rgb", "b").open("wb") as file:
+        np.savez(file, features=np.zeros((2, 5)))
+    assert "rgb/b.npy is not a .npy file" in refusal(published)
+
+
+def test_all_bad_videos_are_reported_together(publish: Callable[..., Any]) -> None:
+    published = publish({"training": [f"v{number:02}" for number in range(15)]})
+    for number in range(1, 12):
+        published.path("rgb", f"v{number:02}").unlink()
+    published.save("flow", "v13", np.zeros((3, 4), "float32"))
+    published.save("rgb", "v13", np.zeros((3, 5), "float32"))
+    lines = refusal(published).splitlines()
+    assert lines[0] == f"12 videos in {published.root} cannot be packed:"
+    assert [f"has flow of video 'v{number:02}' (" in lines[number] for number in range(1, 11)] == [True] * 10
+    assert lines[11:] == ["  and 2 more."]
+
+
+def test_bad_values_are_reported_together(published: Any) -> None:
+    for video in ("a", "d"):
+        published.save("rgb", video, np.full_like(published.features[video]["rgb"], np.nan))
+    message = refusal(published)
+    assert "2 videos cannot be packed" in message
+    assert "rgb/a.npy has 20 NaN" in message
+    assert "rgb/d.npy has 10 NaN" in message or "rgb/d.npy has 20 NaN" in message
+
+
+def as_objects(features_TD: np.ndarray, shape: str) -> np.ndarray:
+    objects: np.ndarray
+    if shape == "table":
+        return features_TD.astype(object)
+    if shape == "rows":
+        objects = np.empty(len(features_TD), dtype=object)
+        objects[:] = list(features_TD)
+        return objects
+    objects = np.empty((), dtype=object)
+    objects[()] = features_TD
+    return objects
+
+
+@pytest.mark.parametrize("shape", ["table", "rows", "one array"])
+def test_pickled_arrays_are_refused_unless_asked_for(published: Any, shape: str) -> None:
+    original = published.features["c"]["rgb"]
+    published.save("rgb", "c", as_objects(original, shape), allow_pickle=True)
+    message = refusal(published)
+    assert "rgb/c.npy holds pickled Python objects, which can run code when read" in message
+    assert "or give --allow-pickle" in message
+    np.testing.assert_array_equal(read_video(pack_small(published, allow_pickle=True), "c")["rgb"], original)
+
+
+def save_pickle(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (2,)})
+        file.write(content)
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_would_run_code_is_not_run(
+    published: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_pickle(published.path("rgb", "c"), pickle.dumps(_RunsCode(), protocol))
+    message = refusal(published, allow_pickle=True)
+    assert f"rgb/c.npy asks for {os.system.__module__}.system to be run, which is no array of numbers" in message
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cbuiltins\neval\n(S'1'\ntR.", "asks for builtins.eval to be run"),
+        (b"cnumpy\nload\n(S'x'\ntR.", "asks for numpy.load to be run"),
+        (b"c_codecs\nencode\n(S'x'\nS'zip'\ntR.", "asks for the codec 'zip'"),
+        (b"c_codecs\ndecode\n(S'x'\nS'hex'\ntR.", "asks for _codecs.decode to be run"),
+        (b"\x80\x04garbage", "is a damaged pickle"),
+        (b"", "is a damaged pickle"),
+        (pickle.dumps({"features": 1}), "holds pickled objects that are no table of numbers"),
+        (pickle.dumps(np.array([[1.0, 2.0], [3.0]], dtype=object)), "holds pickled objects that are no table of numb"),
+        (pickle.dumps(np.array(["x", "y"], dtype=object)), "holds pickled objects that are no table of numbers"),
+    ],
+)
+def test_other_pickles_are_refused(published: Any, content: bytes, message: str) -> None:
+    save_pickle(published.path("rgb", "c"), content)
+    assert f"rgb/c.npy {message}" in refusal(published, allow_pickle=True)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_numbers_and_arrays_of_any_protocol_read(published: Any, protocol: int) -> None:
+    rows = np.empty(2, dtype=object)
+    rows[:] = [[np.float64(1.5), 2, 3.0, np.float32(4), 5], np.arange(5.0)]
+    save_pickle(published.path("rgb", "b"), pickle.dumps(rows, protocol))
+    packed = read_video(pack_small(published, allow_pickle=True), "b")["rgb"]
+    np.testing.assert_array_equal(packed, [[1.5, 2, 3, 4, 5], [0, 1, 2, 3, 4]])
+
+
+def test_old_numpy_module_names_read(published: Any) -> None:
+    content = pickle.dumps(np.array([list(range(5)), [0.5] * 5], dtype=object), 2)
+    assert b"numpy._core.multiarray" in content
+    save_pickle(published.path("rgb", "b"), content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    packed = read_video(pack_small(published, allow_pickle=True), "b")["rgb"]
+    np.testing.assert_array_equal(packed, [[0, 1, 2, 3, 4], [0.5] * 5])

@@ -1,0 +1,218 @@
+"""Ground truth as it is released, real files first, then everything that can be wrong with one."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import ground_truth, read_annotations, read_ground_truth
+from aumn.records import InputError
+
+POPULATIONS = [  # file, subset, videos, instances, classes that occur: METHOD.md and the data's README
+    ("thumos14/gt_ftcl.json", "validation", 200, 3007, 20),
+    ("thumos14/gt_ftcl.json", "test", 212, 3358, 20),
+    ("thumos14/gt_basnet.json", "train", 200, 3007, 20),
+    ("thumos14/gt_basnet.json", "test", 210, 3311, 20),
+    ("activitynet/gt_activitynet12.json", "training", 4819, 7151, 100),
+    ("activitynet/gt_activitynet12.json", "validation", 2383, 3582, 100),
+    ("activitynet/gt_activitynet12.json", "testing", 2480, 0, 0),
+    ("activitynet/gt_activitynet13.json", "training", 10024, 15410, 200),
+    ("activitynet/gt_activitynet13.json", "validation", 4926, 7654, 200),
+    ("activitynet/gt_activitynet13.json", "testing", 5044, 0, 0),
+]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("file", "subset", "videos", "instances", "classes"), POPULATIONS)
+def test_real_populations(shared_data: Path, file: str, subset: str, videos: int, instances: int, classes: int) -> None:
+    truth = read_ground_truth(shared_data / file, subset)
+    assert (len(truth.videos), len(truth), len(truth.labels)) == (videos, instances, classes)
+    assert len(set(truth.videos)) == videos
+
+
+@pytest.mark.shared
+def test_thumos_double_labels_and_the_videos_left_out(shared_data: Path) -> None:
+    ftcl = read_annotations(shared_data / "thumos14/gt_ftcl.json").videos
+    basnet = read_annotations(shared_data / "thumos14/gt_basnet.json").videos
+    left_out = {video.id for video in ftcl.values() if video.subset == "test"} - basnet.keys()
+    assert left_out == {"video_test_0000270", "video_test_0001496"}
+    cliff, diving = (
+        {(video.id, i.start_s, i.end_s) for video in ftcl.values() for i in video.annotations if i.label == label}
+        for label in ("CliffDiving", "Diving")
+    )
+    assert len(cliff) > 100
+    assert cliff <= diving
+
+
+@pytest.mark.shared
+def test_strings_and_missing_durations_read(shared_data: Path) -> None:
+    video = read_annotations(shared_data / "thumos14/gt_basnet.json").videos["video_test_0000896"]
+    assert (video.duration_s, video.fps) == (None, None)
+    assert video.annotations[0] == ("HighJump", 18.6, 24.8)
+
+
+@pytest.mark.shared
+def test_nothing_is_repaired(shared_data: Path) -> None:
+    videos = read_annotations(shared_data / "activitynet/gt_activitynet13.json").videos.values()
+    pairs = [(video, instance) for video in videos for instance in video.annotations]
+    assert sum(instance.start_s == instance.end_s for _, instance in pairs) == 12
+    assert sum(instance.end_s > (video.duration_s or 0) for video, instance in pairs) == 1732
+    assert max(Counter((video.id, instance) for video, instance in pairs).values()) > 1
+
+
+@pytest.mark.shared
+def test_shrec_through_its_tool_and_raw(shared_data: Path, shrec: Path) -> None:
+    annotations = read_annotations(shrec / "gt.json")
+    training, testing = ground_truth(annotations, "training"), ground_truth(annotations, "testing")
+    assert (len(training.videos), len(testing.videos)) == (108, 72)
+    assert len(training) + len(testing) == 676
+    assert len(training.labels) == 17
+    with pytest.raises(InputError, match="2 videos of the ground truth cannot be used") as raised:
+        read_annotations(shared_data / "shrec21/gt.json")
+    assert "video '064' has a 'TAP' at [22.68, 3.24], which ends before it starts; correct it" in str(raised.value)
+    assert "video '155'" in str(raised.value)
+
+
+@pytest.mark.shared
+def test_another_layout_is_named(shared_data: Path) -> None:
+    with pytest.raises(InputError, match=r"untrimmed_gt.json has no object 'database': ActivityNet's layout is"):
+        read_annotations(shared_data / "i3d_samples/untrimmed_gt.json")
+
+
+def video(**changes: Any) -> dict[str, Any]:
+    return {"subset": "training", "annotations": [{"label": "Run", "segment": [1.0, 2.0]}]} | changes
+
+
+def write(folder: Path, **videos: Any) -> Path:
+    path = folder / "gt.json"
+    path.write_text(json.dumps({"database": videos}))
+    return path
+
+
+def test_columns_cover_every_video_of_the_subset(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        one=video(annotations=[{"label": "Run", "segment": [3, 3]}, {"label": "Jump", "segment": ["0.5", 9.25]}]),
+        none=video(annotations=[]),
+        other=video(subset="testing", annotations=[{"label": "Swim", "segment": [0, 1]}]),
+        two=video(),
+    )
+    truth = read_ground_truth(path, "training")
+    assert list(truth.videos) == ["one", "none", "two"]
+    assert list(truth.labels) == ["Jump", "Run"]
+    rows = zip(truth.video_N, truth.label_N, truth.start_s_N, truth.end_s_N, strict=True)
+    assert list(rows) == [(0, 1, 3.0, 3.0), (0, 0, 0.5, 9.25), (2, 1, 1.0, 2.0)]
+
+
+def test_the_only_annotated_subset_is_taken(tmp_path: Path) -> None:
+    path = write(tmp_path, a=video(subset="validation"), b=video(subset="testing", annotations=[]))
+    assert read_ground_truth(path).videos == ["a"]
+    path = write(tmp_path, a=video(subset="validation"), b=video(subset="testing"), c=video())
+    with pytest.raises(InputError, match=r"name the subset to take, one of validation \(1 videos, 1 instances\), test"):
+        read_ground_truth(path)
+
+
+def test_an_unknown_subset_lists_those_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path, a=video(), b=video(subset="testing", annotations=[]))
+    known = r"has no subset 'test'; it has training \(1 videos, 1 instances\), testing \(1 videos, 0 instances\)\.$"
+    with pytest.raises(InputError, match=known):
+        read_ground_truth(path, "test")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ([], "has no text 'subset'; name the subset it belongs to"),
+        ({"annotations": []}, "has no text 'subset'"),
+        ({"subset": "training"}, "has no list 'annotations'; give one, empty where nothing is annotated"),
+        (video(annotations={}), "has no list 'annotations'"),
+        (video(duration="long"), "has duration 'long'; it must be a number above 0, or left out"),
+        (video(duration=0), "has duration 0; it must be a number above 0"),
+        (video(fps=float("nan")), "has fps nan; it must be a number above 0"),
+        (video(annotations=[{"segment": [1, 2]}]), "has an annotation without a text 'label'"),
+        (video(annotations=[{"label": "Run"}]), r"has a 'Run' whose 'segment' is None; it must be \[start_s, end_s\]"),
+        (video(annotations=[{"label": "Run", "segment": [1]}]), r"whose 'segment' is \[1\]"),
+        (video(annotations=[{"label": "Run", "segment": ["x", 2]}]), r"at \['x', 2\]; start and end must be finite"),
+        (video(annotations=[{"label": "Run", "segment": [True, 2]}]), r"at \[True, 2\]; start and end must be finite"),
+        (video(annotations=[{"label": "Run", "segment": [0, float("nan")]}]), r"at \[0, nan\]; start and end must be"),
+        (video(annotations=[{"label": "Run", "segment": [0, float("inf")]}]), r"at \[0, inf\]; start and end must be"),
+        (video(annotations=[{"label": "Run", "segment": [5, 3.5]}]), r"a 'Run' at \[5, 3.5\], which ends before it st"),
+    ],
+)
+def test_a_broken_video_is_named_with_its_fault(tmp_path: Path, broken: Any, message: str) -> None:
+    path = write(tmp_path, good=video(), bad=broken)
+    with pytest.raises(InputError, match=f"gt.json: video 'bad' .*{message}"):
+        read_annotations(path)
+
+
+def test_many_broken_videos_are_reported_together(tmp_path: Path) -> None:
+    path = write(tmp_path, **{f"v{number:02}": {"subset": "training"} for number in range(13)})
+    with pytest.raises(InputError) as raised:
+        read_annotations(path)
+    lines = str(raised.value).splitlines()
+    assert lines[0].endswith("13 videos of the ground truth cannot be used:")
+    assert "'v09'" in lines[10]
+    assert lines[11:] == ["  and 3 more."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"video,label\n", "is not usable JSON"),
+        (b'{"database": {"v": {}, "v": {}}}', r"is not usable JSON \('v' is given twice\)"),
+        (b"\xff\xfe\x00", "is not usable JSON"),
+        (b"[1]", "has no object 'database'"),
+        (b'{"database": []}', "has no object 'database'"),
+    ],
+)
+def test_files_of_another_kind(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "gt.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"gt.json {message}"):
+        read_annotations(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"There is no ground truth at .*/none.json: give ActivityNet-layout JSON, a CSV, W-TALC's annotation",
+    ):
+        read_annotations(tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"is not a shard set: it holds no dataset.json"):
+        read_annotations(tmp_path)
+
+
+def test_a_shard_set_holds_the_same(published: Any, tmp_path: Path) -> None:
+    published.database["a"] |= {"duration": None, "annotations": []}
+    del published.database["b"]["duration"]
+    published.write_annotations()
+    pack(published.root, tmp_path / "packed", published.annotations, name="small", workers=1)
+    original = read_annotations(published.annotations).videos
+    assert read_annotations(tmp_path / "packed").videos == original
+    assert read_annotations(tmp_path / "packed" / "annotations.parquet").videos == original
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"P" + content])
+def test_damaged_ground_truth_of_a_shard_set(shard_set: ShardSet, damage: Callable[[bytes], bytes]) -> None:
+    path = shard_set.path / "annotations.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        InputError, match=r"annotations.parquet does not match its checksum in dataset.json, so it is dam"
+    ):
+        read_annotations(path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"annotations.parquet is missing: fetch the shard set again"):
+        read_annotations(shard_set.path)
+
+
+def test_reading_ground_truth_imports_nothing_heavy() -> None:
+    code = "import sys, aumn.data.truth.annotations; print({'torch', 'pyarrow', 'webdataset', 'mlflow'} & set(sys.modules))"
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert heavy.strip() == "set()"
