@@ -131,7 +131,7 @@ def _find_cuda() -> Answer:
 
 
 def _find_collectives() -> Answer:
-    from aumn.cluster.ranks import backends
+    from aumn.runtime.ranks import backends
 
     here = [name for name, is_here in backends().items() if is_here]
     found = ", ".join(here) or "none"

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from aumn.cluster.ranks import Ranks
 from aumn.localization.average_precision import MOST_TIOUS, Ranking, average_precisions, match
 from aumn.records import Detections, GroundTruth, InputError
+from aumn.runtime.ranks import Ranks
 
 PROTOCOLS = {"thumos14": "0.1:0.7:0.1", "activitynet": "0.5:0.95:0.05"}
 USUAL_MEANS = ("0.1:0.5:0.1", "0.3:0.7:0.1", "0.1:0.7:0.1")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aumn.cluster.engines import Engine
-from aumn.cluster.precision import overflow_is_expected
 from aumn.records import InputError, Step
+from aumn.runtime.engines import Engine
+from aumn.runtime.precision import overflow_is_expected
 
 
 @dataclass(frozen=True, slots=True)

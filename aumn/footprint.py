@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aumn.cluster.shared_memory import room_bytes
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import SLICE_ELEMENTS
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import InputError
+from aumn.runtime.shared_memory import room_bytes
 
 FLOAT_BYTES = 4
 IN_FLIGHT = STEPS_AHEAD + 2  # steps of features in memory: read ahead, being read, and in use

@@ -75,8 +75,8 @@ def _choose_tious(run: Run | None, choices: Choices) -> tuple[float, ...]:
 
 
 def _localize(run: Run, shards: Path, out: Path, choices: Choices, advance: Advance) -> None:
-    from aumn.cluster.ranks import Ranks
     from aumn.localize import localize_subset
+    from aumn.runtime.ranks import Ranks
 
     assert choices.subset
     localize_subset(

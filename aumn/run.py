@@ -13,9 +13,6 @@ from dataclasses import replace
 
 import torch
 
-from aumn.cluster import preemption
-from aumn.cluster.engines import Engine, build_engine
-from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
@@ -25,6 +22,9 @@ from aumn.model.losses import LossWeights
 from aumn.recorder import Recorder
 from aumn.records import InputError, Stopped
 from aumn.resume import Progress, find_start, is_finished
+from aumn.runtime import preemption
+from aumn.runtime.engines import Engine, build_engine
+from aumn.runtime.ranks import Ranks
 from aumn.saving import CheckpointWriter
 from aumn.tracking.tracker import NullTracker, Tracker
 from aumn.train import train

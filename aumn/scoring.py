@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from aumn.checkpoint import ModelCard
-from aumn.cluster.ranks import Ranks
 from aumn.localization.proposals import VideoDetections
 from aumn.localization.snippet_scores import (
     FOLDER,
@@ -22,6 +21,7 @@ from aumn.localization.snippet_scores import (
 )
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, Video, VideoScores
+from aumn.runtime.ranks import Ranks
 
 
 class ScoreKeeper:

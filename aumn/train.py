@@ -15,13 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from aumn.cluster import preemption
-from aumn.cluster.engines import Engine
 from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.finite import FiniteWatch, HostCopy
 from aumn.model import losses
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Scores, Step
+from aumn.runtime import preemption
+from aumn.runtime.engines import Engine
 
 TRAPEZOID_FALL = 0.4  # share of the steps
 

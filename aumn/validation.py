@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from aumn.checkpoint import ModelCard
-from aumn.cluster import preemption
-from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
@@ -24,6 +22,8 @@ from aumn.localization.proposals import DetectionRules
 from aumn.localize import localize
 from aumn.model.aumn import TwoStream
 from aumn.records import GroundTruth, InputError
+from aumn.runtime import preemption
+from aumn.runtime.ranks import Ranks
 
 HELD_OUT = "held_out"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aumn.cluster.preemption import leave
-from aumn.cluster.ranks import connect
 from aumn.evaluate import evaluate
 from aumn.localization.detections import read_detections
 from aumn.records import GroundTruth
+from aumn.runtime.preemption import leave
+from aumn.runtime.ranks import connect
 
 TIOUS = (0.1, 0.3, 0.5, 0.9)
 

@@ -25,8 +25,8 @@ from aumn.checkpoint import (
     save_model,
     source_commit,
 )
-from aumn.optimizer_state import flatten_optimizer, restore_optimizer
 from aumn.records import InputError
+from aumn.runtime.optimizer_state import flatten_optimizer, restore_optimizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARD = ModelCard(

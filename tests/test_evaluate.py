@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aumn.cluster.ranks import Ranks
 from aumn.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
 from aumn.localization.detections import read_detections
 from aumn.localization.parts import write_part
 from aumn.records import Detections, GroundTruth, InputError
+from aumn.runtime.ranks import Ranks
 from tests.evaluate_ranks import TIOUS
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, as_rows
 from tests.launching import aumn, python, succeed, torchrun

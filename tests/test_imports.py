@@ -44,7 +44,7 @@ ONE_IMPORTER = {
     "aumn.data.truth.wtalc": {"data.annotations"},
     "h5py": {"data.containers"},
     "matplotlib": {"inspection_picture", "scaling"},
-    "aumn.cluster.engines.build_engine": {"run"},
+    "aumn.runtime.engines.build_engine": {"run"},
     "aumn.tracking.mlflow_tracker": {"run"},
 }
 

@@ -8,7 +8,6 @@ import torch
 
 from aumn.checkpoint import ModelCard, save_model
 from aumn.cli.one_video import localize_one
-from aumn.cluster.ranks import connect
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
@@ -16,6 +15,7 @@ from aumn.localization.detections import read_detections
 from aumn.localize import localize_subset
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
+from aumn.runtime.ranks import connect
 
 from .launching import aumn, succeed
 

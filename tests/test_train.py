@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from aumn.cluster.engines import build_engine
-from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import OptimizerConfig
 from aumn.records import InputError
+from aumn.runtime.engines import build_engine
+from aumn.runtime.ranks import Ranks
 from aumn.train import learning_rate
 
 from . import train_ranks

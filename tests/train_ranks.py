@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.cluster.engines import build_engine
-from aumn.cluster.preemption import leave
-from aumn.cluster.ranks import Ranks, connect
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step
+from aumn.runtime.engines import build_engine
+from aumn.runtime.preemption import leave
+from aumn.runtime.ranks import Ranks, connect
 from aumn.train import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5

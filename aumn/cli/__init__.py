@@ -13,8 +13,8 @@ import time
 import typer
 
 from aumn.cli import data, doctor, evaluation, inspection, jobs, models, report, training
-from aumn.cluster import preemption
 from aumn.records import InputError, Stopped
+from aumn.runtime import preemption
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -26,11 +26,11 @@ def evaluate(
 
     Example: aumn evaluate build/demo/found --annotations build/demo/features/gt.json --protocol thumos14
     """
-    from aumn.cluster.ranks import connect
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluate import choose_tious, evaluate
     from aumn.files import whole_file
     from aumn.localization.detections import read_detections
+    from aumn.runtime.ranks import connect
 
     tious = choose_tious(protocol, tiou)
     with connect() as ranks:

@@ -42,9 +42,9 @@ def train(
         return
     if (num_ranks, classes, widths) != (1, None, None):
         raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
-    from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
     from aumn.run import run_training
+    from aumn.runtime.ranks import connect, read_environment
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
     connected = connect(cuda=settings.run.device == "cuda", timeout_s=settings.run.hang_timeout_s)
@@ -87,9 +87,9 @@ def localize(
         return
     if not (shards and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
-    from aumn.cluster.ranks import connect, read_environment
     from aumn.console import progress
     from aumn.localize import localize_subset
+    from aumn.runtime.ranks import connect, read_environment
 
     first = read_environment(os.environ).is_first
     with connect(cuda=device == "cuda") as ranks, progress("localizing", "videos", silent=not first) as advance:

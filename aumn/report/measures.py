@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from aumn.cluster.ranks import Ranks
 from aumn.evaluate import Evaluation, evaluate, renumber
 from aumn.localization.average_precision import Ranking, match, true_positive_places
 from aumn.localization.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
 from aumn.records import Detections, GroundTruth
+from aumn.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)

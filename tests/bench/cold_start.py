@@ -8,9 +8,9 @@ from pathlib import Path
 
 from harness import Row, fresh_seed, main, run, take_turns
 
-from aumn.cluster.ranks import Ranks
 from aumn.evaluate import evaluate
 from aumn.localization.parts import write_part
+from aumn.runtime.ranks import Ranks
 from tests import evaluation_reference as reference
 
 AUMN = str(Path(sysconfig.get_path("scripts")) / "aumn")

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from harness import BUILD, MEASURABLE, REPOSITORY, Row, fresh_seed, in_process, main, peak_growth_bytes
 
-from aumn.cluster.ranks import Ranks, connect
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluate import choose_tious, evaluate
 from aumn.localization.detections import read_detections
 from aumn.localization.parts import write_part
 from aumn.records import Detections, GroundTruth
+from aumn.runtime.ranks import Ranks, connect
 from tests import evaluation_reference as reference
 
 DETECTIONS, VIDEOS, CLASSES = 472_800, 4_926, 200

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from aumn.cluster.engines import TorchEngine, build_engine
-from aumn.cluster.ranks import Ranks
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step
+from aumn.runtime.engines import TorchEngine, build_engine
+from aumn.runtime.ranks import Ranks
 from aumn.train import train_step
 from tests.model import reference
 

@@ -11,8 +11,8 @@ import torch
 from harness import Row, fresh_seed, in_process, main
 
 if TYPE_CHECKING:
-    from aumn.cluster.engines import TorchEngine
     from aumn.records import Step
+    from aumn.runtime.engines import TorchEngine
 
 SIZE = {"videos": 32, "snippets": 200, "width": 1024, "classes": 200}
 STEPS, ENGINES = 10, 3
@@ -41,7 +41,7 @@ def train(seed: str) -> dict | None:
     """
     from problems import make_engine, make_step
 
-    from aumn.cluster.ranks import connect
+    from aumn.runtime.ranks import connect
 
     with connect() as ranks:
         step = make_step(int(seed), **SIZE, rank=ranks.rank, world_size=ranks.size)

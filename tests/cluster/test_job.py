@@ -12,9 +12,9 @@ import yaml
 from aumn.cluster.job import load_job
 from aumn.cluster.job_folder import JobFolder
 from aumn.cluster.queue import Task, read_sacct, read_scontrol
-from aumn.cluster.ranks import rendezvous
 from aumn.cluster.submit import dry_run
 from aumn.records import InputError
+from aumn.runtime.ranks import rendezvous
 from tests.launching import aumn
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aumn.cluster.ranks import Ranks
 from aumn.evaluate import evaluate
 from aumn.localization.average_precision import Ranking, match
+from aumn.runtime.ranks import Ranks
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, average_precision
 
 VIDEOS = ["v1", "v10", "v2", "w"]

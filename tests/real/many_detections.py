@@ -73,10 +73,10 @@ def make(out: Path, times: int) -> None:
 
 def rank(out: Path) -> None:
     """What `aumn evaluate` does, in stages."""
-    from aumn.cluster.ranks import connect
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluate import choose_tious, evaluate
     from aumn.localization.detections import read_detections
+    from aumn.runtime.ranks import connect
 
     facts: dict[str, Any] = {}
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import load_config
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
@@ -30,6 +29,7 @@ from aumn.localize import localize
 from aumn.one_video import load_network
 from aumn.records import Batch, GroundTruth, Video, VideoScores
 from aumn.run import run_training
+from aumn.runtime.ranks import Ranks
 
 TIOUS = parse_tious("0.1:0.7:0.1")
 SUBSET = "testing"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aumn.cluster.ranks import Ranks
 from aumn.evaluate import evaluate, parse_tious
+from aumn.runtime.ranks import Ranks
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth
 
 pytestmark = pytest.mark.shared

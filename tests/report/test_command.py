@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from aumn.cli.report import report
-from aumn.cluster.ranks import Ranks
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.localization.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.localize import load_network, localize_subset
 from aumn.records import InputError
 from aumn.reporting import Choices, report_of
+from aumn.runtime.ranks import Ranks
 from aumn.tracking.spool import NAME
 from tests.launching import aumn, succeed
 from tests.report.cases import contents_of

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aumn.cluster.engines import EngineSettings
-from aumn.cluster.precision import LossScale, autocast, poisoned
-from aumn.cluster.ranks import Ranks, group_of_one
-from aumn.optimizer_state import PREFIX, flatten_optimizer, restore_optimizer
 from aumn.records import Batch, Scores
+from aumn.runtime.engines import EngineSettings
+from aumn.runtime.optimizer_state import PREFIX, flatten_optimizer, restore_optimizer
+from aumn.runtime.precision import LossScale, autocast, poisoned
+from aumn.runtime.ranks import Ranks, group_of_one
 
 BUCKET_ELEMENTS = 25_000_000  # 100 MB of float32; DeepSpeed would allocate 2 GB for models of any size
 SLOTS = ("exp_avg", "exp_avg_sq")

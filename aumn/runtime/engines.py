@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aumn.cluster.precision import LossScale, autocast, poisoned
-from aumn.cluster.ranks import Ranks
-from aumn.cluster.shared_memory import SharedSum
-from aumn.optimizer_state import flatten_optimizer, restore_optimizer
 from aumn.records import Batch, InputError, Scores
+from aumn.runtime.optimizer_state import flatten_optimizer, restore_optimizer
+from aumn.runtime.precision import LossScale, autocast, poisoned
+from aumn.runtime.ranks import Ranks
+from aumn.runtime.shared_memory import SharedSum
 
 
 class Network(Protocol):
@@ -231,7 +231,7 @@ def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, se
             f"run.engine=single trains in one process, but {ranks.size} ranks were launched: set run.engine=ddp."
         )
     if name == "deepspeed":
-        from aumn.cluster.deepspeed_engine import DeepSpeedEngine
+        from aumn.runtime.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(network, ranks, device, EngineSettings(**settings))
     return TorchEngine(network, ranks, device, EngineSettings(**settings))

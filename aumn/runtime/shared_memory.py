@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from aumn.cluster.ranks import Ranks
+from aumn.runtime.ranks import Ranks
 
 ROOM_BYTES = 64 << 20  # a rank's; a barrier each time it is full, and every barrier is a wait for the slowest
 TOKEN_BYTES = 64

@@ -8,15 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from aumn.cluster.precision import LossScale, overflow_is_expected
-from aumn.cluster.ranks import Ranks
 from aumn.config.run_config import OptimizerConfig, RunSection, load_config
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
+from aumn.runtime.precision import LossScale, overflow_is_expected
+from aumn.runtime.ranks import Ranks
 from aumn.train import train, train_step
-from tests.cluster import engine_ranks
 from tests.launching import aumn, python, succeed, torchrun
+from tests.runtime import engine_ranks
 from tests.train_ranks import WEIGHTS
 
 CPU = torch.device("cpu")
@@ -86,8 +86,8 @@ def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(two_ranks,
 def test_a_process_alone_trains_with_deepspeed_and_compiles_nothing(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from aumn.cluster.ranks import Ranks\n"
-        "from tests.cluster import engine_ranks\n"
+        "from aumn.runtime.ranks import Ranks\n"
+        "from tests.runtime import engine_ranks\n"
         "print(engine_ranks.curves(Ranks(), ['deepspeed-3-fp32', 'ddp-0-fp32']))\n"
     )
     place = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "ops")}

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from aumn.cluster.attempts import end_with_launcher
-from aumn.cluster.preemption import leaving, stopped
 from aumn.records import InputError, Stopped
+from aumn.runtime.attempts import end_with_launcher
+from aumn.runtime.preemption import leaving, stopped
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from tests.running import Running, start
 
 PROGRAM = """
 import sys, time
-from aumn.cluster.preemption import leave
-from aumn.cluster.ranks import connect
+from aumn.runtime.preemption import leave
+from aumn.runtime.ranks import connect
 from aumn.records import InputError
 try:
     with connect(timeout_s=2) as ranks:

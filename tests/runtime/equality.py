@@ -1,11 +1,11 @@
-"""`python -m tests.cluster.equality`: docs/engines.md's table, engine x stage x precision x world size; minutes."""
+"""`python -m tests.runtime.equality`: docs/engines.md's table, engine x stage x precision x world size; minutes."""
 
 import json
 import tempfile
 from pathlib import Path
 
-from tests.cluster import engine_ranks
 from tests.launching import succeed, torchrun
+from tests.runtime import engine_ranks
 
 ROOT = Path(engine_ranks.__file__).parents[2]
 CASES = [case for precision in ("fp32", "bf16", "fp16") for case in engine_ranks.cases(precision)]

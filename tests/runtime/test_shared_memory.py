@@ -5,17 +5,17 @@ import os
 
 import pytest
 
-from aumn.cluster import shared_memory
-from aumn.cluster.shared_memory import room_bytes
+from aumn.runtime import shared_memory
+from aumn.runtime.shared_memory import room_bytes
 from tests.launching import succeed, torchrun
 
 PROGRAM = """
 import hashlib, json, random, sys, time
 import torch
-from aumn.cluster import shared_memory
-from aumn.cluster.preemption import leave
-from aumn.cluster.ranks import connect
-from aumn.cluster.shared_memory import SharedSum
+from aumn.runtime import shared_memory
+from aumn.runtime.preemption import leave
+from aumn.runtime.ranks import connect
+from aumn.runtime.shared_memory import SharedSum
 
 shared_memory.ROOM_BYTES = int(sys.argv[1])
 with connect() as ranks:

@@ -13,7 +13,7 @@ from tests.running import start
 
 PROGRAM = """
 import sys, threading, time
-from aumn.cluster import preemption
+from aumn.runtime import preemption
 from aumn.records import Stopped
 preemption.listen()
 def asked(timeout_s=30):

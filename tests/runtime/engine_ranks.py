@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.cluster.engines import Engine, build_engine
-from aumn.cluster.preemption import leave
-from aumn.cluster.ranks import Ranks, connect
 from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
+from aumn.runtime.engines import Engine, build_engine
+from aumn.runtime.preemption import leave
+from aumn.runtime.ranks import Ranks, connect
 from aumn.train import train as run_steps
 from aumn.train import train_step
 from tests.train_ranks import CLASSES, SHAPE, WEIGHTS, WIDTHS, make_batch
