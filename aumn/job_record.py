@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from aumn.checkpoint import source_commit
 from aumn.cluster.job import Job
 from aumn.cluster.job_folder import JobFolder, PointStatus
 from aumn.config.run_config import load_config
 from aumn.data.shards.layout import read_description
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import source_commit
 from aumn.tracking import job_run
 
 

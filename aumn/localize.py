@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 
-from aumn.checkpoint import ModelCard
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.localization.detections import export_json, read_detections
@@ -21,6 +20,7 @@ from aumn.localization.parts import write_part
 from aumn.localization.proposals import DetectionRules, VideoDetections, detect
 from aumn.one_video import load_network
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
+from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 from aumn.scoring import ScoreKeeper
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.checkpoint import ModelCard, read_model
 from aumn.localization.proposals import DetectionRules, VideoDetections, detect
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Video
+from aumn.runfolder.checkpoint import ModelCard, read_model
 
 
 def load_network(folder: Path) -> tuple[TwoStream, ModelCard]:

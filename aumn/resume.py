@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from aumn import __version__
-from aumn.checkpoint import Checkpoint, ModelCard, mark_best, read_checkpoint, read_last_checkpoint, source_commit
 from aumn.config.run_config import RunConfig
 from aumn.data.shards.shard_set import ShardSet
 from aumn.records import InputError
-from aumn.run_record import RunRecord
+from aumn.runfolder.checkpoint import (
+    Checkpoint,
+    ModelCard,
+    mark_best,
+    read_checkpoint,
+    read_last_checkpoint,
+    source_commit,
+)
+from aumn.runfolder.run_record import RunRecord
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks

@@ -22,10 +22,10 @@ from aumn.model.losses import LossWeights
 from aumn.recorder import Recorder
 from aumn.records import InputError, Stopped
 from aumn.resume import Progress, find_start, is_finished
+from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.saving import CheckpointWriter
 from aumn.tracking.tracker import NullTracker, Tracker
 from aumn.train import train
 from aumn.validation import Validation

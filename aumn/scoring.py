@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aumn.checkpoint import ModelCard
 from aumn.localization.proposals import VideoDetections
 from aumn.localization.snippet_scores import (
     FOLDER,
@@ -21,6 +20,7 @@ from aumn.localization.snippet_scores import (
 )
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, Video, VideoScores
+from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
 

@@ -12,7 +12,6 @@ from itertools import takewhile
 import numpy as np
 import torch
 
-from aumn.checkpoint import ModelCard
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
@@ -22,6 +21,7 @@ from aumn.localization.proposals import DetectionRules
 from aumn.localize import localize
 from aumn.model.aumn import TwoStream
 from aumn.records import GroundTruth, InputError
+from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime import preemption
 from aumn.runtime.ranks import Ranks
 

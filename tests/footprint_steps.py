@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from aumn.checkpoint import Checkpoint, ModelCard
 from aumn.config.run_config import RunConfig
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step
+from aumn.runfolder.checkpoint import Checkpoint, ModelCard
+from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime.engines import TorchEngine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
-from aumn.saving import CheckpointWriter
 from aumn.train import train_step
 
 WIDTHS = {"rgb": 96, "flow": 160}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from aumn.checkpoint import ModelCard, save_model
 from aumn.cli.one_video import localize_one
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
@@ -15,6 +14,7 @@ from aumn.localization.detections import read_detections
 from aumn.localize import localize_subset
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.runtime.ranks import connect
 
 from .launching import aumn, succeed

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from aumn.checkpoint import ModelCard, save_model
 from aumn.data.loader import whole_videos
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
@@ -16,6 +15,7 @@ from aumn.localize import localize
 from aumn.model.aumn import TwoStream
 from aumn.one_video import load_network, localize_video
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import ModelCard, save_model
 
 SETTINGS = {"embedding_width": 8, "units": 3, "bottleneck": 2}
 

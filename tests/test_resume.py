@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
-from aumn.checkpoint import read_model
+from aumn.runfolder.checkpoint import read_model
 
 from .launching import python, succeed
 from .tiny import Tiny

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aumn.checkpoint import ModelCard, last_checkpoint, read_card, read_trainer_facts
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import ModelCard, last_checkpoint, read_card, read_trainer_facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aumn.checkpoint import ModelCard
+from aumn.runfolder.checkpoint import ModelCard
 
 _HELD_OUT = "held_out"
 _AVERAGE = "/mAP/average"

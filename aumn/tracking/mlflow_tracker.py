@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aumn.checkpoint import read_card
+from aumn.runfolder.checkpoint import read_card
 from aumn.tracking.courier import Courier
 from aumn.tracking.delivery import empty
 from aumn.tracking.recipient import Recipient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aumn.checkpoint import ModelCard
+from aumn.runfolder.checkpoint import ModelCard
 from aumn.tracking.measure import measure
 
 

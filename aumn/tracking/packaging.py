@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aumn.checkpoint import ModelCard
+from aumn.runfolder.checkpoint import ModelCard
 from aumn.tracking.model_card import write_model_card
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aumn.checkpoint import ModelCard, read_card
 from aumn.files import CHECKSUMS
+from aumn.runfolder.checkpoint import ModelCard, read_card
 from aumn.tracking.model_card import summarize
 from aumn.tracking.packaging import packaged
 from aumn.tracking.registry import ModelVersion, as_version, check_names, find_model, pages

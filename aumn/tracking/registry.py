@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from aumn.checkpoint import ModelCard, read_card
 from aumn.files import CHECKSUMS
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import ModelCard, read_card
 from aumn.tracking.store import explain, open_store, without_password
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from aumn.checkpoint import Checkpoint
 from aumn.config.run_config import RunConfig
+from aumn.runfolder.checkpoint import Checkpoint
+from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime.ranks import Ranks
-from aumn.saving import CheckpointWriter
 from tests.footprint_steps import CARD, WIDTHS, build, make_step, take
 
 ROUNDS = 5

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from aumn.checkpoint import Checkpoint, ModelCard, save_checkpoint
 from aumn.config.run_config import RunConfig
 from aumn.records import InputError
 from aumn.report.build import write_comparison
 from aumn.report.runs import open_run
+from aumn.runfolder.checkpoint import Checkpoint, ModelCard, save_checkpoint
 from tests.report.cases import contents_of
 
 TIOUS = ("0.1", "0.2")

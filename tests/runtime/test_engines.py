@@ -242,7 +242,7 @@ def test_engine_settings_that_do_not_fit_are_refused(tmp_path, overrides, messag
 
 @pytest.mark.slow
 def test_a_run_changes_from_ddp_to_zero_3_and_ends_in_the_same_model(tmp_path):
-    from aumn.checkpoint import read_model
+    from aumn.runfolder.checkpoint import read_model
 
     succeed(aumn("synth", "features", "--videos", 30, "--classes", 3, "--width", 12, "--snippets", 40, cwd=tmp_path))
     succeed(aumn("pack", "features", "shards", "--annotations", "features/gt.json", cwd=tmp_path))

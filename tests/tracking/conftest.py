@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aumn.checkpoint import ModelCard, save_model
+from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.mlflow_tracker import MlflowTracker
 from aumn.tracking.spool import NAME
 from aumn.tracking.store import open_store

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from aumn.checkpoint import ModelCard, save_model
 from aumn.model.aumn import TwoStream
 from aumn.one_video import load_network, localize_video
+from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.registration import register
 from aumn.tracking.registry import resolve
 

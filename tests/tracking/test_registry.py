@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aumn.checkpoint import read_model
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.mlflow_tracker import MlflowTracker
 from aumn.tracking.promotion import promote
 from aumn.tracking.registration import register

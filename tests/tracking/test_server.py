@@ -10,9 +10,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from aumn.checkpoint import read_model
 from aumn.one_video import load_network, localize_video
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.promotion import Promotion, compare, promote
 from aumn.tracking.registry import list_models, resolve, show_model
 from tests.tracking.servers import Server

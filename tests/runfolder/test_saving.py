@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from aumn.checkpoint import read_checkpoint, read_last_checkpoint
-from aumn.saving import CheckpointWriter
-
-from .launching import succeed
-from .refusing import BrokenDisk, ForbiddenFolder, FullDisk, ReadOnlyDisk
-from .test_checkpoint import assert_same, make_checkpoint, make_weights
-from .tiny import Tiny
+from aumn.runfolder.checkpoint import read_checkpoint, read_last_checkpoint
+from aumn.runfolder.saving import CheckpointWriter
+from tests.launching import succeed
+from tests.refusing import BrokenDisk, ForbiddenFolder, FullDisk, ReadOnlyDisk
+from tests.runfolder.test_checkpoint import assert_same, make_checkpoint, make_weights
+from tests.tiny import Tiny
 
 
 def make_writer(folder: Path, said: list[str], **options) -> CheckpointWriter:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aumn.checkpoint import Checkpoint, save_checkpoint
+from aumn.runfolder.checkpoint import Checkpoint, save_checkpoint
 
 
 class CheckpointWriter:

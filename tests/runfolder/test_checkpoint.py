@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aumn.checkpoint import (
+from aumn.records import InputError
+from aumn.runfolder.checkpoint import (
     Checkpoint,
     ModelCard,
     read_card,
@@ -25,10 +26,9 @@ from aumn.checkpoint import (
     save_model,
     source_commit,
 )
-from aumn.records import InputError
 from aumn.runtime.optimizer_state import flatten_optimizer, restore_optimizer
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 CARD = ModelCard(
     model={"embedding_width": 6, "units": 3, "self_attention": True},
     localize={"theta": 0.3},
@@ -145,7 +145,7 @@ def test_other_files_may_lie_in_an_artifact(tmp_path):
 def test_a_card_is_read_without_torch(tmp_path):
     save_model(tmp_path / "model", make_weights(0), CARD)
     code = (
-        "import sys; from pathlib import Path; from aumn.checkpoint import read_card;"
+        "import sys; from pathlib import Path; from aumn.runfolder.checkpoint import read_card;"
         f"print(read_card(Path({str(tmp_path / 'model')!r})).dataset); assert 'torch' not in sys.modules"
     )
     assert (
