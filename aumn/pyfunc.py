@@ -31,7 +31,7 @@ class VideoModel:
     """Both streams' networks and the rules of localization."""
 
     def __init__(self, folder: Path) -> None:
-        from aumn.one_video import load_network
+        from aumn.inference.one_video import load_network
 
         self._network, self._card = load_network(folder)
 
@@ -39,7 +39,7 @@ class VideoModel:
         """Label, score, start_s and end_s of each detection, best first within a label."""
         from pandas import DataFrame
 
-        from aumn.one_video import localize_video
+        from aumn.inference.one_video import localize_video
 
         clock = {name: (params or {}).get(name) for name in ("fps", "duration_s")}
         found = localize_video(self._network, self._card, model_input, **clock)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aumn.data.truth.annotations import read_durations, read_ground_truth
 from aumn.evaluate import Evaluation, choose_tious
-from aumn.localization.detections import read_detections
-from aumn.localization.snippet_scores import FOLDER
+from aumn.inference.detections import read_detections
+from aumn.inference.snippet_scores import FOLDER
 from aumn.records import InputError
 from aumn.report.build import Report, write_comparison, write_report
 from aumn.report.runs import Run, Training, facts_of, is_run, open_run
@@ -75,7 +75,7 @@ def _choose_tious(run: Run | None, choices: Choices) -> tuple[float, ...]:
 
 
 def _localize(run: Run, shards: Path, out: Path, choices: Choices, advance: Advance) -> None:
-    from aumn.localize import localize_subset
+    from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import Ranks
 
     assert choices.subset

@@ -17,8 +17,8 @@ from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluate import PROTOCOLS, evaluate, parse_tious
-from aumn.localization.proposals import DetectionRules
-from aumn.localize import localize
+from aumn.inference.localize import localize
+from aumn.inference.proposals import DetectionRules
 from aumn.model.aumn import TwoStream
 from aumn.records import GroundTruth, InputError
 from aumn.runfolder.checkpoint import ModelCard

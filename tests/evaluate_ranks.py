@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from aumn.evaluate import evaluate
-from aumn.localization.detections import read_detections
+from aumn.inference.detections import read_detections
 from aumn.records import GroundTruth
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import connect

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aumn.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
-from aumn.localization.detections import read_detections
-from aumn.localization.parts import write_part
+from aumn.inference.detections import read_detections
+from aumn.inference.parts import write_part
 from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
 from tests.evaluate_ranks import TIOUS

@@ -29,7 +29,7 @@ def evaluate(
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluate import choose_tious, evaluate
     from aumn.files import whole_file
-    from aumn.localization.detections import read_detections
+    from aumn.inference.detections import read_detections
     from aumn.runtime.ranks import connect
 
     tious = choose_tious(protocol, tiou)

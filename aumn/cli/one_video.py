@@ -29,8 +29,8 @@ def localize_one(
     import numpy as np
 
     from aumn.data.sources.arrays import read_array
-    from aumn.localization.detections import export_json
-    from aumn.one_video import load_network, localize_video
+    from aumn.inference.detections import export_json
+    from aumn.inference.one_video import load_network, localize_video
     from aumn.records import Detections
 
     if dtype not in DTYPES:

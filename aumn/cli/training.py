@@ -88,7 +88,7 @@ def localize(
     if not (shards and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
     from aumn.console import progress
-    from aumn.localize import localize_subset
+    from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import connect, read_environment
 
     first = read_environment(os.environ).is_first

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aumn import __version__
-from aumn.localization.snippet_scores import ScoredModel, SnippetScores, read_scores
+from aumn.inference.snippet_scores import ScoredModel, SnippetScores, read_scores
 from aumn.records import Detections, GroundTruth
 from aumn.report.measures import Measured, classes, errors, measure, overview
 from aumn.report.page import write_page

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aumn.localization.snippet_scores import STEPS, SnippetScores
+from aumn.inference.snippet_scores import STEPS, SnippetScores
 from aumn.records import GroundTruth
 
 TOP_SNIPPETS = 12

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aumn.localization.snippet_scores import SnippetScores
+from aumn.inference.snippet_scores import SnippetScores
 from aumn.report.measures import Measured
 
 

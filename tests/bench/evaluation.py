@@ -17,8 +17,8 @@ from harness import BUILD, MEASURABLE, REPOSITORY, Row, fresh_seed, in_process, 
 
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluate import choose_tious, evaluate
-from aumn.localization.detections import read_detections
-from aumn.localization.parts import write_part
+from aumn.inference.detections import read_detections
+from aumn.inference.parts import write_part
 from aumn.records import Detections, GroundTruth
 from aumn.runtime.ranks import Ranks, connect
 from tests import evaluation_reference as reference

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from harness import Row, fresh_seed, main, take_turns
 
-from aumn.localization.proposals import DetectionRules, detect
+from aumn.inference.proposals import DetectionRules, detect
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.products import multiply
 from aumn.records import Batch, Video

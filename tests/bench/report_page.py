@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from aumn.data.truth.annotations import AnnotatedVideo, Instance, read_annotations
-from aumn.localization.snippet_scores import KEPT_CLASSES, ScoredModel, compact, write_scores
+from aumn.inference.snippet_scores import KEPT_CLASSES, ScoredModel, compact, write_scores
 from aumn.records import Detections, GroundTruth, Video, VideoScores
 from aumn.report.build import Report, write_report
 

@@ -28,7 +28,7 @@ PARTS = 10  # copies of all videos in a Parquet part
 def make(out: Path, times: int) -> None:
     """Ground truth and detections; the same for the same `times`."""
     from aumn.data.truth.annotations import read_ground_truth
-    from aumn.localization.parts import write_part
+    from aumn.inference.parts import write_part
     from aumn.records import Detections
 
     official = SHARED / "data" / "activitynet" / "gt_activitynet13.json"
@@ -75,7 +75,7 @@ def rank(out: Path) -> None:
     """What `aumn evaluate` does, in stages."""
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluate import choose_tious, evaluate
-    from aumn.localization.detections import read_detections
+    from aumn.inference.detections import read_detections
     from aumn.runtime.ranks import connect
 
     facts: dict[str, Any] = {}

@@ -24,9 +24,9 @@ from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluate import evaluate, parse_tious
-from aumn.localization.proposals import DetectionRules
-from aumn.localize import localize
-from aumn.one_video import load_network
+from aumn.inference.localize import localize
+from aumn.inference.one_video import load_network
+from aumn.inference.proposals import DetectionRules
 from aumn.records import Batch, GroundTruth, Video, VideoScores
 from aumn.run import run_training
 from aumn.runtime.ranks import Ranks

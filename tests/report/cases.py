@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aumn.localization.snippet_scores import ScoredModel, SnippetScores, compact, write_scores
+from aumn.inference.snippet_scores import ScoredModel, SnippetScores, compact, write_scores
 from aumn.records import Detections, GroundTruth, Video, VideoScores
 from aumn.report.build import Report, write_report
 from aumn.report.measures import Measured

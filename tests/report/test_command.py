@@ -11,8 +11,8 @@ import yaml
 from aumn.cli.report import report
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
-from aumn.localization.snippet_scores import KEPT_UNITS, STEPS, read_scores
-from aumn.localize import load_network, localize_subset
+from aumn.inference.localize import load_network, localize_subset
+from aumn.inference.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.records import InputError
 from aumn.reporting import Choices, report_of
 from aumn.runtime.ranks import Ranks

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from aumn.localization.snippet_scores import STEPS
+from aumn.inference.snippet_scores import STEPS
 from aumn.report.units import TOP_SNIPPETS
 from tests.report.cases import (
     CLASSES,

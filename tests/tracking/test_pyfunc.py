@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
+from aumn.inference.one_video import load_network, localize_video
 from aumn.model.aumn import TwoStream
-from aumn.one_video import load_network, localize_video
 from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.registration import register
 from aumn.tracking.registry import resolve

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from aumn.one_video import load_network, localize_video
+from aumn.inference.one_video import load_network, localize_video
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.promotion import Promotion, compare, promote

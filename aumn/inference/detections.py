@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aumn.files import whole_file
-from aumn.localization.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, list_parts, read_part
+from aumn.inference.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, list_parts, read_part
 from aumn.records import Detections, InputError
 
 RESULTS_LAYOUT = '{"results": {"<video>": [{"label": "...", "score": 0.5, "segment": [0.0, 1.5]}]}}'

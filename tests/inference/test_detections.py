@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aumn.localization import parts
-from aumn.localization.detections import export_json, read_detections
-from aumn.localization.parts import write_part
+from aumn.inference import parts
+from aumn.inference.detections import export_json, read_detections
+from aumn.inference.parts import write_part
 from aumn.records import InputError
 from tests.evaluation_reference import Found, as_detections, as_rows
 
@@ -58,7 +58,7 @@ def test_parts_add_up_even_where_they_share_videos_or_are_empty(tmp_path: Path):
 
 
 def test_parts_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("aumn.localization.parts.BATCH_ROWS", 7)
+    monkeypatch.setattr("aumn.inference.parts.BATCH_ROWS", 7)
     rows = many(40)
     write_part(as_detections(rows), tmp_path / "a.parquet")
     assert as_rows(read_detections(tmp_path)[0]) == sorted(rows)
@@ -132,7 +132,7 @@ def test_names_without_rows_belong_to_nobody(tmp_path: Path):
 
 
 def test_a_rank_leaves_unread_what_holds_none_of_its_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("aumn.localization.parts.BATCH_ROWS", 10)
+    monkeypatch.setattr("aumn.inference.parts.BATCH_ROWS", 10)
     rows = sorted(many(400))
     for number, share in enumerate((rows[:137], rows[137:])):  # the cut goes through a video
         write_part(as_detections(share), tmp_path / f"{number}.parquet")

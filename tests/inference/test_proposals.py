@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aumn.localization.proposals import DetectionRules, detect
+from aumn.inference.proposals import DetectionRules, detect
 from aumn.records import Video, VideoScores
 
 FPS, STRIDE = 25.0, 16

@@ -15,14 +15,14 @@ import numpy as np
 
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
-from aumn.localization.detections import export_json, read_detections
-from aumn.localization.parts import write_part
-from aumn.localization.proposals import DetectionRules, VideoDetections, detect
-from aumn.one_video import load_network
+from aumn.inference.detections import export_json, read_detections
+from aumn.inference.one_video import load_network
+from aumn.inference.parts import write_part
+from aumn.inference.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.scoring import ScoreKeeper
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
-from aumn.scoring import ScoreKeeper
 
 
 class Localizer(Protocol):

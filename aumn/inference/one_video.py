@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.localization.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.proposals import DetectionRules, VideoDetections, detect
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Video
 from aumn.runfolder.checkpoint import ModelCard, read_model

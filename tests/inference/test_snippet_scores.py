@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aumn.localization.snippet_scores import (
+from aumn.inference.snippet_scores import (
     ALL_CLASSES,
     KEPT_CLASSES,
     STEPS,

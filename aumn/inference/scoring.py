@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aumn.localization.proposals import VideoDetections
-from aumn.localization.snippet_scores import (
+from aumn.inference.proposals import VideoDetections
+from aumn.inference.snippet_scores import (
     FOLDER,
     KEPT_UNITS,
     ScoredModel,
