@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.data.truth.annotations import read_durations, read_ground_truth
-from aumn.evaluate import Evaluation, choose_tious
+from aumn.evaluation.evaluate import Evaluation, choose_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.snippet_scores import FOLDER
 from aumn.records import InputError

@@ -16,7 +16,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
-from aumn.evaluate import PROTOCOLS, evaluate, parse_tious
+from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.inference.proposals import DetectionRules
 from aumn.model.aumn import TwoStream

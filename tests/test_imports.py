@@ -87,7 +87,7 @@ def test_heavy_libraries_and_ground_truth_have_few_importers(library, importers)
     ("module", "absent"),
     [
         ("aumn.cli", {"torch", "mlflow", "numpy", "pyarrow", "pydantic", "yaml", "webdataset"}),
-        ("aumn.evaluate", {"torch", "mlflow"}),
+        ("aumn.evaluation.evaluate", {"torch", "mlflow"}),
         ("aumn.data.packing.packing", {"torch", "mlflow", "h5py"}),
         ("aumn.config.run_config", {"torch", "mlflow", "numpy"}),
         ("aumn.tracking.mlflow_tracker", {"mlflow"}),

@@ -27,7 +27,7 @@ def evaluate(
     Example: aumn evaluate build/demo/found --annotations build/demo/features/gt.json --protocol thumos14
     """
     from aumn.data.truth.annotations import read_ground_truth
-    from aumn.evaluate import choose_tious, evaluate
+    from aumn.evaluation.evaluate import choose_tious, evaluate
     from aumn.files import whole_file
     from aumn.inference.detections import read_detections
     from aumn.runtime.ranks import connect

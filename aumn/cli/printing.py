@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aumn.data.packing.packing import PackingReport
-    from aumn.evaluate import Evaluation
+    from aumn.evaluation.evaluate import Evaluation
     from aumn.footprint import Footprint
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from aumn.evaluate import Evaluation, evaluate, renumber
-from aumn.localization.average_precision import Ranking, match, true_positive_places
-from aumn.localization.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
+from aumn.evaluation.average_precision import Ranking, match, true_positive_places
+from aumn.evaluation.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
+from aumn.evaluation.evaluate import Evaluation, evaluate, renumber
 from aumn.records import Detections, GroundTruth
 from aumn.runtime.ranks import Ranks
 

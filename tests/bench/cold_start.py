@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness import Row, fresh_seed, main, run, take_turns
 
-from aumn.evaluate import evaluate
+from aumn.evaluation.evaluate import evaluate
 from aumn.inference.parts import write_part
 from aumn.runtime.ranks import Ranks
 from tests import evaluation_reference as reference

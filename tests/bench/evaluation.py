@@ -16,7 +16,7 @@ import numpy as np
 from harness import BUILD, MEASURABLE, REPOSITORY, Row, fresh_seed, in_process, main, peak_growth_bytes
 
 from aumn.data.truth.annotations import read_ground_truth
-from aumn.evaluate import choose_tious, evaluate
+from aumn.evaluation.evaluate import choose_tious, evaluate
 from aumn.inference.detections import read_detections
 from aumn.inference.parts import write_part
 from aumn.records import Detections, GroundTruth

@@ -74,7 +74,7 @@ def make(out: Path, times: int) -> None:
 def rank(out: Path) -> None:
     """What `aumn evaluate` does, in stages."""
     from aumn.data.truth.annotations import read_ground_truth
-    from aumn.evaluate import choose_tious, evaluate
+    from aumn.evaluation.evaluate import choose_tious, evaluate
     from aumn.inference.detections import read_detections
     from aumn.runtime.ranks import connect
 

@@ -23,7 +23,7 @@ from aumn.config.run_config import load_config
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
-from aumn.evaluate import evaluate, parse_tious
+from aumn.evaluation.evaluate import evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network
 from aumn.inference.proposals import DetectionRules

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aumn.evaluate import evaluate, parse_tious
+from aumn.evaluation.evaluate import evaluate, parse_tious
 from aumn.runtime.ranks import Ranks
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aumn.evaluate import evaluate
-from aumn.localization.average_precision import Ranking, match
+from aumn.evaluation.average_precision import Ranking, match
+from aumn.evaluation.evaluate import evaluate
 from aumn.runtime.ranks import Ranks
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, average_precision
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from aumn.localization.average_precision import MOST_TIOUS, Ranking, average_precisions, match
+from aumn.evaluation.average_precision import MOST_TIOUS, Ranking, average_precisions, match
 from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
 

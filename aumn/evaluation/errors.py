@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aumn.localization.average_precision import Ranking, average_precisions, match, meet, tiou
+from aumn.evaluation.average_precision import Ranking, average_precisions, match, meet, tiou
 from aumn.records import Detections, GroundTruth
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aumn.localization.errors import KINDS, LENGTHS, MOST_PER_INSTANCE, by_length, diagnose, profile, removal_gains
+from aumn.evaluation.errors import KINDS, LENGTHS, MOST_PER_INSTANCE, by_length, diagnose, profile, removal_gains
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, average_precision, tiou
 
 TIOUS = (0.3, 0.5, 0.75)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aumn.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
+from aumn.evaluation.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.parts import write_part
 from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
-from tests.evaluate_ranks import TIOUS
+from tests.evaluation.evaluate_ranks import TIOUS
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, as_rows
 from tests.launching import aumn, python, succeed, torchrun
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aumn.evaluate import evaluate
+from aumn.evaluation.evaluate import evaluate
 from aumn.inference.detections import read_detections
 from aumn.records import GroundTruth
 from aumn.runtime.preemption import leave
