@@ -3,7 +3,7 @@
 model.safetensors  model.json  SHA256SUMS          the artifact, which `aumn localize` reads
 config.yaml        MODEL_CARD.md                   all settings of the run; the facts for people
 MLmodel  requirements.txt  input_example.json ...  MLflow's: signature, requirements, an example
-code/                                              `aumn.pyfunc` and the files of aumn that it needs
+code/                                              `aumn.tracking.pyfunc` and the files of aumn that it needs
 """
 
 from __future__ import annotations
