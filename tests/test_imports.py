@@ -91,7 +91,7 @@ def test_heavy_libraries_and_ground_truth_have_few_importers(library, importers)
         ("aumn.data.packing.packing", {"torch", "mlflow", "h5py"}),
         ("aumn.config.run_config", {"torch", "mlflow", "numpy"}),
         ("aumn.tracking.mlflow_tracker", {"mlflow"}),
-        ("aumn.train", {"mlflow", "aumn.data.truth.annotations"}),
+        ("aumn.training.loop", {"mlflow", "aumn.data.truth.annotations"}),
         ("aumn.data.loader", {"aumn.data.truth.annotations"}),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aumn.data.packing.packing import PackingReport
     from aumn.evaluation.evaluate import Evaluation
-    from aumn.footprint import Footprint
+    from aumn.training.footprint import Footprint
 
 
 def print_packing(report: PackingReport) -> None:

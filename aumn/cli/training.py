@@ -32,7 +32,7 @@ def train(
 
     settings = load_config(config, overrides or [])
     if dry_run:
-        from aumn.footprint import parse_widths, predict
+        from aumn.training.footprint import parse_widths, predict
 
         zero = settings.engine.zero_stage if settings.run.engine == "deepspeed" else 0
         print_footprint(
@@ -43,8 +43,8 @@ def train(
     if (num_ranks, classes, widths) != (1, None, None):
         raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
     from aumn.console import progress
-    from aumn.run import run_training
     from aumn.runtime.ranks import connect, read_environment
+    from aumn.training.run import run_training
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
     connected = connect(cuda=settings.run.device == "cuda", timeout_s=settings.run.hang_timeout_s)

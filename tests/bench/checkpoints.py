@@ -16,7 +16,7 @@ from aumn.config.run_config import RunConfig
 from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime.ranks import Ranks
-from tests.footprint_steps import CARD, WIDTHS, build, make_step, take
+from tests.training.footprint_steps import CARD, WIDTHS, build, make_step, take
 
 ROUNDS = 5
 SETTINGS = {"data": {"shards": "-", "snippets": 20}, "batch": {"global_videos": 2, "micro_videos": 2}}

@@ -21,11 +21,11 @@ from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.train import train
+from aumn.training.finite import FiniteWatch
+from aumn.training.loop import train
 
 VIDEOS, SNIPPETS, WIDTH, CLASSES, BATCH = 2900, 183, 1024, 200, 32
 STREAMS = ("rgb", "flow")

@@ -28,8 +28,8 @@ from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network
 from aumn.inference.proposals import DetectionRules
 from aumn.records import Batch, GroundTruth, Video, VideoScores
-from aumn.run import run_training
 from aumn.runtime.ranks import Ranks
+from aumn.training.run import run_training
 
 TIOUS = parse_tious("0.1:0.7:0.1")
 SUBSET = "testing"

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from aumn.config.run_config import OptimizerConfig, RunSection
-from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
-from aumn.train import train as run_steps
-from aumn.train import train_step
-from tests.train_ranks import CLASSES, SHAPE, WEIGHTS, WIDTHS, make_batch
+from aumn.training.finite import FiniteWatch
+from aumn.training.loop import train as run_steps
+from aumn.training.loop import train_step
+from tests.training.train_ranks import CLASSES, SHAPE, WEIGHTS, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6
 THROUGH_GLOO = "ddp-0-fp32-gloo"

@@ -9,15 +9,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.testing import assert_close
 
 from aumn.config.run_config import OptimizerConfig, RunSection, load_config
-from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.runtime.precision import LossScale, overflow_is_expected
 from aumn.runtime.ranks import Ranks
-from aumn.train import train, train_step
+from aumn.training.finite import FiniteWatch
+from aumn.training.loop import train, train_step
 from tests.launching import aumn, python, succeed, torchrun
 from tests.runtime import engine_ranks
-from tests.train_ranks import WEIGHTS
+from tests.training.train_ranks import WEIGHTS
 
 CPU = torch.device("cpu")
 HALF = engine_ranks.STEPS // 2

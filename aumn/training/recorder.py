@@ -10,17 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from aumn.config.run_config import RunConfig
-from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
-from aumn.resume import Progress
 from aumn.runfolder.checkpoint import Checkpoint, save_model
 from aumn.runfolder.run_record import RunRecord
 from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime.engines import Engine
 from aumn.runtime.preemption import asked, stopped
 from aumn.tracking.tracker import Tracker
-from aumn.validation import Validation
+from aumn.training.finite import FiniteWatch
+from aumn.training.resume import Progress
+from aumn.training.validation import Validation
 
 
 @dataclass

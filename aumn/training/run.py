@@ -16,19 +16,19 @@ import torch
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
-from aumn.finite import FiniteWatch
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import LossWeights
-from aumn.recorder import Recorder
 from aumn.records import InputError, Stopped
-from aumn.resume import Progress, find_start, is_finished
 from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.tracker import NullTracker, Tracker
-from aumn.train import train
-from aumn.validation import Validation
+from aumn.training.finite import FiniteWatch
+from aumn.training.loop import train
+from aumn.training.recorder import Recorder
+from aumn.training.resume import Progress, find_start, is_finished
+from aumn.training.validation import Validation
 
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
 

@@ -11,9 +11,8 @@ import pytest
 from torch.testing import assert_close
 
 from aumn.runfolder.checkpoint import read_model
-
-from .launching import python, succeed
-from .tiny import Tiny
+from tests.launching import python, succeed
+from tests.tiny import Tiny
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from aumn.config.run_config import OptimizerConfig, RunSection
-from aumn.finite import FiniteWatch, HostCopy
 from aumn.model import losses
 from aumn.model.losses import LossWeights
 from aumn.records import Batch, Scores, Step
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
+from aumn.training.finite import FiniteWatch, HostCopy
 
 TRAPEZOID_FALL = 0.4  # share of the steps
 

@@ -12,14 +12,13 @@ from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
-from aumn.footprint import footprint, parse_widths
-from aumn.footprint import predict as predict_run
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
-
-from . import footprint_steps
-from .footprint_steps import WIDTHS
-from .launching import aumn, python, succeed, torchrun
+from aumn.training.footprint import footprint, parse_widths
+from aumn.training.footprint import predict as predict_run
+from tests.launching import aumn, python, succeed, torchrun
+from tests.training import footprint_steps
+from tests.training.footprint_steps import WIDTHS
 
 
 def make_case(videos=4, snippets=60, classes=9, micro_batches=1, ranks=1, pseudo_labels=0.0, **model):

@@ -8,10 +8,9 @@ from aumn.config.run_config import OptimizerConfig
 from aumn.records import InputError
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.train import learning_rate
-
-from . import train_ranks
-from .launching import succeed, torchrun
+from aumn.training.loop import learning_rate
+from tests.launching import succeed, torchrun
+from tests.training import train_ranks
 
 
 def assert_same(ours, theirs):
