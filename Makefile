@@ -50,7 +50,7 @@ JOBS ?= 2
 torture: .venv/ready
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
-# A real SLURM for tests/cluster/test_slurm.py; Debian, as root, fifteen seconds.
+# A real SLURM for tests/jobs/test_slurm.py; Debian, as root, fifteen seconds.
 install-slurm:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge

@@ -50,7 +50,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     code = _run(arguments)
     if "AUMN_PARENT_RUN" in os.environ and _is_first_rank() and code not in preemption.CODES.values():
-        from aumn.job_record import record_step
+        from aumn.jobs.job_record import record_step
 
         record_step(arguments, code, int(1000 * started_s))
     preemption.leave(code)

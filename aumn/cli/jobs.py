@@ -14,7 +14,7 @@ from aumn.records import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aumn.cluster.job_folder import JobFolder, PointStatus
+    from aumn.jobs.job_folder import JobFolder, PointStatus
 
 REFRESH_S = 5.0
 
@@ -32,21 +32,21 @@ def submit(
 
     Example: aumn submit jobs/scaling.yaml --set settings.shards=build/demo/shards --dry-run
     """
-    from aumn.cluster.job import load_job
+    from aumn.jobs.job import load_job
 
     plan = load_job(job, changes or [], folder=folder)
     if dry_run:
-        from aumn.cluster.submit import dry_run as commands
+        from aumn.jobs.submit import dry_run as commands
 
         print("\n".join(commands(plan)))
         return
-    from aumn.cluster.job_folder import JobFolder
-    from aumn.cluster.queue import require_slurm
+    from aumn.jobs.job_folder import JobFolder
+    from aumn.jobs.queue import require_slurm
 
     if not local:
         require_slurm()
     with JobFolder.lock(plan.folder):
-        from aumn.job_record import open_folder
+        from aumn.jobs.job_record import open_folder
 
         _go_on(open_folder(plan), local=local)
 
@@ -61,11 +61,11 @@ def jobs(
 
     Example: aumn jobs runs/jobs/scaling --watch
     """
-    from aumn.cluster.job_folder import JobFolder
+    from aumn.jobs.job_folder import JobFolder
 
     found = JobFolder.open(folder)
     if cancel:
-        from aumn.cluster.submit import cancel_job
+        from aumn.jobs.submit import cancel_job
 
         cancel_job(found, print)
     elif retry_failed:
@@ -75,7 +75,7 @@ def jobs(
         _watch(found)
     statuses = found.statuses()
     print_jobs(found, statuses)
-    from aumn.job_record import record_end
+    from aumn.jobs.job_record import record_end
 
     record_end(found, statuses)
     if failed := [status.label for status in statuses if status.state == "failed"]:
@@ -94,8 +94,8 @@ def scaling(
 
     Example: aumn scaling runs/jobs/scaling --out runs/jobs/scaling/report
     """
-    from aumn.cluster.job_folder import JobFolder
-    from aumn.scaling import METRICS, write_report
+    from aumn.jobs.job_folder import JobFolder
+    from aumn.jobs.scaling import METRICS, write_report
     from aumn.tracking.job_run import nested_runs
 
     job = JobFolder.open(folder)
@@ -107,8 +107,8 @@ def scaling(
 
 
 def _go_on(folder: JobFolder, *, local: bool) -> None:
-    from aumn.cluster.submit import run_here, submit
-    from aumn.job_record import record_end, record_submission
+    from aumn.jobs.job_record import record_end, record_submission
+    from aumn.jobs.submit import run_here, submit
 
     bad: list[str] = []
     try:

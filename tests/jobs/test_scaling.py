@@ -2,8 +2,8 @@
 
 import pytest
 
+from aumn.jobs.scaling import compare, read_measurements, write_report
 from aumn.records import InputError
-from aumn.scaling import compare, read_measurements, write_report
 from aumn.tracking.job_run import NestedRun
 
 

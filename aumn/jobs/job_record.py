@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from aumn.cluster.job import Job
-from aumn.cluster.job_folder import JobFolder, PointStatus
 from aumn.config.run_config import load_config
 from aumn.data.shards.layout import read_description
+from aumn.jobs.job import Job
+from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import source_commit
 from aumn.tracking import job_run

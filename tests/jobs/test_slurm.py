@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aumn.cluster.job_folder import JobFolder, PointStatus
+from aumn.jobs.job_folder import JobFolder, PointStatus
 from tests.launching import aumn, python, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

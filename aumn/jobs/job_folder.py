@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from aumn.cluster.job import Job, Step
-from aumn.cluster.queue import Task, look_up
-from aumn.cluster.sbatch import log_path, points_folder, script_arguments
+from aumn.jobs.job import Job, Step
+from aumn.jobs.queue import Task, look_up
+from aumn.jobs.sbatch import log_path, points_folder, script_arguments
 from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]

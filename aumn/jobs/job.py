@@ -28,9 +28,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aumn.cluster.job_schema import JobPlan, Resources, Scalar, StepPlan, Sweep, Tracking
 from aumn.config.run_config import load_config
 from aumn.config.yaml_files import parse_value, read_yaml
+from aumn.jobs.job_schema import JobPlan, Resources, Scalar, StepPlan, Sweep, Tracking
 from aumn.records import InputError
 
 COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")

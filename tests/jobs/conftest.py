@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .slurm_cluster import PROGRAMS, Cluster, cluster
+from tests.jobs.slurm_cluster import PROGRAMS, Cluster, cluster
 
 
 @pytest.fixture(scope="module")

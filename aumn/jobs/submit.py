@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from aumn.cluster import queue
-from aumn.cluster.job import Job, Step
-from aumn.cluster.job_folder import NEVER, JobFolder, PointStatus
-from aumn.cluster.sbatch import points_folder, script_arguments, submissions
+from aumn.jobs import queue
+from aumn.jobs.job import Job, Step
+from aumn.jobs.job_folder import NEVER, JobFolder, PointStatus
+from aumn.jobs.sbatch import points_folder, script_arguments, submissions
 from aumn.records import InputError
 
 Say = Callable[[str], None]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aumn.cluster.job import Job, Step
-from aumn.cluster.job_schema import Resources
+from aumn.jobs.job import Job, Step
+from aumn.jobs.job_schema import Resources
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A real SLURM of a few nodes on this machine's loopback, for tests and for trying things out; Debian, as root.
 
-    python tests/cluster/slurm_cluster.py           # prints the line that makes a shell use it; Ctrl-C ends it
+    python tests/jobs/slurm_cluster.py           # prints the line that makes a shell use it; Ctrl-C ends it
 
 Packages: slurmctld slurmd slurm-client munge (`make slurm`). No systemd, cgroups or accounts are needed. Each node's
 name is put into /etc/hosts while the cluster is up, so that ranks can find each other.

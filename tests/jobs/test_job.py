@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aumn.cluster.job import load_job
-from aumn.cluster.job_folder import JobFolder
-from aumn.cluster.queue import Task, read_sacct, read_scontrol
-from aumn.cluster.submit import dry_run
+from aumn.jobs.job import load_job
+from aumn.jobs.job_folder import JobFolder
+from aumn.jobs.queue import Task, read_sacct, read_scontrol
+from aumn.jobs.submit import dry_run
 from aumn.records import InputError
 from aumn.runtime.ranks import rendezvous
 from tests.launching import aumn
@@ -152,7 +152,7 @@ def test_how_training_ended_is_known_when_slurm_has_forgotten_it(place, monkeypa
     }
     script = REPOSITORY / "slurm" / "train.sbatch"
     done = subprocess.run(["bash", script, "c.yaml"], timeout=30, cwd=place, env=names, check=False)
-    monkeypatch.setattr("aumn.cluster.job_folder.look_up", lambda _: {})
+    monkeypatch.setattr("aumn.jobs.job_folder.look_up", lambda _: {})
     (status,) = JobFolder.open(job.folder).statuses()
     called = (place / "called").read_text().splitlines()
     if state == "requeued":
