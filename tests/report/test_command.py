@@ -14,7 +14,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.localize import load_network, localize_subset
 from aumn.inference.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.records import InputError
-from aumn.reporting import Choices, report_of
+from aumn.report.reporting import Choices, report_of
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.spool import NAME
 from tests.launching import aumn, succeed
