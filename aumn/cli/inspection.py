@@ -13,7 +13,7 @@ import typer
 from aumn.cli.printing import print_table
 
 if TYPE_CHECKING:
-    from aumn.inspection import Inspection
+    from aumn.inspect.inspection import Inspection
 
 SHOWN = 20
 
@@ -33,8 +33,8 @@ def inspect(
     Example: aumn inspect build/demo/shards --picture build/demo/shards.png
     """
     from aumn.console import progress
-    from aumn.inspection import inspect_shards
-    from aumn.inspection_picture import check_picture, draw
+    from aumn.inspect.inspection import inspect_shards
+    from aumn.inspect.picture import check_picture, draw
 
     if picture:
         check_picture(picture)

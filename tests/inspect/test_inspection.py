@@ -11,11 +11,10 @@ import pytest
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.synthetic import synthesize
-from aumn.inspection import Inspection, inspect_shards
-from aumn.inspection_picture import draw
+from aumn.inspect.inspection import Inspection, inspect_shards
+from aumn.inspect.picture import draw
 from aumn.records import InputError
-
-from .launching import aumn, succeed
+from tests.launching import aumn, succeed
 
 
 class Place:

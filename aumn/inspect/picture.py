@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aumn.inspection import Inspection
+from aumn.inspect.inspection import Inspection
 from aumn.records import InputError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aumn.data.shards.shard_set import ShardSet
-from aumn.inspection_values import Finding, StreamFacts, VideoValues, compare_scales, measure_stream, take_together
+from aumn.inspect.values import Finding, StreamFacts, VideoValues, compare_scales, measure_stream, take_together
 from aumn.records import InputError, Video
 
 DURATION_SLACK = 0.1  # of the duration; and two snippets, which extractors lose at a video's end
