@@ -27,7 +27,7 @@ def synth(
     Example: aumn synth build/demo/features --videos 60 --width 256
     """
     from aumn.console import progress
-    from aumn.data.synthetic import synthesize
+    from aumn.synth import synthesize
 
     with progress("synthesizing", "videos") as advance:
         report = synthesize(

@@ -9,13 +9,13 @@ import torch
 from aumn.cli.one_video import localize_one
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.synthetic import synthesize
 from aumn.inference.detections import read_detections
 from aumn.inference.localize import localize_subset
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.runtime.ranks import connect
+from aumn.synth import synthesize
 from tests.launching import aumn, succeed
 
 SETTINGS = {"embedding_width": 8, "units": 3, "bottleneck": 2}

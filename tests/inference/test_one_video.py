@@ -9,13 +9,13 @@ import torch
 from aumn.data.loader import whole_videos
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.synthetic import synthesize
 from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network, localize_video
 from aumn.inference.proposals import DetectionRules
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, save_model
+from aumn.synth import synthesize
 
 SETTINGS = {"embedding_width": 8, "units": 3, "bottleneck": 2}
 

@@ -10,10 +10,10 @@ import pytest
 
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.synthetic import synthesize
 from aumn.inspect.inspection import Inspection, inspect_shards
 from aumn.inspect.picture import draw
 from aumn.records import InputError
+from aumn.synth import synthesize
 from tests.launching import aumn, succeed
 
 

@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from aumn.data.packing.packing import pack
-from aumn.data.synthetic import synthesize
 from aumn.records import InputError
+from aumn.synth import synthesize
 from aumn.tracking.delivery import deliver
 from aumn.tracking.registry import describe, show_model
 from aumn.tracking.spool import NAME, Spool

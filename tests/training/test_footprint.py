@@ -11,9 +11,9 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.synthetic import synthesize
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
+from aumn.synth import synthesize
 from aumn.training.footprint import footprint, parse_widths
 from aumn.training.footprint import predict as predict_run
 from tests.launching import aumn, python, succeed, torchrun

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aumn.data.synthetic import synthesize
 from aumn.records import InputError
+from aumn.synth import synthesize
 
 SETTINGS = {"videos": 9, "seed": 5, "classes": 4, "units": 6, "width": 24, "mean_snippets": 40}
 
