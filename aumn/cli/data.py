@@ -26,7 +26,7 @@ def synth(
 
     Example: aumn synth build/demo/features --videos 60 --width 256
     """
-    from aumn.console import progress
+    from aumn.cli.console import progress
     from aumn.synth import synthesize
 
     with progress("synthesizing", "videos") as advance:
@@ -82,7 +82,7 @@ def pack(
 
     Example: aumn pack build/demo/features build/demo/shards --annotations build/demo/features/gt.json
     """
-    from aumn.console import progress
+    from aumn.cli.console import progress
     from aumn.data.packing import packing
 
     with progress("packing", "videos") as advance:

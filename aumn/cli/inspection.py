@@ -32,7 +32,7 @@ def inspect(
 
     Example: aumn inspect build/demo/shards --picture build/demo/shards.png
     """
-    from aumn.console import progress
+    from aumn.cli.console import progress
     from aumn.inspect.inspection import inspect_shards
     from aumn.inspect.picture import check_picture, draw
 

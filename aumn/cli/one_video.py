@@ -72,7 +72,7 @@ def _print_timeline(detections: Detections, duration_s: float) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from aumn.timeline import draw_timeline
+    from aumn.cli.timeline import draw_timeline
 
     console = Console()
     columns = console.width if console.is_terminal else 100

@@ -38,7 +38,7 @@ def report(
 
     Example: aumn report build/demo/run --annotations build/demo/features/gt.json --out build/demo/report.html
     """
-    from aumn.console import progress
+    from aumn.cli.console import progress
     from aumn.report.reporting import Choices, compare_runs, report_of
 
     if len(what) > 1:

@@ -42,7 +42,7 @@ def train(
         return
     if (num_ranks, classes, widths) != (1, None, None):
         raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
-    from aumn.console import progress
+    from aumn.cli.console import progress
     from aumn.runtime.ranks import connect, read_environment
     from aumn.training.run import run_training
 
@@ -87,7 +87,7 @@ def localize(
         return
     if not (shards and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
-    from aumn.console import progress
+    from aumn.cli.console import progress
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import connect, read_environment
 

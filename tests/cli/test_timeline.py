@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from aumn.cli.timeline import clock_time, draw_timeline
 from aumn.records import Detections
-from aumn.timeline import clock_time, draw_timeline
 
 LABELS = ("Jump", "LongThrow", "Run")
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from .launching import aumn, python, succeed
+from tests.launching import aumn, python, succeed
 
 SETTINGS = {
     "data": {"snippets": 24},

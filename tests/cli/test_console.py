@@ -2,7 +2,7 @@
 
 import pytest
 
-from aumn import console
+from aumn.cli import console
 
 
 @pytest.fixture

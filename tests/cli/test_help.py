@@ -14,10 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from aumn.cli import app
+from tests.launching import QUIET, aumn, succeed
 
-from .launching import QUIET, aumn, succeed
-
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 IN_ORDER = (
     "synth", "pack", "inspect", "train", "localize", "evaluate", "report", "models list", "models show",
     "models compare", "models promote", "deliver", "submit", "jobs", "scaling", "doctor",
