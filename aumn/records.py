@@ -28,7 +28,7 @@ class InputError(ValueError):
 class Stopped(BaseException):
     """This process was asked to stop and does; nothing is wrong, and the same command goes on later.
 
-    No Exception, so that no library takes it for a failure of its own; see `cluster.preemption`.
+    No Exception, so that no library takes it for a failure of its own; see `runtime.preemption`.
     """
 
     told_by_another_rank: bool | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from aumn import doctor, doctor_services
-from aumn.doctor import CHECKS, SERVICES, Finding, examine
+from aumn.doctor.doctor import CHECKS, SERVICES, Finding, examine
 
 from .launching import QUIET, aumn
 

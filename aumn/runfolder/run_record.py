@@ -16,7 +16,7 @@ from aumn.files import whole_file
 class RunRecord:
     """Facts that are None or 0 until they are known."""
 
-    launch: str | None = None  # see cluster.attempts.launch_id
+    launch: str | None = None  # see runtime.attempts.launch_id
     tracking_run: str | None = None
     published_step: int = 0  # of the final model that was last written
     registered: str | None = None  # what that model became, such as models:/aumn-thumos14/3

@@ -71,8 +71,8 @@ def _save_pyfunc(folder: Path, card: ModelCard, run_id: str, model_id: str) -> N
 
 def _ship_code(code: Path) -> None:
     """`aumn_pyfunc.py`, and the files of aumn that its one import leads to."""
-    shutil.copy(_PACKAGE / "pyfunc.py", code / "aumn_pyfunc.py")
-    for file in _imported(_PACKAGE / "one_video.py", set()):
+    shutil.copy(_PACKAGE / "tracking" / "pyfunc.py", code / "aumn_pyfunc.py")
+    for file in _imported(_PACKAGE / "inference" / "one_video.py", set()):
         target = code / "shipped" / file.relative_to(_PACKAGE.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)

@@ -47,7 +47,7 @@ def test_the_others_wait_for_the_first_rank_beyond_the_timeout(tmp_path, how, co
 
 
 STARTING = """
-from aumn.cluster import preemption, ranks
+from aumn.runtime import preemption, ranks
 from aumn.records import Stopped
 preemption.listen()
 wait, ranks.POLL_S = ranks._wait_for_all, 0.02

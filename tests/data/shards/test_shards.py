@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aumn.data.shards import shard_set as shards as shards_module
 from aumn.data.packing.packing import pack
+from aumn.data.shards import shard_set as shards_module
 from aumn.data.shards.shard_set import ShardSet
 from aumn.records import InputError
 

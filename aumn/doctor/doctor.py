@@ -18,7 +18,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from aumn.doctor_services import Answer, State, find_names, find_slurm, find_store, hide_credentials
+from aumn.doctor.services import Answer, State, find_names, find_slurm, find_store, hide_credentials
 
 GB = 10**9
 LEAST_DISK_GB = 5

@@ -1,1 +1,0 @@
-"""From scores to detections to average precision, in plain numpy."""
