@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from aumn import doctor, doctor_services
+from aumn.doctor import doctor
+from aumn.doctor import services as doctor_services
 from aumn.doctor.doctor import CHECKS, SERVICES, Finding, examine
 
 from .launching import QUIET, aumn

@@ -17,7 +17,7 @@ from aumn.model.losses import LossWeights
 from aumn.records import Batch, Step
 from aumn.runtime.engines import TorchEngine, build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.training.loop import train_step
+from aumn.training.step import train_step
 from tests.model import reference
 
 WEIGHTS = {"rgb": LossWeights(diversity=0.01, homogeneity=0.02, sparsity=0.05, sparsity_reduction="mean")}

@@ -18,7 +18,7 @@ from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import train as run_steps
-from aumn.training.loop import train_step
+from aumn.training.step import train_step
 from tests.training.train_ranks import CLASSES, SHAPE, WEIGHTS, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6

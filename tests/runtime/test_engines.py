@@ -14,7 +14,8 @@ from aumn.records import InputError
 from aumn.runtime.precision import LossScale, overflow_is_expected
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train, train_step
+from aumn.training.loop import train
+from aumn.training.step import train_step
 from tests.launching import aumn, python, succeed, torchrun
 from tests.runtime import engine_ranks
 from tests.training.train_ranks import WEIGHTS

@@ -28,7 +28,7 @@ from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime.engines import TorchEngine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
-from aumn.training.loop import train_step
+from aumn.training.step import train_step
 
 WIDTHS = {"rgb": 96, "flow": 160}
 CARD = ModelCard(

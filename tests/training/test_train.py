@@ -8,7 +8,7 @@ from aumn.config.run_config import OptimizerConfig
 from aumn.records import InputError
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.training.loop import learning_rate
+from aumn.training.step import learning_rate
 from tests.launching import succeed, torchrun
 from tests.training import train_ranks
 

@@ -12,7 +12,7 @@ from aumn.records import Batch, Step
 from aumn.runtime.engines import build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
-from aumn.training.loop import train_step
+from aumn.training.step import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
 SHAPE = {

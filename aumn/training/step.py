@@ -1,0 +1,112 @@
+"""A training step: a pure function of its videos, whatever ranks and micro-batches they are cut into.
+
+A step's loss and gradients are sums of shares over micro-batches and ranks (see `model.losses`), so the step does not
+depend on how many there are of either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from aumn.config.run_config import OptimizerConfig
+from aumn.model import losses
+from aumn.model.losses import LossWeights
+from aumn.records import Batch, Scores, Step
+from aumn.runtime.engines import Engine
+
+TRAPEZOID_FALL = 0.4  # share of the steps
+
+
+def train_step(engine: Engine, step: Step, weights: Mapping[str, LossWeights]) -> dict[str, Tensor]:
+    """Forward and backward over the step's micro-batches; this rank's shares of `<stream>/<term>`, on the device.
+
+    With several micro-batches, a first pass without gradient finds the global mean share of Eq. 12; with one, its own
+    forward already has it.
+    """
+    batches = [batch.to(engine.device) for batch in step.micro_batches]
+    shares = _share_sums(engine, [engine.unit_sums(batch) for batch in batches]) if len(batches) > 1 else None
+    report: dict[str, Tensor] = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with engine.accumulate(last=last):
+            scores = engine.forward(batch)
+            if shares is None:
+                shares = _share_sums(engine, [{name: score.unit_sums_BK for name, score in scores.items()}])
+            totals: dict[str, Tensor] = {}
+            action_BT = _teach(scores, batch, weights)
+            for name, score in scores.items():
+                terms = _terms(score, batch, shares[name], step.global_videos, weights[name])
+                if action_BT is not None:
+                    wrong = losses.pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
+                    terms["pseudo_labels"] = wrong / step.global_videos
+                if last:  # Eq. 10 is of the step, not of a video: each rank adds its share once
+                    terms["diversity"] = losses.diversity(score.units_KF) / engine.ranks.size
+                totals[name] = losses.total(terms, weights[name], len(score.units_KF))
+                _add(
+                    report, name, {**terms, "total": totals[name], **_attention_mean(score, batch, step.global_videos)}
+                )
+            engine.backward(totals)
+    assert shares is not None
+    _add_alive_units(report, shares, step.global_videos, engine.ranks.size)
+    return report
+
+
+def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
+    """The rate of one step, a pure function: linear warm-up, then constant, a half cosine or a trapezoid.
+
+    A trapezoid's line down to zero does what averaging the last weights does, and keeps nothing.
+    """
+    if step < optimizer.warmup_steps:
+        return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return optimizer.learning_rate
+    if optimizer.schedule == "trapezoid":
+        return optimizer.learning_rate * min(1.0, (steps - step) / (TRAPEZOID_FALL * steps))
+    progress = (step - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)
+    return optimizer.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _share_sums(engine: Engine, unit_sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Eq. 11 summed over every video of the step, all ranks included, K numbers a stream; no gradient."""
+    parts = {
+        name: torch.stack([losses.unit_shares(sums[name].detach()).sum(0) for sums in unit_sums]).sum(0)
+        for name in unit_sums[0]
+    }
+    together = engine.ranks.sum_(torch.cat(list(parts.values())))
+    return dict(zip(parts, together.split([len(part) for part in parts.values()]), strict=True))
+
+
+def _terms(
+    score: Scores, batch: Batch, share_sum_K: Tensor, global_videos: int, weights: LossWeights
+) -> dict[str, Tensor]:
+    direction_K = losses.homogeneity_direction(share_sum_K)
+    return losses.batch_losses(score, batch, direction_K, global_videos, weights)
+
+
+def _teach(scores: Mapping[str, Scores], batch: Batch, weights: Mapping[str, LossWeights]) -> Tensor | None:
+    """Pseudo-labels, where this step has any weight for them."""
+    cas_BTC = {name: score.cas_BTC for name, score in scores.items() if score.cas_BTC is not None}
+    if not any(weight.pseudo_labels for weight in weights.values()):
+        return None
+    return losses.teach(cas_BTC, batch.labels_BC, batch.mask_BT)
+
+
+def _attention_mean(score: Scores, batch: Batch, global_videos: int) -> dict[str, Tensor]:
+    return {"attention_mean": losses.sparsity(score.attention_BT, batch.mask_BT, "mean") / global_videos}
+
+
+def _add(report: dict[str, Tensor], stream: str, terms: Mapping[str, Tensor]) -> None:
+    for name, term in terms.items():
+        key = f"{stream}/{name}"
+        report[key] = report[key] + term.detach() if key in report else term.detach()
+
+
+def _add_alive_units(report: dict[str, Tensor], shares: Mapping[str, Tensor], global_videos: int, ranks: int) -> None:
+    """How many units have a mean share (Eq. 11) above 1 / (10 K); divided by the ranks since reports are summed."""
+    for stream, share_sum_K in shares.items():
+        alive = (share_sum_K / global_videos > 1 / (10 * len(share_sum_K))).sum()
+        report[f"{stream}/units_alive"] = alive.double() / ranks
