@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.memory import Memory, QuickLinear, Reading
-from aumn.model.products import batch_product, convolve, product
+from aumn.model.products import convolve, product
 from aumn.records import Batch, Scores, VideoScores
 
 SLICE_ELEMENTS = 1 << 22  # of snippets' products with the basis, held at once for Eq. 15
@@ -201,7 +201,7 @@ class AUMN(nn.Module):
         embedded_BTF, queries_BTA = self._embed(features_TD[None], mask_BT, [length], [0])
         reading = self.memory.read(queries_BTA, mask_BT)
         if self.self_attention:
-            embedded_BTF = embedded_BTF + batch_product(self._mixing(queries_BTA, mask_BT, [length]), embedded_BTF)
+            embedded_BTF = embedded_BTF + product(self._mixing(queries_BTA, mask_BT, [length]), embedded_BTF)
         cas_TC = _class_activation(embedded_BTF[0], reading)
         attention_T = reading.attention_BT[0]
         logits_BC = self._mean_of_highest(attention_T[None], cas_TC[None], mask_BT)
@@ -244,7 +244,7 @@ class AUMN(nn.Module):
         """
         if self.centred_queries:
             queries_BTA = _centred(queries_BTA, mask_BT)
-        scores_BTT = batch_product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
+        scores_BTT = product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
         if any(length < mask_BT.shape[1] for length in lengths):
             scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
         return scores_BTT.softmax(-1)

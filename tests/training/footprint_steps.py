@@ -57,8 +57,7 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
     network = TwoStream.build(WIDTHS, classes, config.network_settings())
-    settings = {"shared_memory": config.engine.shared_memory}
-    return build_engine("ddp", network, ranks, torch.device("cpu"), settings)
+    return build_engine("ddp", network, ranks, torch.device("cpu"), {"shared_memory": False})
 
 
 def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
@@ -91,7 +90,7 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: Checkpo
     step = make_step(config, classes, ranks)
     take(build(tiny, classes, ranks), step, config)  # loads what PyTorch loads at the first step
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     engine = build(config, classes, ranks)
     for _ in range(2):  # DDP orders its buckets anew at the second step
         take(engine, step, config)
@@ -99,7 +98,7 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: Checkpo
     if writer:
         writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
     take(engine, step, config)
-    return _resident("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
 def make_writer(folder: Path) -> CheckpointWriter:
@@ -107,7 +106,8 @@ def make_writer(folder: Path) -> CheckpointWriter:
     return CheckpointWriter(folder, keep_last=1, last=None, secure=lambda: time.sleep(3), say=print)
 
 
-def _resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
+    """VmRSS or VmHWM of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
