@@ -153,24 +153,25 @@ def _make_batch(videos: int, snippets: int, widths: Mapping[str, int], classes: 
 
 def _peak_bytes(network: TwoStream, batch: Batch, config: RunConfig, *, gradients_stay: bool) -> int:
     """Most bytes that gradients and activations take together during a step of one micro-batch."""
-    if gradients_stay:
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+    parameters = list(network.parameters())
+    gradients = [torch.zeros_like(parameter) for parameter in parameters if gradients_stay]
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        parameter.grad = gradient
     weights = LossWeights(1, 1, 1, config.loss.sparsity_reduction, config.loss.pseudo_labels)
     step = Step(0, 0, len(batch.lengths), (batch,))
-    with _LiveBytes() as live:
+    held = [*parameters, *gradients, *batch.features.values(), batch.mask_BT, batch.labels_BC]
+    with _LiveBytes(held) as live:
         train_step(_OneProcess(network, config.engine.precision), step, dict.fromkeys(batch.features, weights))
-    stay_bytes = sum(parameter.nbytes for parameter in network.parameters()) if gradients_stay else 0
-    return stay_bytes + live.peak
+    return sum(gradient.nbytes for gradient in gradients) + live.peak
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations bring about: bytes alive now, and the most so far."""
+    """Bytes of the storages alive that operations have brought about, now and at most; `held` were there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: list[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._alive: set[int] = set()
+        self._alive = {tensor.untyped_storage()._cdata for tensor in held}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return tree_map_only(Tensor, self._see, func(*args, **(kwargs or {})))
@@ -197,7 +198,7 @@ class _OneProcess:
     def __init__(self, network: TwoStream, precision: str) -> None:
         self.network, self._precision = network, precision
 
-    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
+    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002
         return nullcontext()
 
     def forward(self, batch: Batch) -> dict[str, Scores]:

@@ -63,7 +63,7 @@ def test_a_steps_peak_is_predicted_within_15_percent(name, measured):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_whole_process_grows_by_what_was_predicted(ranks):
-    """Weights, gradients (those of two ranks are DDP's buckets), optimizer state and activations, in resident memory."""
+    """Weights, gradients (DDP's buckets, of two ranks), optimizer state and activations, in resident memory."""
     case = make_case(2, 16, ranks=ranks, units=32_768, embedding_width=128)
     command = (footprint_steps.__file__, "process", json.dumps([case]))
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
