@@ -33,8 +33,8 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     """A folder to put files into, which becomes `path` when the block ends well and vanishes when it does not.
 
     What had the name before gives it up in one step, and is removed only once the new folder is on the disk under it.
-    Where the file system cannot exchange two names (NFS, Lustre), the old folder is renamed aside first. A kill between
-    the two renames leaves it there: readers here find it, and the next writer puts it back. One writer a path at a time.
+    Where the file system cannot exchange two names (NFS, Lustre), the old folder is first renamed aside. A kill between
+    the two renames leaves it there: readers here find it, the next writer puts it back. One writer a path at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _restore(path)

@@ -59,11 +59,14 @@ def test_killed_at_any_moment_the_old_folder_or_the_new_one_is_found(tmp_path, h
 
 
 def test_what_cannot_be_finished_leaves_the_old_folder_alone(tmp_path):
-    with whole_folder(tmp_path / "model") as folder:
-        (folder / "weights").write_text("old")
-    with pytest.raises(KeyError), whole_folder(tmp_path / "model") as folder:
-        (folder / "weights").write_text("half")
-        raise KeyError
+    def write(text, into="weights"):
+        with whole_folder(tmp_path / "model") as folder:
+            (folder / "half").write_text(text)
+            (folder / into).write_text(text)
+
+    write("old")
+    with pytest.raises(FileNotFoundError):
+        write("new", into="nowhere/weights")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "old"
