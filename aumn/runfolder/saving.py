@@ -6,6 +6,7 @@ saved that is not.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -58,6 +59,8 @@ class CheckpointWriter:
         try:
             self._secure()
             self.last = save_checkpoint(self._run_dir, frozen, keep_last=self._keep_last, best=best)
+            if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
+                Path(note).write_text(f"{self.last}\n")
         except OSError as error:
             self._tell_refusal(checkpoint.step, error)
             return False
