@@ -13,7 +13,9 @@ StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Scalar = bool | int | float | str
 Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 Choices = Annotated[dict[str, dict[str, Scalar]], Field(min_length=1)]
-OURS = ("array", "dependency", "export", "job-name", "open-mode", "output", "parsable", "wait", "wrap")
+OURS = (
+    "array", "chdir", "comment", "dependency", "export", "job-name", "open-mode", "output", "parsable", "wait", "wrap",
+)  # fmt: skip
 """Options of sbatch that `aumn submit` sets itself, or that would take the place of the script."""
 
 
@@ -99,6 +101,8 @@ class JobPlan(_Part):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     settings: dict[str, Scalar] = {}
-    scripts: Path = Field(Path("slurm"), description="Folder with train.sbatch and step.sbatch.")
+    scripts: Path = Field(
+        Path("slurm"), description="Folder with train.sbatch and step.sbatch; where it is not there, aumn's own."
+    )
     tracking: Tracking = Tracking()
     steps: dict[StepName, StepPlan] = Field(min_length=1)

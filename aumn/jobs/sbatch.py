@@ -14,6 +14,10 @@ from aumn.jobs.job import Job, Step
 from aumn.jobs.job_schema import Resources
 
 
+SHARE = Path(__file__).parents[1] / "share"
+"""configs/, jobs/ and slurm/ as they come with aumn; in the repository, links to the folders beside `aumn/`."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """One call of sbatch: a step, or those of its points that take the same resources."""
@@ -25,10 +29,10 @@ class Submission:
     options: tuple[str, ...]
     command: tuple[str, ...]  # the batch script and its arguments
 
-    def argv(self, dependencies: Sequence[str]) -> list[str]:
-        """What is run; `dependencies` are such as afterok:123."""
+    def argv(self, dependencies: Sequence[str], comment: str) -> list[str]:
+        """What is run; `dependencies` are such as afterok:123, and by the comment the job is found again."""
         after = (f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes") if dependencies else ()
-        return ["sbatch", *self.options, *after, *self.command]
+        return ["sbatch", *self.options, f"--comment={comment}", *after, *self.command]
 
     def text(self, dependencies: Sequence[str]) -> str:
         """The same as a line for a shell; `dependencies` may name another submission's number, as afterok:$train."""
@@ -60,6 +64,19 @@ def log_path(job: Job, step: Step, index: int | str) -> Path:
     return job.folder / "logs" / (f"{step.name}.{index}.log" if step.is_sweep else f"{step.name}.log")
 
 
+def sbatch_name(job: Job, step: str) -> str:
+    """What squeue lists a step under."""
+    return f"{job.plan.name}.{step}"
+
+
+def script(job: Job, step: Step) -> Path:
+    """The batch script that runs a step: the job's own copy or, where it names none, aumn's."""
+    folder = job.directory / job.plan.scripts
+    if job.plan.scripts == Path("slurm") and not folder.exists():
+        folder = SHARE / "slurm"
+    return folder / ("train.sbatch" if step.command == "train" else "step.sbatch")
+
+
 def script_arguments(step: Step, index: int) -> tuple[str, ...]:
     """What a batch script is given for a point; train.sbatch says `train` itself."""
     arguments = step.points[index].arguments
@@ -73,7 +90,8 @@ def points_folder(job: Job, step: Step) -> Path:
 
 def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources) -> Iterator[str]:
     yield "--parsable"
-    yield f"--job-name={job.name}.{step.name}"
+    yield f"--job-name={sbatch_name(job, step.name)}"
+    yield f"--chdir={job.directory}"
     yield f"--output={log_path(job, step, '%a')}"
     yield from ("--open-mode=append", "--export=ALL", f"--nodes={resources.nodes}")
     yield f"--ntasks-per-node={resources.ranks_per_node}"
@@ -93,7 +111,7 @@ def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources)
 
 
 def _command(job: Job, step: Step) -> Iterator[str]:
-    yield str(job.scripts / ("train.sbatch" if step.command == "train" else "step.sbatch"))
+    yield str(script(job, step))
     if step.is_sweep:
         yield from ("--points", str(points_folder(job, step)))
     else:
