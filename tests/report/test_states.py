@@ -1,0 +1,77 @@
+"""Every view of a page in every state it is met in: no value that slipped in as text, nothing over anything else."""
+
+import pytest
+
+from tests.report.states import STATES
+
+pytestmark = pytest.mark.browser
+
+STRAY = """
+const strays = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const text = walk.currentNode, parent = text.parentElement;
+  if (['SCRIPT', 'STYLE', 'NOSCRIPT'].includes(parent.tagName) || !text.data.trim()) continue;
+  const before = text.previousSibling;
+  const glued = before?.nodeType === 3 && /\\S$/.test(before.data) && /^\\S/.test(text.data);
+  const alone = parent.matches('main, .grid, .pane');
+  if (glued || alone || /undefined|NaN|Infinity|\\[object/.test(text.data) || /^(false|true|null)$/.test(text.data.trim())) strays.push(text.data);
+}
+for (const drawn of document.querySelectorAll('svg *')) {
+  for (const {name, value} of drawn.attributes) if (/NaN|undefined|Infinity/.test(value)) strays.push(`${name}=${value}`);
+}
+return strays;
+"""
+OVERLAPS = """
+const box = (one) => one.getBoundingClientRect(), shown = (one) => one.checkVisibility() && box(one).width > 0;
+const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+const found = [], name = (one) => `${one.tagName} ${one.textContent.slice(0, 30)}`;
+function pairs(all) {
+  all.forEach((one, index) => all.slice(index + 1).forEach((other) => {
+    if (meet(box(one), box(other))) found.push(`${name(one)} over ${name(other)}`);
+  }));
+}
+for (const grid of document.querySelectorAll('.grid, .pane')) {
+  const cards = [...grid.children].filter(shown);
+  pairs(cards);
+  cards.filter((card) => !card.matches('.card')).forEach((one) => found.push(`${name(one)} is no card of its grid`));
+}
+for (const svg of document.querySelectorAll('main svg')) if (shown(svg)) pairs([...svg.querySelectorAll('text')]);
+for (const card of document.querySelectorAll('.card')) {
+  if (shown(card) && card.scrollWidth > card.clientWidth + 1) found.push(`${name(card)} is wider than its card`);
+}
+const page = document.documentElement;
+if (page.scrollWidth > page.clientWidth) found.push('the page scrolls sideways');
+return found;
+"""
+
+
+@pytest.fixture(scope="module", params=STATES)
+def state(request, browser, tmp_path_factory):
+    browser.open(STATES[request.param](tmp_path_factory.mktemp("state")))
+    return browser
+
+
+def look(page, script: str) -> dict[str, list[str]]:
+    """What a script finds in each view."""
+    found = {}
+    for tab in page.run("return [...document.querySelectorAll('[role=tab]')].map((one) => one.id)"):
+        page.one(f"#{tab}").click()
+        if tab == "tab-videos":
+            page.wait(lambda: page.all(".detail h2"))
+        found[tab] = page.run(script)
+    assert found
+    return found
+
+
+def test_no_value_slips_in_as_text(state):
+    assert {tab: strays for tab, strays in look(state, STRAY).items() if strays} == {}
+    assert state.complaints() == []
+
+
+@pytest.mark.parametrize("width", [1440, 700])
+def test_nothing_lies_over_anything_else(state, width):
+    state.driver.set_window_size(width, 1000)
+    try:
+        assert {tab: overlaps for tab, overlaps in look(state, OVERLAPS).items() if overlaps} == {}
+    finally:
+        state.driver.set_window_size(1440, 1000)
