@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -15,8 +14,9 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
+from aumn.addresses import hide
 from aumn.records import InputError
-from aumn.tracking.store import find_address, without_password
+from aumn.tracking.store import find_address
 
 PATIENCE_S = 4
 NEEDED = ("sbatch", "squeue", "scontrol", "srun")
@@ -61,13 +61,7 @@ def find_store(tracking_uri: str | None) -> Answer:
 
 def hide_credentials(text: str, tracking_uri: str | None) -> str:
     """The text without the name and password that the store's address may hold, in whatever part an error quotes."""
-    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not address.startswith("sqlite:"):
-        credentials = address.partition(":")[2].removeprefix("//").rpartition("@")[0]
-        password = credentials.partition(":")[2]
-        for secret in filter(None, (credentials, password, unquote(password))):
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
-    return without_password(text)
+    return hide(text, tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
 def _find_store(tracking_uri: str | None) -> Answer:
