@@ -24,6 +24,7 @@ from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
+from aumn.tracking.mirror import registered
 
 FREE_ON_RESUME = (
     "data.shards",
@@ -78,6 +79,7 @@ class Start:
 
     progress: Progress
     status: Status
+    resumed: bool = False
     path: Path | None = None
     checkpoint: Checkpoint | None = None
     lines: int = 0
@@ -95,17 +97,17 @@ def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool
     `card` is that of a run which begins here. The first rank, which holds the folder's lock, looks, and the others
     follow: a shared file system may show them different things.
     """
-    found, status = _look(config.run.folder, resume=resume) if ranks.is_first else (None, Status())
+    resumed, status, found = _look(config.run.folder, resume=resume) if ranks.is_first else (False, Status(), None)
     path = ranks.broadcast(found and found[0])
     if path is None:
-        return Start(Progress(card, config=config.model_dump(mode="json")), status)
+        return Start(Progress(card, config=config.model_dump(mode="json")), status, resumed)
     checkpoint = found[1] if found else read_checkpoint(path)
     progress = Progress.of(checkpoint)
     _refuse_another_run(progress, config, card, path)
     progress.config = config.model_dump(mode="json")
     if ranks.is_first and progress.best_step == progress.step:
         mark_best(config.run.folder, path)  # a run may have been killed just before it did
-    return Start(progress, status, path, checkpoint, checkpoint.trainer_facts.get("metrics_lines", 0))
+    return Start(progress, status, resumed, path, checkpoint, checkpoint.trainer_facts.get("metrics_lines", 0))
 
 
 def is_finished(config: RunConfig, start: Start) -> bool:
@@ -113,12 +115,9 @@ def is_finished(config: RunConfig, start: Start) -> bool:
     run, tracking, status = config.run, config.tracking, start.status
     if not (start.progress.step == status.published_step == run.steps and status.state == "finished"):
         return False
-    if tracking.enabled and tracking.model_name is not None:
-        from aumn.tracking.mirror import registered
-
-        if registered(run.folder, tracking.model_name) is None:
-            return False
-    return (run.folder / "model" / "model.json").exists()
+    name = tracking.model_name if tracking.enabled else None
+    is_registered = name is None or registered(run.folder, name) is not None
+    return is_registered and (run.folder / "model" / "model.json").exists()
 
 
 def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
@@ -137,14 +136,15 @@ def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
     )
 
 
-def _look(folder: Path, *, resume: bool) -> tuple[tuple[Path, Checkpoint] | None, Status]:
-    """The checkpoint to go on from, and the status of the run that goes on, or of a new one."""
+def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Checkpoint] | None]:
+    """Whether the folder's run goes on, its status or a new run's, and the checkpoint to go on from."""
     status, launch = RunFolder(folder).status(), launch_id(os.environ)
     again = is_restart(os.environ) and launch is not None and status.launch == launch
+    resumed = resume or again
     exists = (folder / "model").exists() or any((folder / "checkpoints").glob("step_*"))
-    if exists and not (resume or again):
+    if exists and not resumed:
         raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
-    found = read_last_checkpoint(folder) if resume or again else None
+    found = read_last_checkpoint(folder) if resumed else None
     if found is None and (folder / "model").exists():
         raise InputError(
             f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use "
@@ -152,11 +152,12 @@ def _look(folder: Path, *, resume: bool) -> tuple[tuple[Path, Checkpoint] | None
         )
     if found is None and resume:
         raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
-    if not (resume or again):
-        for name in ("mirror.json", "run.json"):  # of a run that ended before its first checkpoint
-            (folder / name).unlink(missing_ok=True)
+    if not resumed:
+        (folder / "run.json").unlink(
+            missing_ok=True
+        )  # of a run by commit 0e01a02 that ended before its first checkpoint
         status = Status(started_ms=time.time_ns() // 1_000_000)
-    return found, status.model_copy(update={"launch": launch})
+    return resumed, status.model_copy(update={"launch": launch}), found
 
 
 def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -30,13 +30,12 @@ from aumn.runtime.attempts import launch_id
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.job_run import job_tags
+from aumn.tracking.mirror import Mirror
+from aumn.tracking.sent import NAME as MIRROR
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
 from aumn.training.resume import Start, find_start, is_finished, new_card
 from aumn.training.validation import Validation
-
-if TYPE_CHECKING:
-    from aumn.tracking.mirror import Mirror
 
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
 
@@ -105,10 +104,11 @@ def _sole_writer(folder: Path, ranks: Ranks, *, resume: bool) -> Iterator[None]:
 @contextmanager
 def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     """Give the first rank's run its writer and its mirror, if it is tracked; both are told how the block ended."""
-    config, mirror = run.config, None
     if not run.engine.ranks.is_first:
         yield None
         return
+    config = run.config
+    mirror = _open_mirror(config, start, run.say)  # before anything is replaced in the folder
     writer = RunWriter(
         config.run.folder,
         keep_last=config.run.keep_checkpoints,
@@ -119,12 +119,9 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     )
     try:
         with closing(writer):
-            writer.begin(config.model_dump(mode="json"), **_facts(run))
-            if config.tracking.enabled:
-                from aumn.tracking.mirror import Mirror
-
-                mirror = Mirror.open(config.run.folder, config.tracking, say=run.say)
+            if mirror:
                 writer.changed = mirror.wake
+            writer.begin(config.model_dump(mode="json"), **_facts(run))
             run.writer = writer
             yield mirror
     except BaseException as error:
@@ -138,6 +135,14 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     writer.note(state="finished", ended_ms=_now_ms())
     if mirror:
         mirror.close(hasty=False)
+
+
+def _open_mirror(config: RunConfig, start: Start, say: Say) -> Mirror | None:
+    if not config.tracking.enabled:
+        if not start.resumed:
+            (config.run.folder / MIRROR).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        return None
+    return Mirror.open(config.run.folder, config.tracking, resumed=start.resumed, say=say)
 
 
 def _publish(run: Run, mirror: Mirror | None) -> None:
