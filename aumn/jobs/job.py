@@ -19,11 +19,9 @@ name). Other paths start in the folder that the job was submitted from.
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +30,9 @@ from pydantic import ValidationError
 
 from aumn.config.run_config import RunConfig, load_config
 from aumn.config.yaml_files import parse_value, read_yaml
-from aumn.jobs.job_schema import JobPlan, Resources, Scalar, StepPlan, Sweep
+from aumn.jobs.job_check import PLACEHOLDER, describe, find_password, validate
+from aumn.jobs.job_schema import RESOURCES, JobPlan, Resources, Scalar, StepPlan, text_of
 from aumn.records import InputError
-
-COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -97,19 +93,10 @@ def load_job(path: Path, overrides: Sequence[str] = (), *, folder: Path | None =
     return replace(job, run_folders=run_folders)
 
 
-def validate(plan: JobPlan, folder: Path) -> list[str]:
-    """What is wrong with a plan, a sentence each; `build` takes one that has no problem."""
-    problems = [*_check_settings(plan, folder), *_check_needs(plan)]
-    for name, step in plan.steps.items():
-        found = (*_check_command(step, {*plan.settings, "folder"}), *_check_sweep(step))
-        problems += [f"steps.{name}.{problem}" for problem in found]
-    return problems
-
-
 def build(plan: JobPlan, folder: Path, directory: Path) -> Job:
-    """The steps of a plan without problems; opens no file."""
+    """The steps of a plan that `validate` has nothing to say of; opens no file."""
     values = {**plan.settings, "folder": str(folder)}
-    steps = [_build_step(name, plan.steps[name], values) for name in _in_order(plan)]
+    steps = [_build_step(name, plan.steps[name], values) for name in plan.in_order()]
     return Job(plan, folder, directory, tuple(steps))
 
 
@@ -128,7 +115,7 @@ def _read_plan(path: Path, overrides: Sequence[str]) -> JobPlan:
     try:
         return JobPlan.model_validate(content)
     except ValidationError as error:
-        _refuse(path, [_describe(problem) for problem in error.errors()])
+        _refuse(path, [describe(problem) for problem in error.errors()])
         raise
 
 
@@ -148,91 +135,19 @@ def _apply(content: Any, override: str) -> None:
     content[names[-1]] = value
 
 
-def _describe(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "dict[")))
-    if problem["type"] == "missing":
-        return f"{where} is missing; it has no default."
-    if problem["type"] == "extra_forbidden":
-        return f"{where} is no field of a job; docs/jobs.md lists them."
-    rule, value = problem["msg"].removeprefix("Value error, "), problem["input"]
-    shown = _without_password(repr(value))
-    return f"{where}={shown}: {rule[0].lower()}{rule[1:]}."
+def _build_step(name: str, step: StepPlan, values: Mapping[str, Scalar]) -> Step:
+    points = []
+    for label, fields in step.points():
+        words = [_fill(word, {**values, "point": label}) for word in shlex.split(step.run)]
+        words += [f"{field}={text_of(value)}" for field, value in fields.items() if not field.startswith(RESOURCES)]
+        points.append(Point(label, tuple(words), step.resources_of(fields)))
+    at_most = step.sweep.at_most if step.sweep else None
+    return Step(name, step.needs, tuple(points), at_most, is_sweep=step.sweep is not None)
 
 
-def _check_settings(plan: JobPlan, folder: Path) -> Iterator[str]:
-    """Values become words of a command line and lines of a file, and must not pass for something else there."""
-    for name, value in {**plan.settings, "folder": str(folder)}.items():
-        text = _text(value)
-        if name in plan.settings and name in {"folder", "point"}:
-            yield f"settings.{name}: {{{name}}} is filled in by aumn; choose another name."
-        if text.startswith("-") or not text.isprintable():
-            yield f"settings.{name}={text!r} must not begin with - nor hold control characters: it is in a command."
-    if re.search(r"[\\%]", str(folder)):
-        yield f"the job's folder {str(folder)!r} must not hold % or \\, which mean something to sbatch."
-
-
-def _check_needs(plan: JobPlan) -> Iterator[str]:
-    for name, step in plan.steps.items():
-        for need in step.needs:
-            if need not in plan.steps:
-                yield f"steps.{name}.needs: there is no step {need}; the steps are {', '.join(plan.steps)}."
-    ordered = _in_order(plan)
-    if circle := [name for name in plan.steps if name not in ordered]:
-        yield f"steps {', '.join(circle)} need each other in a circle."
-
-
-def _in_order(plan: JobPlan) -> list[str]:
-    """Names of steps, each behind those it needs and else as written; a circle is left out."""
-    ordered: list[str] = []
-
-    def is_ready(name: str) -> bool:
-        return name not in ordered and all(need in ordered for need in plan.steps[name].needs if need in plan.steps)
-
-    while ready := next(filter(is_ready, plan.steps), None):
-        ordered.append(ready)
-    return ordered
-
-
-def _check_command(step: StepPlan, names: set[str]) -> Iterator[str]:
-    known = names | ({"point"} if step.sweep else set())
-    try:
-        words = shlex.split(step.run)
-    except ValueError as error:
-        yield f"run: {str(error).lower()}."
-        return
-    if not words or words[0] not in COMMANDS:
-        yield f"run: must begin with a command of aumn, one of {', '.join(COMMANDS)}."
-    yield from (f"run: {word!r} must not hold control characters." for word in words if not word.isprintable())
-    for placeholder in sorted({name for word in words for name in _PLACEHOLDER.findall(word)} - known):
-        yield f"run: {{{placeholder}}} is not known; there are {', '.join(sorted(known))}."
-
-
-def _check_sweep(step: StepPlan) -> Iterator[str]:
-    axes = [_choices(axis, choices) for axis, choices in step.sweep.axes.items()] if step.sweep else []
-    for label in (label for axis in axes for label in axis if not re.fullmatch(r"[\w.+=-]+", label, re.ASCII)):
-        yield (
-            f"sweep: the choice {label!r} must be letters, digits and . _ + = - only, since it names folders; "
-            "name the choices: {name: {field: value}}."
-        )
-    fields = [name for axis in axes for choice in axis.values() for name in choice if not name.startswith("resources.")]
-    if fields and step.run.split()[:1] != ["train"]:
-        yield f"sweep: only train has the field {fields[0]}; use {{point}}."
-    for label, chosen in _combinations(step.sweep):
-        try:
-            _resources(step.resources, chosen)
-        except ValidationError as error:
-            yield from (f"sweep, {label}: resources.{_describe(found)}" for found in error.errors())
-
-
-def _find_passwords(job: Job) -> Iterator[str]:
-    for step in job.steps:
-        for word in sorted({word for point in step.points for word in point.arguments}):
-            if _without_password(word) != word:
-                yield (
-                    f"steps.{step.name}.run: {_without_password(word)!r} must not hold a password, which logs and "
-                    "every user of the cluster would see: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in "
-                    "the environment."
-                )
+def _fill(word: str, values: Mapping[str, Scalar]) -> str:
+    """In one pass, so that what a value holds is never filled in again."""
+    return PLACEHOLDER.sub(lambda found: text_of(values[found[1]]), word)
 
 
 def _find_run_folders(job: Job) -> tuple[dict[str, Path], list[str]]:
@@ -255,45 +170,6 @@ def _find_run_folders(job: Job) -> tuple[dict[str, Path], list[str]]:
     return folders, problems
 
 
-def _build_step(name: str, step: StepPlan, values: Mapping[str, Scalar]) -> Step:
-    points = []
-    for label, fields in _combinations(step.sweep):
-        words = [_fill(word, {**values, "point": label}) for word in shlex.split(step.run)]
-        words += [f"{field}={_text(value)}" for field, value in fields.items() if not field.startswith("resources.")]
-        points.append(Point(label, tuple(words), _resources(step.resources, fields)))
-    at_most = step.sweep.at_most if step.sweep else None
-    return Step(name, step.needs, tuple(points), at_most, is_sweep=step.sweep is not None)
-
-
-def _resources(base: Resources, fields: Mapping[str, Scalar]) -> Resources:
-    """What a point takes: the step's, with the sweep's own in place of some."""
-    own = {field.partition(".")[2]: value for field, value in fields.items() if field.startswith("resources.")}
-    return Resources.model_validate({**base.model_dump(), **own})
-
-
-def _combinations(sweep: Sweep | None) -> Iterator[tuple[str, dict[str, Scalar]]]:
-    """Each point's name and fields; without a sweep, one point without a name."""
-    axes = [_choices(axis, choices) for axis, choices in sweep.axes.items()] if sweep else []
-    for chosen in itertools.product(*(axis.items() for axis in axes)):
-        yield ",".join(label for label, _ in chosen), {field: v for _, fields in chosen for field, v in fields.items()}
-
-
-def _choices(axis: str, choices: Mapping[str, dict[str, Scalar]] | Sequence[Scalar]) -> Mapping[str, dict[str, Scalar]]:
-    """An axis's named choices; a plain value's name is that of its field and the value."""
-    if isinstance(choices, Mapping):
-        return choices
-    return {f"{axis.rpartition('.')[2]}={_text(value)}": {axis: value} for value in choices}
-
-
-def _fill(word: str, values: Mapping[str, Scalar]) -> str:
-    """In one pass, so that what a value holds is never filled in again."""
-    return _PLACEHOLDER.sub(lambda found: _text(values[found[1]]), word)
-
-
-def _without_password(text: str) -> str:
-    """What stands before the @ of an address, and has a colon."""
-    return re.sub(r"//[^/@]*:[^/@]*@", "//***@", text)
-
-
-def _text(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _find_passwords(job: Job) -> list[str]:
+    words = {(step.name, word) for step in job.steps for point in step.points for word in point.arguments}
+    return [f"steps.{step}.run: {problem}" for step, word in sorted(words) for problem in find_password(word)]

@@ -28,8 +28,9 @@ from aumn.jobs.sbatch import log_path, points_folder, sbatch_name, script_argume
 from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
-NEVER = "DependencyNeverSatisfied"
+NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
 _LOCAL = "local-"
+_STATES: Mapping[str, State] = {"PENDING": "queued", "REQUEUED": "queued", DONE: "done", "CANCELLED": "cancelled"}
 
 
 class Sent(NamedTuple):
@@ -37,16 +38,6 @@ class Sent(NamedTuple):
 
     comment: str
     job_id: str
-
-
-class End(NamedTuple):
-    """How a point ended, by what it left on the disk; a point that ran here knows of no nodes."""
-
-    job_id: str
-    code: int
-    nodes: str = ""
-    restarts: int = 0
-    elapsed_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,28 +181,26 @@ class JobFolder:
 
     def statuses(self) -> list[PointStatus]:
         """Every point, in the order of the steps; asks SLURM about those that have not ended well, all at once."""
-        ends = {(step.name, index): self._outcome(step.name, index) for step, index in self._points()}
-        sent = self.sent()
-        open_ = {
+        ends, sent = self._ends(), self.sent()
+        asked = {
             key: last
             for key, last in sent.items()
-            if not (ends.get(key) and ends[key].code == 0) and not last.job_id.startswith(_LOCAL)
+            if not last.job_id.startswith(_LOCAL) and (key not in ends or ends[key].state != DONE)
         }
-        tasks = look_up(
-            {sbatch_name(self.job, step) for step, _ in open_}, {last.job_id for last in open_.values() if last.job_id}
-        )
-        numbers = {task.comment: job_id for (job_id, _), task in tasks.items()}
+        names = {sbatch_name(self.job, step) for step, _ in asked}
+        tasks = look_up(names, {last.job_id for last in asked.values() if last.job_id})
+        numbers = {task.comment: task.job_id for task in tasks.values()}
         found = []
         for step, index in self._points():
-            last, end = sent.get((step.name, index), Sent("", "")), ends[step.name, index]
-            job_id = last.job_id or numbers.get(last.comment, end.job_id if end else "")
+            last, end = sent.get((step.name, index), Sent("", "")), ends.get((step.name, index))
+            job_id = last.job_id or numbers.get(last.comment, "")
             found.append(_status(step, index, job_id, end, tasks.get((job_id, index))))
         return found
 
     def not_done(self) -> set[str]:
         """Labels of the points that have not ended well, by what they left on the disk alone."""
-        ends = {step.label(index): self._outcome(step.name, index) for step, index in self._points()}
-        return {label for label, end in ends.items() if end is None or end.code != 0}
+        done = {key for key, end in self._ends().items() if end.state == DONE}
+        return {step.label(index) for step, index in self._points() if (step.name, index) not in done}
 
     def log(self, status: PointStatus) -> Path:
         """Where the point's output is."""
@@ -245,44 +234,36 @@ class JobFolder:
     def _outcome_file(self, step: str, index: int) -> Path:
         return self.path / "outcomes" / f"{step}.{index}"
 
-    def _outcome(self, step: str, index: int) -> End | None:
-        with suppress(OSError, ValueError, IndexError):
-            job_id, code, *facts = self._outcome_file(step, index).read_text().split()
-            return End(job_id, int(code), facts[0], int(facts[1]), int(facts[2])) if facts else End(job_id, int(code))
-        return None
+    def _ends(self) -> dict[Key, Task]:
+        """How points ended, by what they left on the disk; one that ran here knows of no nodes."""
+        found = {}
+        for step, index in self._points():
+            with suppress(OSError, ValueError):
+                job_id, code, *facts = self._outcome_file(step.name, index).read_text().split()
+                nodes, restarts, elapsed_s = facts or ("", 0, 0)
+                state, how = DONE if code == "0" else "FAILED", f"exit code {code}"
+                found[step.name, index] = Task(job_id, state, how, nodes, int(restarts), int(elapsed_s))
+        return found
 
 
-def _status(step: Step, index: int, job_id: str, end: End | None, task: Task | None) -> PointStatus:
+def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | None) -> PointStatus:
     known = task or end  # SLURM may have forgotten it
     facts: Any = (known.nodes, known.restarts, known.elapsed_s) if known else ()
-    if end is not None and end.code == 0:
-        return PointStatus(step, index, "done", job_id, "", *facts)
-    if not job_id:
-        return PointStatus(step, index, "waiting")
-    if job_id.startswith(_LOCAL):
-        return PointStatus(step, index, *_local_state(job_id, end))
-    how = f"exit code {end.code}" if end else "ended without a word, and SLURM has forgotten it"
+    if job_id.startswith(_LOCAL) and not (end and end.job_id == job_id):
+        running = _is_running(job_id)
+        return PointStatus(step, index, "running" if running else "failed", job_id, "" if running else NO_WORD)
+    if end is not None and (end.state == DONE or task is None):
+        reason = "" if end.state == DONE else end.reason
+        return PointStatus(step, index, _STATES.get(end.state, "failed"), job_id or end.job_id, reason, *facts)
     if task is None:
-        return PointStatus(step, index, "failed", job_id, how, *facts)
-    state, reason = _state(task), task.reason
-    if state == "failed":
-        reason = how if task.state == "FAILED" and end else task.state
+        how: tuple[State, str] = ("failed", f"{NO_WORD}, and SLURM has forgotten it") if job_id else ("waiting", "")
+        return PointStatus(step, index, how[0], job_id, how[1])
+    state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "running" if task.is_active else "failed")
+    reason = task.reason if state != "failed" else end.reason if end and task.state == "FAILED" else task.state
     return PointStatus(step, index, state, job_id, reason, *facts)
 
 
-def _local_state(job_id: str, end: End | None) -> tuple[State, str, str]:
-    """A process runs while one of its number has the start that was noted; the number alone is given again."""
-    if end is not None and end.job_id == job_id:
-        return "failed", job_id, f"exit code {end.code}"
+def _is_running(job_id: str) -> bool:
+    """Whether a process of this machine has the number and the start that were noted: numbers are given again."""
     pid, _, start = job_id.removeprefix(_LOCAL).partition("-")
-    running = start.isdigit() and started_at(int(pid)) == int(start)
-    return ("running", job_id, "") if running else ("failed", job_id, "ended without a word")
-
-
-def _state(task: Task) -> State:
-    if task.state in {"PENDING", "REQUEUED"}:
-        return "cancelled" if task.reason == NEVER else "queued"
-    if task.is_active:
-        return "running"
-    ends: Mapping[str, State] = {"COMPLETED": "done", "CANCELLED": "cancelled"}
-    return ends.get(task.state, "failed")
+    return start.isdigit() and started_at(int(pid)) == int(start)

@@ -27,8 +27,9 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Task:
-    """A job, or one task of an array, as SLURM sees it."""
+    """A job, or one task of an array, as SLURM sees it or as it said itself at its end."""
 
+    job_id: str  # of an array, its own
     state: str  # SLURM's word, such as PENDING, NODE_FAIL
     reason: str = ""
     nodes: str = ""
@@ -100,7 +101,7 @@ def read_squeue(text: str) -> Iterator[tuple[Key, Task]]:
             word.strip() for word in line.split("|", len(COLUMNS) - 1)
         )
         reason = "" if reason in {"None", "(null)"} else reason
-        task = Task(state, reason, nodes.rstrip("| "), int(restarts), _seconds(elapsed), comment)
+        task = Task(job_id, state, reason, nodes.rstrip("| "), int(restarts), _seconds(elapsed), comment)
         yield (job_id, int(index) if index.isdigit() else 0), task
 
 
@@ -112,7 +113,7 @@ def read_sacct(text: str) -> Iterator[tuple[Key, Task]]:
         for part in (indices.strip("[]").partition("%")[0] or "0").split(","):
             first, _, last = part.partition("-")
             for index in range(int(first), int(last or first) + 1):
-                yield (job_id, index), Task(state.split()[0], nodes=nodes, elapsed_s=int(elapsed_s or 0))
+                yield (job_id, index), Task(job_id, state.split()[0], nodes=nodes, elapsed_s=int(elapsed_s or 0))
 
 
 def _ask(*argv: str, unless: str | None = None) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from aumn.jobs.job import Job, Step
 from aumn.jobs.job_schema import Resources
 
-
 SHARE = Path(__file__).parents[1] / "share"
 """configs/, jobs/ and slurm/ as they come with aumn; in the repository, links to the folders beside `aumn/`."""
 

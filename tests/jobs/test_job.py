@@ -310,8 +310,8 @@ def test_what_slurm_says_of_jobs_is_read():
         "3   |N/A   |CANCELLED   |0   |1:02   |(null)   |None   |n3   |\n"
     )
     found = dict(read_squeue(text))
-    assert found["2", 0] == Task("RUNNING", "", "n[1-2]", 2, 86407, "aumn:x:train:1")
-    assert found["2", 3] == Task("PENDING", "JobArrayTaskLimit", comment="aumn:x:train:1")
+    assert found["2", 0] == Task("2", "RUNNING", "", "n[1-2]", 2, 86407, "aumn:x:train:1")
+    assert found["2", 3] == Task("2", "PENDING", "JobArrayTaskLimit", comment="aumn:x:train:1")
     assert (found["3", 0].elapsed_s, found["3", 0].nodes) == (62, "n3")
     told = "7_0|COMPLETED|n1|12\n7_[1-2,5%2]|PENDING|None assigned|0\n8|CANCELLED by 0|n2|3\n"
     assert {key: task.state for key, task in read_sacct(told)} == {

@@ -36,7 +36,9 @@ STEPS = {
 SBATCH = """#!/bin/sh
 number=$(($(cat "$SLURM/number" 2> /dev/null || echo 40) + 1))
 echo $number > "$SLURM/number"
-for word in "$@"; do case $word in --comment=*) comment=${word#--comment=};; --array=*) array=${word#--array=};; esac; done
+for word in "$@"; do
+  case $word in --comment=*) comment=${word#--comment=};; --array=*) array=${word#--array=};; esac
+done
 case "$array" in
   0-1) printf '%s |%s |RUNNING |0 |0:07 |%s |None |n1 |\\n' $number 0 "$comment" $number 1 "$comment";;
   ?) echo "$number |$array |RUNNING |0 |0:07 |$comment |None |n1 |";;
@@ -147,8 +149,9 @@ def test_a_job_whose_number_came_too_late_is_found_and_not_submitted_twice(place
 def test_the_table_shows_what_the_run_folders_hold(place):
     succeed(place.aumn("submit", place.write()))
     run = RunFolder(place.root / "runs/jobs/mine/seed=1")
-    MetricsWriter(run.path).append(40, {"loss": 0.25, "videos_per_s": 9.0})
-    MetricsWriter(run.path, keep=1).append(40, {"held_out/mAP/0.5": 0.2, "held_out/mAP/average": 0.345})
+    with closing(MetricsWriter(run.path)) as metrics:
+        metrics.append(40, {"loss": 0.25, "videos_per_s": 9.0})
+        metrics.append(40, {"held_out/mAP/0.5": 0.2, "held_out/mAP/average": 0.345})
     run.write_status(Status(step=40, steps=300))
     result = {"mAP": {"0.5": 0.3}, "average": 0.123}
     (place.root / "runs/jobs/mine/metrics.json").write_text(json.dumps(result))

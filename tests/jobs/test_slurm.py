@@ -82,7 +82,7 @@ def test_the_shrec21_pipeline_from_features_to_a_registered_model_by_one_command
     features = place.root / "shrec21 features; touch pwned"
     succeed(python(shared_tools / "shrec21_features.py", features, timeout_s=600))
     config = REPOSITORY / "configs" / "shrec21.yaml"
-    small = f"run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5"
+    small = "run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5"
     changes = (
         f"settings.features={features}",
         f"scripts={REPOSITORY / 'slurm'}",
