@@ -11,12 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from aumn.config.run_config import OptimizerConfig, RunSection
-from aumn.model.losses import LossWeights
+from aumn.model.losses import Objective
 from aumn.records import Step
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
+from aumn.runtime.settings import OptimizerSettings
 from aumn.training.finite import FiniteWatch, HostCopy
+from aumn.training.settings import RunSettings
 from aumn.training.step import learning_rate, train_step
 
 
@@ -33,9 +34,9 @@ class StepSource(Protocol):
 def train(
     engine: Engine,
     loader: StepSource,
-    run: RunSection,
-    optimizer: OptimizerConfig,
-    weights: Mapping[str, LossWeights],
+    run: RunSettings,
+    optimizer: OptimizerSettings,
+    objective: Objective,
     *,
     first_step: int,
     watch: FiniteWatch,
@@ -52,7 +53,7 @@ def train(
     with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
         for step in steps:
             answer = engine.ranks.ask(preemption.asked)
-            report = train_step(engine, step, _weights_at(weights, step.index / run.steps))
+            report = train_step(engine, step, objective)
             rate = learning_rate(optimizer, step.index, run.steps)
             norms = engine.update(rate)
             watch.add(step, report, norms)
@@ -64,11 +65,6 @@ def train(
                 metrics = _summed(engine, report) | _engine_metrics(engine, norms)
                 metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
             after_step(done, metrics, answer())
-
-
-def _weights_at(weights: Mapping[str, LossWeights], share: float) -> dict[str, LossWeights]:
-    """The weights after a share of the run's steps."""
-    return {name: weight.at(share) for name, weight in weights.items()}
 
 
 def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, float]:

@@ -24,23 +24,6 @@ from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
 
-FREE_ON_RESUME = (
-    "data.shards",
-    "batch.micro_videos",
-    "run.folder",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.hang_timeout_s",
-    "run.engine",
-    "engine.zero_stage",
-    "engine.offload",
-    "engine.compile_ops",
-    "tracking.",
-)
-"""Settings that a resumed run may change, and run.steps where the learning rate does not depend on it; another value of
-any other setting would make it another run. The shard set may have moved, since its identity is checked."""
-
 
 @dataclass
 class Progress:
@@ -127,8 +110,8 @@ def _look(folder: Path, *, resume: bool) -> tuple[tuple[Path, Checkpoint] | None
 
 def _begin(config: RunConfig, shards: ShardSet, tracking_run: str | None) -> Progress:
     card = ModelCard(
-        model=config.model.model_dump(),
-        localize=config.localize.model_dump(),
+        model=config.model,
+        localize=config.localize,
         classes=shards.classes,
         streams=shards.streams,
         stride_frames=shards.stride_frames,
@@ -150,7 +133,11 @@ def _check_writable(folder: Path) -> None:
 
 def _refuse_another_run(progress: Progress, config: RunConfig, shards: ShardSet, path: Path) -> None:
     """The checkpoint must be of this run: the same settings, the same training data, and steps that are asked for."""
-    _refuse_other_settings(progress.config, config.model_dump(mode="json"), path)
+    if differing := config.differing_from(progress.config):
+        raise InputError(
+            f"{path} is of a run with other settings; resume with those it started with:",
+            *(f"{name}: the run has {before!r}, now {now!r}" for name, (before, now) in differing.items()),
+        )
     if progress.card.dataset_identity != shards.identity:
         raise InputError(
             f"{shards.path} is not what {path} was trained on (identity {shards.identity}, not "
@@ -161,17 +148,3 @@ def _refuse_another_run(progress: Progress, config: RunConfig, shards: ShardSet,
             f"{path} is at step {progress.step}, beyond run.steps={config.run.steps}: set run.steps to "
             f"{progress.step} or more."
         )
-
-
-def _refuse_other_settings(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    """A field that the run is too old to know had what is its default now."""
-    free = FREE_ON_RESUME if given["optimizer"]["schedule"] != "constant" else (*FREE_ON_RESUME, "run.steps")
-    differing = [
-        f"{section}.{name}: the run has {before!r}, now {value!r}"
-        for section, fields in given.items()
-        for name, value in fields.items()
-        if not f"{section}.{name}".startswith(free)
-        and (before := saved.get(section, {}).get(name, RunConfig.default(section, name))) != value
-    ]
-    if differing:
-        raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *differing)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 
 import torch
 
@@ -17,7 +16,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
+from aumn.model.losses import Objective
 from aumn.records import InputError, Stopped
 from aumn.runfolder.saving import CheckpointWriter
 from aumn.runtime import preemption
@@ -59,8 +58,11 @@ def run_training(
         )
         return
     torch.manual_seed(config.run.seed)
-    network = TwoStream.build(shards.streams, len(shards.classes), config.network_settings())
-    engine = _build_engine(config, network, ranks)
+    network = TwoStream.build(
+        shards.streams, len(shards.classes), config.model, scores_snippets=config.loss.pseudo_labels > 0
+    )
+    device = ranks.device(config.run.device)
+    engine = build_engine(config.run.engine, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
     start.load_into(engine)
     progress = start.progress
     validation = Validation.of(config, shards, held_out, progress.card)
@@ -95,7 +97,7 @@ def _train_and_publish(
             loader,
             config.run,
             config.optimizer,
-            _loss_weights(config),
+            Objective(config.loss, config.run.steps, config.model.independent_classes),
             first_step=progress.step,
             watch=watch,
             after_step=recorder.after_step,
@@ -130,31 +132,6 @@ def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, rank
         world_size=ranks.size,
         pin_memory=config.run.device == "cuda",
     )
-
-
-def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine:
-    optimizer = config.optimizer
-    settings = {
-        "betas": (optimizer.beta1, optimizer.beta2),
-        "weight_decay": optimizer.weight_decay,
-        "clip_norm": optimizer.clip_norm,
-        **config.engine.model_dump(),
-    }
-    return build_engine(config.run.engine, network, ranks, ranks.device(config.run.device), settings)
-
-
-def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
-    loss = config.loss
-    rgb = LossWeights(
-        loss.diversity,
-        loss.homogeneity,
-        loss.sparsity_rgb,
-        loss.sparsity_reduction,
-        loss.pseudo_labels,
-        loss.pseudo_labels_from,
-        independent_classes=config.model.independent_classes,
-    )
-    return {"rgb": rgb, "flow": replace(rgb, sparsity=loss.sparsity_flow)}
 
 
 def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress, say: Callable[[str], None]) -> Tracker:

@@ -15,17 +15,19 @@ import numpy as np
 import torch
 import webdataset as wds
 from harness import BUILD, Row, fresh_seed, main, take_turns
-from problems import WEIGHTS
+from problems import OBJECTIVE
 
-from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
+from aumn.model.settings import ModelSettings
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import train
+from aumn.training.settings import RunSettings
 
 VIDEOS, SNIPPETS, WIDTH, CLASSES, BATCH = 2900, 183, 1024, 200, 32
 STREAMS = ("rgb", "flow")
@@ -139,17 +141,17 @@ def check_same(folder: Path, seed: int) -> None:
 def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     """The share of a short real training run that waits for data, the first step's included; both in seconds."""
     loader = open_ours(folder, seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, {})
-    engine = build_engine("single", network, Ranks(), torch.device("cpu"), {})
-    run = RunSection(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
-    weights = dict.fromkeys(STREAMS, WEIGHTS["rgb"])
+    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings())
+    optimizer = OptimizerSettings()
+    engine = build_engine("single", network, Ranks(), torch.device("cpu"), optimizer=optimizer, engine=EngineSettings())
+    run = RunSettings(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
     start_s = time.perf_counter()
     train(
         engine,
         loader,
         run,
-        OptimizerConfig(),
-        weights,
+        optimizer,
+        OBJECTIVE,
         first_step=0,
         watch=FiniteWatch(engine),
         after_step=lambda *_: None,
