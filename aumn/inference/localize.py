@@ -18,8 +18,9 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
 from aumn.inference.parts import write_part
-from aumn.inference.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.proposals import VideoDetections, detect
 from aumn.inference.scoring import ScoreKeeper
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
@@ -38,7 +39,7 @@ def localize(
     videos: Mapping[str, Video],
     card: ModelCard,
     *,
-    rules: DetectionRules,
+    rules: LocalizeSettings,
     advance: Callable[[int], None] = lambda _done: None,
     keep: Callable[[Batch, dict[str, VideoScores], VideoDetections], None] | None = None,
 ) -> Detections:
@@ -103,7 +104,7 @@ def localize_subset(
         batches(),
         videos,
         card,
-        rules=DetectionRules(**card.localize),
+        rules=card.localize,
         advance=lambda done: advance(done, len(own)),
         keep=keeper,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.inference.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.proposals import VideoDetections, detect
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Video
 from aumn.runfolder.checkpoint import ModelCard, read_model
@@ -57,7 +57,7 @@ def localize_video(
         mask_BT=torch.ones(1, snippets, dtype=torch.bool),
         labels_BC=torch.zeros(1, len(card.classes)),
     )
-    return detect(network.localize(batch), video, card.stride_frames, DetectionRules(**card.localize))
+    return detect(network.localize(batch), video, card.stride_frames, card.localize)
 
 
 def _clock(frames: int, fps: float | None, duration_s: float | None) -> tuple[float, float]:

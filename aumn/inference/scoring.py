@@ -43,7 +43,7 @@ class ScoreKeeper:
         ranks: Ranks,
     ) -> ScoreKeeper:
         """A keeper on each rank. A memory of many units needs a pass over the videos first, to choose those to keep."""
-        count = int(card.model["units"])
+        count = card.model.units
         if count <= KEPT_UNITS:
             return cls(network, videos, card, {stream: list(range(count)) for stream in card.streams})
         return cls(network, videos, card, _most_similar(network, batches(), card, ranks))
@@ -69,15 +69,13 @@ class ScoreKeeper:
     def write(self, detections: Path, model: str, rank: int) -> None:
         """Write what this rank gathered, beside its detections."""
         card = self.card
-        facts = ScoredModel(model, card.classes, int(card.model["units"]), float(card.localize["theta"]))
+        facts = ScoredModel(model, card.classes, card.model.units, card.localize.theta)
         write_scores(detections / FOLDER, rank, self.rows, facts)
 
 
 def _most_similar(network: TwoStream, batches: Iterable[Batch], card: ModelCard, ranks: Ranks) -> dict[str, list[int]]:
     """The units that the subset's snippets are most similar to, by the mean over videos of their mean; at any ranks."""
-    means: dict[str, Tensor] = {
-        stream: torch.zeros(int(card.model["units"]), dtype=torch.float64) for stream in card.streams
-    }
+    means: dict[str, Tensor] = {stream: torch.zeros(card.model.units, dtype=torch.float64) for stream in card.streams}
     for batch in batches:
         for stream, sums_BK in network.unit_sums(batch).items():
             means[stream] += sums_BK[0].double().cpu() / batch.lengths[0]

@@ -18,7 +18,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
-from aumn.inference.proposals import DetectionRules
+from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import TwoStream
 from aumn.records import GroundTruth, InputError
 from aumn.runfolder.checkpoint import ModelCard
@@ -38,7 +38,7 @@ class Validation:
     ground_truth: GroundTruth
     tious: tuple[float, ...]
     card: ModelCard
-    rules: DetectionRules
+    rules: LocalizeSettings
 
     @classmethod
     def of(cls, config: RunConfig, shards: ShardSet, held_out: list[int], card: ModelCard) -> Validation | None:
@@ -61,7 +61,7 @@ class Validation:
                 "or set evaluation.videos=null."
             )
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
-        rules = DetectionRules(**config.localize.model_dump())
+        rules = config.localize
         return cls(name, shards, indices, ground_truth, tious, card, rules)
 
     @property

@@ -12,21 +12,23 @@ import numpy as np
 import torch
 from harness import Row, fresh_seed, main, take_turns
 
-from aumn.inference.proposals import DetectionRules, detect
+from aumn.inference.proposals import detect
+from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.products import multiply
+from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Video
 from tests.model import reference
 
 WIDTH, CLASSES, STRIDE_FRAMES = 1024, 20, 16
-RULES = DetectionRules(class_threshold=0.04)  # a network without training keeps many classes: NMS has more to do
+RULES = LocalizeSettings(class_threshold=0.04)  # a network without training keeps many classes: NMS has more to do
 STREAMS = ("rgb", "flow")
 
 
 def measure() -> list[Row]:
     seed = fresh_seed()
     torch.manual_seed(seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, {}).eval()
+    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings()).eval()
     batches = [make_batch(seed + number, snippets, WIDTH) for number, snippets in enumerate((400, 310, 500, 390))]
     check_against_reference(network, batches[1])
     products = [product for batch in batches for product in make_products(network, batch)]
@@ -85,7 +87,7 @@ def check_against_reference(network: TwoStream, batch: Batch) -> None:
     """Both streams' scores against the equations as written, in float64."""
     scores = network.localize(batch)
     double = TwoStream.build(
-        {stream: features.shape[2] for stream, features in batch.features.items()}, CLASSES, {}
+        {stream: features.shape[2] for stream, features in batch.features.items()}, CLASSES, ModelSettings()
     ).double()
     double.load_state_dict(network.state_dict())
     with torch.no_grad():
@@ -117,7 +119,9 @@ def time_parts(network: TwoStream, batches: list[Batch]) -> tuple[float, float, 
 def check() -> None:
     seed = fresh_seed()
     torch.manual_seed(seed)
-    check_against_reference(TwoStream.build(dict.fromkeys(STREAMS, 12), CLASSES, {}).eval(), make_batch(seed, 19, 12))
+    check_against_reference(
+        TwoStream.build(dict.fromkeys(STREAMS, 12), CLASSES, ModelSettings()).eval(), make_batch(seed, 19, 12)
+    )
 
 
 if __name__ == "__main__":

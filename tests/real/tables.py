@@ -26,7 +26,7 @@ from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network
-from aumn.inference.proposals import DetectionRules
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import Batch, GroundTruth, Video, VideoScores
 from aumn.runtime.ranks import Ranks
 from aumn.training.run import run_training
@@ -36,22 +36,22 @@ SUBSET = "testing"
 CLASS = {"proposals": "class_activation"}
 CHOSEN = {"theta": 0.45, "class_threshold": 0.005}
 RULES = {
-    "paper": DetectionRules(),
-    "theta 0.45": DetectionRules(theta=0.45),
-    "class threshold 0.005": DetectionRules(class_threshold=0.005),
-    "class activation": DetectionRules(**CLASS),
-    "without class activation": DetectionRules(**CHOSEN),
-    "all (spliced_i3d_plus)": DetectionRules(**CLASS, **CHOSEN),
+    "paper": LocalizeSettings(),
+    "theta 0.45": LocalizeSettings(theta=0.45),
+    "class threshold 0.005": LocalizeSettings(class_threshold=0.005),
+    "class activation": LocalizeSettings(**CLASS),
+    "without class activation": LocalizeSettings(**CHOSEN),
+    "all (spliced_i3d_plus)": LocalizeSettings(**CLASS, **CHOSEN),
 }
 SHREC21 = {"theta": 1.0, "class_threshold": 0.02}
 SHREC21_RULES = {
-    "paper": DetectionRules(),
-    "theta 0.3": DetectionRules(**SHREC21 | {"theta": 0.3}),
-    "theta 0.7": DetectionRules(**SHREC21 | {"theta": 0.7}),
-    "class threshold 0.1": DetectionRules(**SHREC21 | {"class_threshold": 0.1}),
-    "class threshold 0.005": DetectionRules(**SHREC21 | {"class_threshold": 0.005}),
-    "NMS at 0.5": DetectionRules(**SHREC21, nms_tiou=0.5),
-    "class activation (shrec21_plus)": DetectionRules(**SHREC21, **CLASS),
+    "paper": LocalizeSettings(),
+    "theta 0.3": LocalizeSettings(**SHREC21 | {"theta": 0.3}),
+    "theta 0.7": LocalizeSettings(**SHREC21 | {"theta": 0.7}),
+    "class threshold 0.1": LocalizeSettings(**SHREC21 | {"class_threshold": 0.1}),
+    "class threshold 0.005": LocalizeSettings(**SHREC21 | {"class_threshold": 0.005}),
+    "NMS at 0.5": LocalizeSettings(**SHREC21, nms_tiou=0.5),
+    "class activation (shrec21_plus)": LocalizeSettings(**SHREC21, **CLASS),
 }
 
 
@@ -85,7 +85,7 @@ def score(row: str, seed: int, config_path: Path, changes: list[str], shards_pat
     truth = read_ground_truth(shards_path, SUBSET)
     remembered, rules = Remembered(network), {}
     chosen = SHREC21_RULES if shards.name == "shrec21" else RULES
-    for name, rule in ({"the configuration's": DetectionRules(**card.localize)} | chosen).items():
+    for name, rule in ({"the configuration's": card.localize} | chosen).items():
         found = evaluate(localize(remembered, batches, videos, card, rules=rule), truth, TIOUS, Ranks())
         rules[name] = [*found.map_T, found.average]
     used = {name: units_used(network, batches, name, videos, truth, shards) for name in network.networks}

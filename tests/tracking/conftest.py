@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.mlflow_tracker import MlflowTracker
 from aumn.tracking.spool import NAME
+
+from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.store import open_store
 
 

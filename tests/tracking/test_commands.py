@@ -1,12 +1,12 @@
 """The commands of the registry and of delivery, as they answer."""
 
 import pytest
+from aumn.tracking.spool import NAME, Spool
 from typer.testing import CliRunner
 
 from aumn.cli import app
 from aumn.records import InputError
 from aumn.tracking.registration import register
-from aumn.tracking.spool import NAME, Spool
 from tests.tracking.conftest import save_card
 from tests.tracking.test_promotion import CONFIG, measured
 

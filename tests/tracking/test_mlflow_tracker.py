@@ -6,10 +6,10 @@ import sys
 import time
 
 import pytest
+from aumn.tracking.tracker import NullTracker, Tracker
 
 from aumn.records import InputError
 from aumn.tracking.history import attach
-from aumn.tracking.tracker import NullTracker, Tracker
 from tests.tracking.reading import read_history, read_run
 
 # mlflow 3.17 with sqlalchemy 2.1

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from aumn.tracking.delivery import deliver
+from aumn.tracking.spool import NAME, Spool
 from mlflow import MlflowClient
 
 from aumn.data.packing.packing import pack
 from aumn.records import InputError
 from aumn.synth import synthesize
-from aumn.tracking.delivery import deliver
 from aumn.tracking.registry import describe, show_model
-from aumn.tracking.spool import NAME, Spool
 from tests.launching import aumn, succeed
 from tests.tracking.reading import read_history, read_run
 from tests.tracking.servers import Server

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from aumn.tracking.mlflow_tracker import MlflowTracker
+from aumn.tracking.spool import NAME
 
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
-from aumn.tracking.mlflow_tracker import MlflowTracker
 from aumn.tracking.promotion import promote
 from aumn.tracking.registration import register
 from aumn.tracking.registry import check_names, list_models, resolve, show_model
-from aumn.tracking.spool import NAME
 from tests.tracking.conftest import save_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
