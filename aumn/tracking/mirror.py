@@ -1,7 +1,7 @@
 """MLflow as a mirror of a run's folder: kept up by a thread in training, and by `aumn deliver` afterwards.
 
 The folder is written first, and alone counts. Training never waits for the store: it wakes a thread, which sends what
-the folder holds and the store lacks (`mirrored_run`), as often as it takes. `mirror.json` says how far it came (`sent`).
+the folder holds and the store lacks (`mirrored_run`), as often as it takes. `mirror.json` says how far it is (`sent`).
 """
 
 from __future__ import annotations

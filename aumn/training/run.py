@@ -31,6 +31,7 @@ from aumn.runtime.ranks import Ranks
 from aumn.tracking.job_run import job_tags
 from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import NAME as MIRROR
+from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
 from aumn.training.resume import Start, find_start, is_finished, new_card
 from aumn.training.validation import Validation
@@ -79,7 +80,16 @@ def run_training(
         start.load_into(engine)
         objective = Objective(config.loss, config.run.steps, config.model.independent_classes)
         run = Run(
-            config, objective, network, engine, loader, watch, start.progress, validation, say=say, advance=advance
+            config,
+            objective,
+            network,
+            engine,
+            loader,
+            FiniteWatch(engine),
+            start.progress,
+            validation,
+            say=say,
+            advance=advance,
         )
         try:
             with _recorded(run, start) as mirror:
