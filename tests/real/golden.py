@@ -26,7 +26,7 @@ def shards_of(name: str, folder: Path) -> Path:
         return make_shards(name, Path(os.environ.get("AUMN_SHARED", REPOSITORY.parent / "shared")) / "tools", folder)
     features, shards = folder / "features", folder / "shards"
     if not shards.exists():
-        succeed(aumn("synth", features))
+        succeed(aumn("synth", features, "--videos", 180, "--classes", 8, "--width", 256, "--seed", 0))  # make demo
         succeed(aumn("pack", features, shards, "--annotations", features / "gt.json"))
     return shards
 
