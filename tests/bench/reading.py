@@ -124,7 +124,7 @@ def check_same(folder: Path, seed: int) -> None:
     """Some videos of a random step, as read by either."""
     loader = open_ours(folder, seed)
     (batch,) = loader.load(seed % loader.steps_per_epoch).micro_batches
-    place_of = {video: place for place, video in enumerate(batch.videos)}
+    place_of = {video.id: place for place, video in enumerate(batch.videos)}
     found = 0
     for keys, rgb_BTD, flow_BTD, labels_BC in open_theirs(folder, 0):
         for row, key in enumerate(keys):
