@@ -57,6 +57,6 @@ def facts_of(run: Run) -> dict[str, str]:
     return {
         "Run": f"{run.folder}, step {run.step:,}",
         "Trained on": f"{card.dataset} ({card.dataset_identity})",
-        "Network": ", ".join(f"{name} {value}" for name, value in card.model.items()),
+        "Network": ", ".join(f"{name} {value}" for name, value in card.model.model_dump().items()),
         "Code": f"aumn {card.aumn_version}, commit {card.commit or 'unknown'}",
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +19,7 @@ from aumn.records import Batch, InputError, Scores
 from aumn.runtime.optimizer_state import flatten_optimizer, restore_optimizer
 from aumn.runtime.precision import LossScale, autocast, poisoned
 from aumn.runtime.ranks import Ranks
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.runtime.shared_memory import SharedSum
 
 
@@ -33,20 +33,6 @@ class Network(Protocol):
 
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 11's sums, without gradient."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What an engine is told; see `config.OptimizerConfig` and `config.EngineConfig`."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    precision: str = "fp32"
-    zero_stage: int = 2
-    offload: str = "none"
-    compile_ops: bool = False
-    shared_memory: bool = True
 
 
 class Engine(Protocol):
@@ -102,8 +88,10 @@ class TorchEngine:
     by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
     """
 
-    def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
-        self.ranks, self.device, self.settings = ranks, device, settings
+    def __init__(
+        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
+    ) -> None:
+        self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
         self.network = network.to(device)
         self._weights = list(self.network.parameters())
         self._shared = self._open_shared_memory() if ranks.size > 1 else None
@@ -194,8 +182,8 @@ class TorchEngine:
         return SharedSum.open(self.ranks, sum(weight.nbytes for weight in self._weights))
 
     def _build_adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-        settings = self.settings
-        return torch.optim.AdamW(parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+        betas, weight_decay = self.optimizer.betas, self.optimizer.weight_decay
+        return torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay, fused=True)
 
     def _update(self, stream: str, learning_rate: float) -> Tensor:
         """One stream's update, and its gradient norm before clipping."""
@@ -204,8 +192,8 @@ class TorchEngine:
         gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
         scale.unscale_(gradients)
         norm = nn.utils.get_total_norm(gradients)
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(group["params"], self.settings.clip_norm, norm)
+        if self.optimizer.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(group["params"], self.optimizer.clip_norm, norm)
         scale.adjust(norm.isfinite())
         group["lr"] = learning_rate
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # 1: Adam does nothing at all
@@ -224,8 +212,16 @@ def _gradient(weight: nn.Parameter) -> Tensor:
     return weight.grad
 
 
-def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, settings: Mapping[str, Any]) -> Engine:
-    """The engine of a run's one config word; `settings` are the fields of EngineSettings."""
+def build_engine(
+    name: str,
+    network: Any,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    optimizer: OptimizerSettings,
+    engine: EngineSettings,
+) -> Engine:
+    """The engine of a run's one config word."""
     if name == "single" and ranks.size > 1:
         raise InputError(
             f"run.engine=single trains in one process, but {ranks.size} ranks were launched: set run.engine=ddp."
@@ -233,5 +229,5 @@ def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, se
     if name == "deepspeed":
         from aumn.runtime.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(network, ranks, device, EngineSettings(**settings))
-    return TorchEngine(network, ranks, device, EngineSettings(**settings))
+        return DeepSpeedEngine(network, ranks, device, optimizer, engine)
+    return TorchEngine(network, ranks, device, optimizer, engine)

@@ -11,7 +11,6 @@ from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network, localize_video
-from aumn.inference.proposals import DetectionRules
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, save_model
@@ -45,16 +44,15 @@ def model(shards, tmp_path_factory):
         aumn_version="0",
         commit=None,
     )
-    weights = TwoStream.build(card.streams, len(card.classes), SETTINGS).state_dict()
+    weights = TwoStream.build(card.streams, len(card.classes), card.model).state_dict()
     return load_network(save_model(tmp_path_factory.mktemp("model") / "model", weights, card))
 
 
 def test_a_video_alone_is_the_video_of_a_shard_set_to_the_last_bit(shards, model):
     network, card = model
     indices = shards.indices("testing")
-    videos = {video.id: video for video in shards.videos}
     batches = whole_videos(shards, indices, rank=0, world_size=1)
-    together = localize(network, batches, videos, card, rules=DetectionRules(**card.localize))
+    together = localize(network, batches, card, rules=card.localize)
     assert len(together)
     for index in indices:
         video = shards.videos[index]

@@ -24,7 +24,7 @@ from tests.training.footprint_steps import WIDTHS
 def make_case(videos=4, snippets=60, classes=9, micro_batches=1, ranks=1, pseudo_labels=0.0, **model):
     batch = {"global_videos": videos * micro_batches * ranks, "micro_videos": videos}
     config = {"data": {"shards": "none", "snippets": snippets}, "run": {"folder": "none", "steps": 1}}
-    config["loss"] = {"pseudo_labels": pseudo_labels}
+    config["loss"] = {"pseudo_labels": pseudo_labels, "pseudo_labels_from": 0} if pseudo_labels else {}
     return {"config": {**config, "model": model, "batch": batch}, "classes": classes}
 
 
@@ -101,7 +101,7 @@ def test_the_first_rank_holds_a_snapshot_more_while_it_writes_a_checkpoint():
 @pytest.mark.parametrize("name", ["the paper's bank: form 1", "chunks"])
 def test_parameters_are_those_of_the_network_part_by_part(name):
     case = CASES[name]
-    network = TwoStream.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).model.model_dump())
+    network = TwoStream.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).model)
     counts = predict(case).parameters
     assert counts.keys() == WIDTHS.keys()
     for stream, part in network.networks.items():

@@ -43,7 +43,7 @@ def test_another_number_of_steps_is_refused_where_the_rate_or_the_loss_is_a_func
 
 def test_another_number_of_steps_is_taken_where_nothing_depends_on_it(tmp_path):
     leave_checkpoint(settings(tmp_path), 40, metrics_lines=4)
-    found = start(settings(tmp_path, 80, engine={"shared_memory": False}))
+    found = start(settings(tmp_path, 80, batch={"micro_videos": 8}))
     assert (found.progress.step, found.lines, found.resumed) == (40, 4, True)
 
 
