@@ -212,7 +212,7 @@ class _Reader:
                 target_TD[: len(rows_T)].copy_(gathered_TD)
                 target_TD[len(rows_T) :].zero_()
         mask_BT = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
-        return Batch(tuple(video.id for video in videos), lengths, tuple(seeds), features, mask_BT, labels_BC)
+        return Batch(tuple(videos), lengths, tuple(seeds), features, mask_BT, labels_BC)
 
     def _empty(self, *shape: int) -> Tensor:
         if self._pin_memory:

@@ -50,7 +50,7 @@ def localize_video(
     duration_s, fps = _clock(snippets * card.stride_frames, fps, duration_s)
     video = Video("video", "", snippets, (), duration_s, fps)
     batch = Batch(
-        videos=(video.id,),
+        videos=(video,),
         lengths=(snippets,),
         seeds=(0,),  # nothing is random here
         features={stream: torch.from_numpy(features[stream].astype(np.float32))[None] for stream in card.streams},

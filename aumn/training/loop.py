@@ -47,7 +47,6 @@ class Run:
     """A run put together, the same on every rank, but for the writer, which the first one alone has."""
 
     config: RunConfig
-    objective: Objective
     network: TwoStream
     engine: Engine
     loader: StepSource
@@ -63,6 +62,7 @@ class Run:
 def train(run: Run) -> None:
     """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them."""
     config, engine, progress, ranks = run.config.run, run.engine, run.progress, run.engine.ranks
+    objective = Objective(run.config.loss, config.steps, run.config.model.independent_classes)
     clock = _Clock(run.loader, engine)
     with closing(run.loader.steps(progress.step, config.steps)) as steps:  # type: ignore[type-var]
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
@@ -70,7 +70,7 @@ def train(run: Run) -> None:
             signal = 0
             if step is not None:
                 asked = ranks.ask(preemption.asked)  # answered while the step computes
-                report = train_step(engine, step, run.objective)
+                report = train_step(engine, step, objective)
                 rate = learning_rate(run.config.optimizer, step.index, config.steps)
                 norms = engine.update(rate)
                 run.watch.add(step, report, norms)

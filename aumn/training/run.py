@@ -19,7 +19,6 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import Objective
 from aumn.records import InputError, Stopped
 from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
@@ -71,26 +70,13 @@ def run_training(
             )
             return
         torch.manual_seed(config.run.seed)
-        network = TwoStream.build(
-            shards.streams, len(shards.classes), config.model, scores_snippets=config.loss.pseudo_labels > 0
-        )
-        engine = build_engine(
-            config.run.engine, network, ranks, device, optimizer=config.optimizer, engine=config.engine
-        )
+        labels = config.loss.pseudo_labels > 0
+        network = TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+        how = config.run.engine
+        engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
         start.load_into(engine)
-        objective = Objective(config.loss, config.run.steps, config.model.independent_classes)
-        run = Run(
-            config,
-            objective,
-            network,
-            engine,
-            loader,
-            FiniteWatch(engine),
-            start.progress,
-            validation,
-            say=say,
-            advance=advance,
-        )
+        watch = FiniteWatch(engine)
+        run = Run(config, network, engine, loader, watch, start.progress, validation, say=say, advance=advance)
         try:
             with _recorded(run, start) as mirror:
                 say(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from aumn.config.run_config import RunConfig
-from aumn.data.loader import deal, whole_videos
+from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
@@ -76,10 +76,8 @@ class Validation:
         """
         network.eval()
         batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
-        own = deal(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
-        videos = {video.id: video for video in map(self.shards.videos.__getitem__, own)}
         on_device = (batch.to(device) for batch in takewhile(lambda _: not preemption.asked(), batches))
-        detections = localize(network, on_device, videos, self.card, rules=self.rules)
+        detections = localize(network, on_device, self.card, rules=self.rules)
         network.train()
         if ranks.ask(preemption.asked)():
             return None

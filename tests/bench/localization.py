@@ -54,7 +54,8 @@ def make_batch(seed: int, snippets: int, width: int) -> Batch:
         runs = np.repeat(rng.standard_normal((-(-snippets // 8), width), np.float32), 8, axis=0)[:snippets]
         features_TD = np.maximum(runs + 0.3 * rng.standard_normal(runs.shape, np.float32), 0)
         features[stream] = torch.from_numpy(features_TD)[None]
-    return Batch(("video",), (snippets,), (0,), features, torch.ones(1, snippets, dtype=torch.bool), torch.zeros(1, 1))
+    video = Video("video", "testing", snippets, (), snippets * STRIDE_FRAMES / 25, 25.0)
+    return Batch((video,), (snippets,), (0,), features, torch.ones(1, snippets, dtype=torch.bool), torch.zeros(1, 1))
 
 
 def make_products(network: TwoStream, batch: Batch) -> list:
@@ -104,11 +105,10 @@ def time_parts(network: TwoStream, batches: list[Batch]) -> tuple[float, float, 
         spent_s: Counter = Counter()
         found = 0
         for batch in batches:
-            video = Video("video", "testing", batch.lengths[0], (), batch.lengths[0] * STRIDE_FRAMES / 25, 25.0)
             start_s = time.perf_counter()
             scores = network.localize(batch)
             scored_s = time.perf_counter()
-            found += len(detect(scores, video, STRIDE_FRAMES, RULES).score_N)
+            found += len(detect(scores, batch.videos[0], STRIDE_FRAMES, RULES).score_N)
             spent_s["proposals"] += time.perf_counter() - scored_s
             spent_s["whole"] += time.perf_counter() - start_s
         best_s = spent_s if turn == 0 else Counter({name: min(spent_s[name], best_s[name]) for name in spent_s})

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.losses import Objective
 from aumn.model.settings import LossSettings, ModelSettings
-from aumn.records import Batch, Step
+from aumn.records import Batch, Step, Video
 from aumn.runtime.engines import TorchEngine, build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
@@ -41,10 +41,10 @@ def make_step(
     features_BTD = torch.randn(videos, snippets, width, generator=generator).relu_()
     labels_BC = functional.one_hot(torch.randint(classes, (videos,), generator=generator), classes).float()
     mine = slice(rank * videos // world_size, (rank + 1) * videos // world_size)
-    names = tuple(map(str, range(videos)))[mine]
-    mask_BT = torch.ones(len(names), snippets, dtype=torch.bool)
-    lengths, seeds = (snippets,) * len(names), tuple(range(len(names)))
-    batch = Batch(names, lengths, seeds, {"rgb": features_BTD[mine].clone()}, mask_BT, labels_BC[mine])
+    named = tuple(Video(str(index), "", snippets, (), snippets / 25, 25.0) for index in range(videos))[mine]
+    mask_BT = torch.ones(len(named), snippets, dtype=torch.bool)
+    lengths, seeds = (snippets,) * len(named), tuple(range(len(named)))
+    batch = Batch(named, lengths, seeds, {"rgb": features_BTD[mine].clone()}, mask_BT, labels_BC[mine])
     return Step(0, 0, videos, (batch,))
 
 
@@ -118,7 +118,14 @@ def check_against_reference(engine: TorchEngine, step: Step) -> None:
     net, (batch,) = engine.network.networks["rgb"], step.micro_batches
     two = [0, len(batch.videos) - 1]
     features = {"rgb": batch.features["rgb"][two]}
-    few = Batch(("a", "b"), batch.lengths[:2], (0, 1), features, batch.mask_BT[two], batch.labels_BC[two])
+    few = Batch(
+        (batch.videos[0], batch.videos[-1]),
+        batch.lengths[:2],
+        (0, 1),
+        features,
+        batch.mask_BT[two],
+        batch.labels_BC[two],
+    )
     ours = our_step(engine, Step(0, 0, 2, (few,)))
     with torch.no_grad():
         double = AUMN(features["rgb"].shape[2], batch.labels_BC.shape[1], net.settings).double()

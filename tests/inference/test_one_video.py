@@ -51,9 +51,8 @@ def model(shards, tmp_path_factory):
 def test_a_video_alone_is_the_video_of_a_shard_set_to_the_last_bit(shards, model):
     network, card = model
     indices = shards.indices("testing")
-    videos = {video.id: video for video in shards.videos}
     batches = whole_videos(shards, indices, rank=0, world_size=1)
-    together = localize(network, batches, videos, card, rules=card.localize)
+    together = localize(network, batches, card, rules=card.localize)
     assert len(together)
     for index in indices:
         video = shards.videos[index]

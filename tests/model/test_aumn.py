@@ -206,9 +206,7 @@ def test_streams_drop_different_values_of_the_same_video():
     features_BTD, mask_BT = pad(make_videos())
     features_BTD = features_BTD.float()
     labels_BC = torch.ones(4, CLASSES)
-    batch = Batch(
-        ("a", "b", "c", "d"), LENGTHS, (3, 4, 5, 6), {"rgb": features_BTD, "flow": features_BTD}, mask_BT, labels_BC
-    )
+    batch = Batch((), LENGTHS, (3, 4, 5, 6), {"rgb": features_BTD, "flow": features_BTD}, mask_BT, labels_BC)
     scores = TwoStream({"rgb": one, "flow": two})(batch)
     assert not torch.equal(scores["rgb"].logits_BC, scores["flow"].logits_BC)
 

@@ -171,7 +171,7 @@ def test_no_metric_of_a_bad_step_is_logged_though_the_watch_lags():
     config, steps = RunConfig.model_validate(settings), engine_ranks.DamagedSteps(Ranks())
     watch, progress = FiniteWatch(engine, lag=True), Progress(CARD, step=3)
     with pytest.raises(InputError, match="Step 5: "):
-        train(Run(config, OBJECTIVE, engine.network, engine, steps, watch, progress, say=logged.append))
+        train(Run(config, engine.network, engine, steps, watch, progress, say=logged.append))
     assert [line.split()[1] for line in logged] == ["4/9"]
 
 
@@ -259,10 +259,7 @@ def test_a_run_changes_from_ddp_to_zero_3_and_ends_in_the_same_model(tmp_path):
     assert "steps 2 to 4" in log
     assert "step 4: mAP" in log
     (ddp, _), (changed, _) = read_model(tmp_path / "ddp" / "model"), read_model(tmp_path / "changed" / "model")
-    assert (
-        ddp.keys()
-        == changed.keys()
-        == TwoStream.build({"rgb": 12, "flow": 12}, 3, ModelSettings(units=3)).state_dict().keys()
-    )
+    built = TwoStream.build({"rgb": 12, "flow": 12}, 3, ModelSettings(units=3))
+    assert ddp.keys() == changed.keys() == built.state_dict().keys()
     for name in ddp:
         assert_close(changed[name], ddp[name], rtol=1e-3, atol=1e-4)

@@ -9,7 +9,7 @@ import torch
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import Objective
 from aumn.model.settings import LossSettings, ModelSettings
-from aumn.records import Batch, Step
+from aumn.records import Batch, Step, Video
 from aumn.runtime.engines import build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
@@ -41,8 +41,11 @@ def make_batch(videos: np.ndarray) -> Batch:
     labels_BC = torch.zeros(len(videos), CLASSES, dtype=torch.float64)
     labels_BC[range(len(videos)), videos % CLASSES] = 1
     labels_BC[range(len(videos)), videos // CLASSES % CLASSES] = 1
-    names = tuple(map(str, videos.tolist()))
-    return Batch(names, tuple(lengths), tuple(videos.tolist()), features, mask_BT, labels_BC)
+    named = tuple(
+        Video(str(video), "training", length, (), length / 25, 25.0)
+        for video, length in zip(videos, lengths, strict=True)
+    )
+    return Batch(named, tuple(lengths), tuple(videos.tolist()), features, mask_BT, labels_BC)
 
 
 def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
