@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from aumn.runfolder.checkpoint import ModelCard, save_model
-from aumn.tracking.mlflow_tracker import MlflowTracker
-from aumn.tracking.spool import NAME
 from aumn.tracking.store import open_store
+from tests.tracking.runs import TrackedRun
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +32,11 @@ def store(blank_database, tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def track(store, tmp_path):
-    """Open a tracker in the store, by default with a spool of its own."""
+    """Begin a run that is mirrored in the store, by default in a folder of its own, or go on with one."""
     numbers = count()
 
-    def track(uri=store, spool=None, **options) -> MlflowTracker:
-        return MlflowTracker(uri, spool=spool or tmp_path / f"run {next(numbers)}" / NAME, **options)
+    def track(folder=None, uri=store, **options) -> TrackedRun:
+        return TrackedRun(folder or tmp_path / f"run {next(numbers)}", uri=uri, **options)
 
     return track
 
