@@ -17,7 +17,7 @@ import webdataset as wds
 from harness import BUILD, Row, fresh_seed, main, take_turns
 from problems import WEIGHTS
 
-from aumn.config.run_config import OptimizerConfig, RunSection
+from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
@@ -25,7 +25,9 @@ from aumn.model.aumn import TwoStream
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train
+from aumn.training.loop import Run, train
+from aumn.training.resume import Progress
+from tests.training.footprint_steps import CARD
 
 VIDEOS, SNIPPETS, WIDTH, CLASSES, BATCH = 2900, 183, 1024, 200, 32
 STREAMS = ("rgb", "flow")
@@ -141,19 +143,11 @@ def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     loader = open_ours(folder, seed)
     network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, {})
     engine = build_engine("single", network, Ranks(), torch.device("cpu"), {})
-    run = RunSection(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
+    run = {"folder": folder, "steps": TRAINING_STEPS, "log_every": TRAINING_STEPS}
+    config = RunConfig.model_validate({"data": {"shards": folder}, "run": run})
     weights = dict.fromkeys(STREAMS, WEIGHTS["rgb"])
     start_s = time.perf_counter()
-    train(
-        engine,
-        loader,
-        run,
-        OptimizerConfig(),
-        weights,
-        first_step=0,
-        watch=FiniteWatch(engine),
-        after_step=lambda *_: None,
-    )
+    train(Run(config, weights, network, engine, loader, FiniteWatch(engine), Progress(CARD)))
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 

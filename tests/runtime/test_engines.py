@@ -8,16 +8,18 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from aumn.config.run_config import OptimizerConfig, RunSection, load_config
+from aumn.config.run_config import RunConfig, load_config
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.runtime.precision import LossScale, overflow_is_expected
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train
+from aumn.training.loop import Run, train
+from aumn.training.resume import Progress
 from aumn.training.step import train_step
 from tests.launching import aumn, python, succeed, torchrun
 from tests.runtime import engine_ranks
+from tests.training.footprint_steps import CARD
 from tests.training.train_ranks import WEIGHTS
 
 CPU = torch.device("cpu")
@@ -164,19 +166,12 @@ def test_a_gradient_that_is_not_finite_at_any_scale_stops_the_run_though_the_oth
 
 def test_no_metric_of_a_bad_step_is_logged_though_the_watch_lags():
     engine, logged = engine_ranks.build("ddp-0-fp32", Ranks()), []
-    run = RunSection(folder="unused", steps=9, log_every=1)
+    settings = {"data": {"shards": "unused"}, "run": {"folder": "unused", "steps": 9, "log_every": 1}}
+    config, steps = RunConfig.model_validate(settings), engine_ranks.DamagedSteps(Ranks())
+    watch, progress = FiniteWatch(engine, lag=True), Progress(CARD, step=3)
     with pytest.raises(InputError, match="Step 5: "):
-        train(
-            engine,
-            engine_ranks.DamagedSteps(Ranks()),
-            run,
-            OptimizerConfig(),
-            WEIGHTS,
-            first_step=3,
-            watch=FiniteWatch(engine, lag=True),
-            after_step=lambda done, *_: logged.append(done),
-        )
-    assert logged == [4]
+        train(Run(config, WEIGHTS, engine.network, engine, steps, watch, progress, say=logged.append))
+    assert [line.split()[1] for line in logged] == ["4/9"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -11,6 +11,7 @@ import pytest
 from torch.testing import assert_close
 
 from aumn.runfolder.checkpoint import read_model
+from aumn.runfolder.folder import RunFolder
 from tests.launching import python, succeed
 from tests.tiny import Tiny
 
@@ -108,11 +109,11 @@ def test_stopped_at_any_moment_again_and_again_a_process_alone_ends_in_the_same_
 def test_a_run_that_goes_on_is_not_finished_and_a_rank_alone_ends_with_torchrun(tiny):
     settings = ["optimizer.schedule=constant", "run.checkpoint_every=1000"]
     succeed(tiny.train("longer", "run.steps=20", *settings))
-    record = tiny.root / "longer" / "run.json"
-    assert json.loads(record.read_text())["finished"]
+    status = RunFolder(tiny.root / "longer").status
+    assert (status().state, status().published_step) == ("finished", 20)
     with tiny.start("longer", "--resume", *settings, options=["--max-restarts", 1]) as run:
         run.wait_for("step 24/60")
-        assert not json.loads(record.read_text())["finished"]
+        assert status().state == "running"
         rank = run.ranks()[0]
         run.kill()
         run.process.wait(10)
