@@ -203,7 +203,9 @@ def test_a_deleted_run_gets_nothing_until_it_is_restored(track, store):
 
 def test_a_damaged_record_of_what_was_sent_is_told(finished):
     (finished.path / "mirror.json").write_text("{")
-    with pytest.raises(InputError, match=r"mirror\.json is damaged or of another aumn: remove it, and a new MLflow run"):
+    with pytest.raises(
+        InputError, match=r"mirror\.json is damaged or of another aumn: remove it, and a new MLflow run"
+    ):
         push(finished.path)
 
 
@@ -362,7 +364,9 @@ def test_a_folder_keeps_no_password(store, tmp_path, track):
     run = track(config={"note": "see http://me:secret@lab/x?token=secret"}).end()
     assert read_run(run.path, store).data.params["note"] == "see http://***@lab/x?***"
     Sent(run="0123", store="http://***@lab:5000").write(run.path)
-    with pytest.raises(InputError, match=r"names the tracking store http://\*\*\*@lab:5000 and keeps no password of it"):
+    with pytest.raises(
+        InputError, match=r"names the tracking store http://\*\*\*@lab:5000 and keeps no password of it"
+    ):
         push(run.path)
 
 

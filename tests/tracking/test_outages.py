@@ -156,9 +156,7 @@ def test_training_resumed_without_its_store_ends_well_and_is_delivered_later(sto
     breakable.mend()
     assert said.count("Training goes on") == 1, said
     assert "registered" not in said
-    assert (
-        f"metrics of steps 3 to 6, the model tiny and how the run ended. They stay in {tmp_path / 'run'}" in said
-    )
+    assert f"metrics of steps 3 to 6, the model tiny and how the run ended. They stay in {tmp_path / 'run'}" in said
     command = ("deliver", tmp_path / "run")
     assert (
         "delivered the metrics of steps 3 to 6, the model tiny and how the run ended" in succeed(aumn(*command)).stdout
