@@ -209,7 +209,7 @@ def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Wai
     address = find_address(uri or tracking.uri) if uri or sent is None else _find_named(folder.path, sent.store)
     run = _prepare(folder, tracking, address, say)
     if run.sent.store != public(address):
-        run.connect()
+        run.connect(folder.status().started_ms)
     waiting = run.waiting()
     run.push()
     return waiting or None
