@@ -30,7 +30,12 @@ from aumn.records import InputError
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
 _LOCAL = "local-"
-_STATES: Mapping[str, State] = {"PENDING": "queued", "REQUEUED": "queued", DONE: "done", "CANCELLED": "cancelled"}
+_STATES: Mapping[str, State] = {
+    "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
+    "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
+    DONE: "done", "CANCELLED": "cancelled",
+}  # fmt: skip
+"""What we make of SLURM's words; any other says that the point has failed."""
 
 
 class Sent(NamedTuple):
@@ -258,7 +263,7 @@ def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | 
     if task is None:
         how: tuple[State, str] = ("failed", f"{NO_WORD}, and SLURM has forgotten it") if job_id else ("waiting", "")
         return PointStatus(step, index, how[0], job_id, how[1])
-    state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "running" if task.is_active else "failed")
+    state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "failed")
     reason = task.reason if state != "failed" else end.reason if end and task.state == "FAILED" else task.state
     return PointStatus(step, index, state, job_id, reason, *facts)
 

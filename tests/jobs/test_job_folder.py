@@ -40,7 +40,7 @@ for word in "$@"; do
   case $word in --comment=*) comment=${word#--comment=};; --array=*) array=${word#--array=};; esac
 done
 case "$array" in
-  0-1) printf '%s |%s |RUNNING |0 |0:07 |%s |None |n1 |\\n' $number 0 "$comment" $number 1 "$comment";;
+  0,1) printf '%s |%s |RUNNING |0 |0:07 |%s |None |n1 |\\n' $number 0 "$comment" $number 1 "$comment";;
   ?) echo "$number |$array |RUNNING |0 |0:07 |$comment |None |n1 |";;
   *) echo "$number |N/A |PENDING |0 |0:00 |$comment |Dependency | |";;
 esac >> "$SLURM/queue"
