@@ -59,8 +59,8 @@ def test_the_commands_are_a_script_that_says_everything_sbatch_is_told(place):
         "AUMN_MOST_RESTARTS=10 sbatch --parsable --job-name=mine.train --chdir=HERE "
         "--output=HERE/runs/jobs/mine/logs/train.%a.log --open-mode=append --export=ALL --nodes=2 "
         "--ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4 --time=90 --requeue --signal=USR1@120 "
-        '--array=0,1,2,3%2 --qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes HERE/slurm/train.sbatch --points '
-        "HERE/runs/jobs/mine/points/train)",
+        '--array=0,1,2,3%2 --qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes '
+        "HERE/slurm/train.sbatch --points HERE/runs/jobs/mine/points/train)",
     ]
 
 

@@ -15,6 +15,7 @@ from aumn.jobs.job import load_job
 from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.jobs.submit import submit
 from aumn.records import InputError
+from aumn.runtime.nodelist import node_names
 from tests.launching import aumn, python, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -198,7 +199,8 @@ def test_a_training_that_fails_without_having_got_on_ends_and_says_why(place):
     job = {"train": {"run": f"{train} tracking.enabled=false", "resources": resources}}
     succeed(place.aumn("submit", place.write("hopeless", job, **quiet)))
     place.wait_for_log("hopeless", "train", "step 10/")
-    place.slurm.run("scancel", "--signal=KILL", place.statuses("hopeless")["train"].job_id)
+    nodes = node_names(place.statuses("hopeless")["train"].nodes)
+    place.slurm.kill_tasks(nodes[1])
     (status,) = place.wait("hopeless", "end", ended).values()
     assert (status.state, status.reason, status.restarts) == ("failed", "exit code 137", 0)
     assert "no checkpoint written since this start and no node lost: not requeued" in place.log("hopeless", "train")
@@ -256,7 +258,7 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
     assert states(statuses) == {"lost": "done", "signalled": "done", "cancelled": "cancelled"}
     assert (struck["lost"].nodes, statuses["signalled"].restarts) == ("n[1-2]", 1)
     assert statuses["lost"].restarts >= 1
-    assert "n2" not in place.slurm.run("scontrol", "show", "hostnames", statuses["lost"].nodes).split()
+    assert "n2" not in node_names(statuses["lost"].nodes)
     assert "Stopped by SIGUSR1" in place.log("struck", "signalled")
     assert "requeued, to go on from the last checkpoint" in place.log("struck", "signalled")
     assert "Stopped by SIGTERM" in place.log("struck", "cancelled")
@@ -279,7 +281,7 @@ def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place
     succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
     place.wait_for_log("limited", "train", "step 40/")
     job, requeues = place.statuses("limited")["train"], place.requeues("limited", "train")
-    nodes = place.slurm.run("scontrol", "show", "hostnames", job.nodes).split()
+    nodes = node_names(job.nodes)
     place.slurm.run("scancel", "--signal=STOP", job.job_id)
     calm = {"train": {"run": train, "resources": {"ranks_per_node": 2}}}
     succeed(place.aumn("submit", place.write("unlimited", calm, **quiet), "--local"))
