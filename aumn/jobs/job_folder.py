@@ -29,7 +29,7 @@ from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
-_LOCAL = "local-"
+_LOCAL, _PLAN = "local-", '"plan":'
 _STATES: Mapping[str, State] = {
     "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
     "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
@@ -95,7 +95,7 @@ class JobFolder:
     @classmethod
     def of(cls, job: Job) -> JobFolder:
         """Of a job to be submitted: new, or as an earlier submission left it."""
-        if not cls._is_there(job.folder):
+        if _PLAN not in _read(job.folder):  # there is none, or it is an older aumn's
             return cls(job, secrets.token_hex(4))
         before = cls.open(job.folder)
         before._refuse_another(job)
@@ -105,19 +105,18 @@ class JobFolder:
     def open(cls, path: Path) -> JobFolder:
         """Of a job that `aumn submit` knows."""
         path = Path(os.path.abspath(path))
+        text = _read(path)
+        if not text:
+            raise InputError(f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME.")
+        if _PLAN not in text:
+            raise InputError(
+                f"{path} was submitted by an older aumn: give its `aumn submit` once more, which goes on with it."
+            )
         try:
-            facts = json.loads((path / "job.json").read_text())
-            if "plan" not in facts:
-                raise InputError(
-                    f"{path} was submitted by an older aumn: give its `aumn submit` once more, which goes on with it."
-                )
+            facts = json.loads(text)
             job = build(JobPlan.model_validate(facts["plan"]), path, Path(facts["directory"]))
             run_folders = {label: path / folder for label, folder in facts["run_folders"].items()}
             return cls(replace(job, run_folders=run_folders), facts["identity"], facts["tracking_run"])
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME."
-            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}/job.json cannot be read ({error}): remove {path} to start anew.") from None
 
@@ -211,14 +210,6 @@ class JobFolder:
         """Where the point's output is."""
         return log_path(self.job, status.step, status.index)
 
-    @staticmethod
-    def _is_there(path: Path) -> bool:
-        """Whether a job was submitted from here, by an aumn that wrote what this one reads."""
-        try:
-            return '"plan"' in (path / "job.json").read_text()
-        except FileNotFoundError:
-            return False
-
     def _refuse_another(self, job: Job) -> None:
         """A job's points are what they are; only what they take, and when, may change."""
         before = {step.name: (step.needs, [point.arguments for point in step.points]) for step in self.job.steps}
@@ -249,6 +240,14 @@ class JobFolder:
                 state, how = DONE if code == "0" else "FAILED", f"exit code {code}"
                 found[step.name, index] = Task(job_id, state, how, nodes, int(restarts), int(elapsed_s))
         return found
+
+
+def _read(path: Path) -> str:
+    """What a job's folder says of it; nothing where none was submitted."""
+    try:
+        return (path / "job.json").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | None) -> PointStatus:

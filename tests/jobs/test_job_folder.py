@@ -209,7 +209,7 @@ def test_a_folder_of_an_older_aumn_is_taken_over_by_submitting_again(place):
     (folder / "submitted.jsonl").write_text('{"step": "train", "points": [0, 1], "job_id": "7"}\n')
     (folder / "outcomes").mkdir()
     (folder / "outcomes/train.0").write_text("7 0 n1 0 5\n")
-    with pytest.raises(InputError, match=r"submitted by an older aumn: give its `aumn submit` once more"):
+    with pytest.raises(InputError, match=r"^/\S+ was submitted by an older aumn: give its `aumn submit` once more"):
         JobFolder.open(folder)
     said = succeed(place.aumn("submit", place.write())).stderr
     assert "train, 1 point (seed=1): submitted as job 41" in said
