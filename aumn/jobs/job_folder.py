@@ -29,8 +29,13 @@ from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
-_LOCAL = "local-"
-_STATES: Mapping[str, State] = {"PENDING": "queued", "REQUEUED": "queued", DONE: "done", "CANCELLED": "cancelled"}
+_LOCAL, _PLAN = "local-", '"plan":'
+_STATES: Mapping[str, State] = {
+    "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
+    "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
+    DONE: "done", "CANCELLED": "cancelled",
+}  # fmt: skip
+"""What we make of SLURM's words; any other says that the point has failed."""
 
 
 class Sent(NamedTuple):
@@ -90,7 +95,7 @@ class JobFolder:
     @classmethod
     def of(cls, job: Job) -> JobFolder:
         """Of a job to be submitted: new, or as an earlier submission left it."""
-        if not cls._is_there(job.folder):
+        if _PLAN not in _read(job.folder):  # there is none, or it is an older aumn's
             return cls(job, secrets.token_hex(4))
         before = cls.open(job.folder)
         before._refuse_another(job)
@@ -100,19 +105,18 @@ class JobFolder:
     def open(cls, path: Path) -> JobFolder:
         """Of a job that `aumn submit` knows."""
         path = Path(os.path.abspath(path))
+        text = _read(path)
+        if not text:
+            raise InputError(f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME.")
+        if _PLAN not in text:
+            raise InputError(
+                f"{path} was submitted by an older aumn: give its `aumn submit` once more, which goes on with it."
+            )
         try:
-            facts = json.loads((path / "job.json").read_text())
-            if "plan" not in facts:
-                raise InputError(
-                    f"{path} was submitted by an older aumn: give its `aumn submit` once more, which goes on with it."
-                )
+            facts = json.loads(text)
             job = build(JobPlan.model_validate(facts["plan"]), path, Path(facts["directory"]))
             run_folders = {label: path / folder for label, folder in facts["run_folders"].items()}
             return cls(replace(job, run_folders=run_folders), facts["identity"], facts["tracking_run"])
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME."
-            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}/job.json cannot be read ({error}): remove {path} to start anew.") from None
 
@@ -206,14 +210,6 @@ class JobFolder:
         """Where the point's output is."""
         return log_path(self.job, status.step, status.index)
 
-    @staticmethod
-    def _is_there(path: Path) -> bool:
-        """Whether a job was submitted from here, by an aumn that wrote what this one reads."""
-        try:
-            return '"plan"' in (path / "job.json").read_text()
-        except FileNotFoundError:
-            return False
-
     def _refuse_another(self, job: Job) -> None:
         """A job's points are what they are; only what they take, and when, may change."""
         before = {step.name: (step.needs, [point.arguments for point in step.points]) for step in self.job.steps}
@@ -246,6 +242,14 @@ class JobFolder:
         return found
 
 
+def _read(path: Path) -> str:
+    """What a job's folder says of it; nothing where none was submitted."""
+    try:
+        return (path / "job.json").read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | None) -> PointStatus:
     known = task or end  # SLURM may have forgotten it
     facts: Any = (known.nodes, known.restarts, known.elapsed_s) if known else ()
@@ -258,7 +262,7 @@ def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | 
     if task is None:
         how: tuple[State, str] = ("failed", f"{NO_WORD}, and SLURM has forgotten it") if job_id else ("waiting", "")
         return PointStatus(step, index, how[0], job_id, how[1])
-    state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "running" if task.is_active else "failed")
+    state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "failed")
     reason = task.reason if state != "failed" else end.reason if end and task.state == "FAILED" else task.state
     return PointStatus(step, index, state, job_id, reason, *facts)
 

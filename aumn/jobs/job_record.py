@@ -67,10 +67,6 @@ def record_step(arguments: Sequence[str], code: int, started_ms: int) -> None:
 def _begin(job: Job) -> str:
     tags = {"job": job.plan.name, "job_folder": str(job.folder), "commit": source_commit() or "unknown"}
     params = {f"{step.name}.run": " ".join(step.points[0].arguments) for step in job.steps}
-    params |= {
-        f"{step.name}.points": " ".join(point.name for point in step.points) for step in job.steps if step.is_sweep
-    }
-    params |= {f"{step.name}.ranks": str(step.points[0].resources.ranks) for step in job.steps}
     tracking = job.plan.tracking
     return job_run.begin_job(tracking.uri, tracking.experiment, job.plan.name, tags, params)
 

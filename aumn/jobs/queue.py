@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from aumn.records import InputError
 
 TIMEOUT_S = 60
-ACTIVE = {
-    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING",
-}  # fmt: skip
 COLUMNS = {
     "ArrayJobID": 20, "ArrayTaskID": 20, "State": 20, "RestartCnt": 10, "TimeUsed": 20, "Comment": 60, "Reason": 60,
     "NodeList": 300,
@@ -36,11 +33,6 @@ class Task:
     restarts: int = 0
     elapsed_s: int = 0
     comment: str = ""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is waiting or running."""
-        return self.state in ACTIVE
 
 
 def require_slurm() -> None:

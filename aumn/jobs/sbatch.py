@@ -22,7 +22,6 @@ class Submission:
     """One call of sbatch: a step, or those of its points that take the same resources."""
 
     name: str  # a shell variable's, for the job's number in `text`
-    step: str
     indices: tuple[int, ...]
     environment: Mapping[str, str]
     options: tuple[str, ...]
@@ -46,16 +45,12 @@ def submissions(job: Job, step: Step, indices: Sequence[int], environment: Mappi
     groups: dict[Resources, list[int]] = {}
     for index in indices:
         groups.setdefault(step.points[index].resources, []).append(index)
+    arguments = ("--points", str(points_folder(job, step))) if step.is_sweep else script_arguments(step, 0)
     for number, (resources, members) in enumerate(groups.items()):
+        name = step.name if number == 0 else f"{step.name}_{number}"
         variables = {**environment, "AUMN_STEP": step.name, "AUMN_MOST_RESTARTS": str(resources.restarts)}
-        yield Submission(
-            step.name if number == 0 else f"{step.name}_{number}",
-            step.name,
-            tuple(members),
-            variables,
-            tuple(_options(job, step, members, resources)),
-            tuple(_command(job, step)),
-        )
+        options = tuple(_options(job, step, members, resources))
+        yield Submission(name, tuple(members), variables, options, (str(script(job, step)), *arguments))
 
 
 def log_path(job: Job, step: Step, index: int | str) -> Path:
@@ -105,24 +100,5 @@ def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources)
     if step.command == "train":
         yield f"--signal=USR1@{resources.signal_s}"
     if step.is_sweep:
-        yield f"--array={_ranges(indices)}" + (f"%{step.at_most}" if step.at_most else "")
+        yield f"--array={','.join(map(str, indices))}" + (f"%{step.at_most}" if step.at_most else "")
     yield from resources.options
-
-
-def _command(job: Job, step: Step) -> Iterator[str]:
-    yield str(script(job, step))
-    if step.is_sweep:
-        yield from ("--points", str(points_folder(job, step)))
-    else:
-        yield from script_arguments(step, 0)
-
-
-def _ranges(indices: Sequence[int]) -> str:
-    """0-2,5 for 0, 1, 2, 5."""
-    parts: list[list[int]] = []
-    for index in sorted(indices):
-        if parts and index == parts[-1][1] + 1:
-            parts[-1][1] = index
-        else:
-            parts.append([index, index])
-    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)

@@ -39,8 +39,10 @@ def submit(folder: JobFolder, say: Say) -> None:
     statuses = folder.statuses()
     fresh: dict[str, list[str]] = {}  # step -> jobs submitted now
     for step in job.steps:
-        mine = [status for status in statuses if status.step.name == step.name]
-        again = _to_submit(mine, stale=bool(fresh.keys() & set(step.needs)))
+        wanted = {"waiting", "failed", "cancelled"}
+        if fresh.keys() & set(step.needs):
+            wanted |= {"queued"}  # for a job whose place another one takes now
+        again = [status for status in statuses if status.step.name == step.name and status.state in wanted]
         queue.cancel(status.task_id for status in again if status.is_active or status.reason == NEVER)
         after = [job_id for need in step.needs for job_id in _to_wait_for(need, statuses, fresh)]
         for call in submissions(job, step, [status.index for status in again], step_environment(folder)):
@@ -120,15 +122,6 @@ def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
     folder.record_outcome(step.name, index, name, code)
     say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {_last_line(log)}")
     return code == 0
-
-
-def _to_submit(mine: Sequence[PointStatus], *, stale: bool) -> list[PointStatus]:
-    """Points to submit (again): neither done nor under way, or waiting for a job whose place another one now takes."""
-    return [
-        status
-        for status in mine
-        if status.state in {"waiting", "failed", "cancelled"} or (stale and status.state == "queued")
-    ]
 
 
 def _to_wait_for(need: str, statuses: Sequence[PointStatus], fresh: Mapping[str, list[str]]) -> Iterator[str]:

@@ -58,9 +58,9 @@ def test_the_commands_are_a_script_that_says_everything_sbatch_is_told(place):
         "train=$(env AUMN_JOB=mine AUMN_JOB_FOLDER=HERE/runs/jobs/mine AUMN=aumn AUMN_STEP=train "
         "AUMN_MOST_RESTARTS=10 sbatch --parsable --job-name=mine.train --chdir=HERE "
         "--output=HERE/runs/jobs/mine/logs/train.%a.log --open-mode=append --export=ALL --nodes=2 "
-        "--ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4 --time=90 --requeue --signal=USR1@120 --array=0-3%2 "
-        '--qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes HERE/slurm/train.sbatch --points '
-        "HERE/runs/jobs/mine/points/train)",
+        "--ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4 --time=90 --requeue --signal=USR1@120 "
+        '--array=0,1,2,3%2 --qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes '
+        "HERE/slurm/train.sbatch --points HERE/runs/jobs/mine/points/train)",
     ]
 
 
@@ -80,10 +80,10 @@ def test_points_that_take_different_resources_are_groups_one_after_the_other(pla
     step = {"run": "train c.yaml run.folder={folder}/{point}", "sweep": {"axes": {"n": ranks, "run.seed": [0, 1]}}}
     lines = [line for line in dry_run(load_job(write(place, {"train": step}))) if not line.startswith("#")]
     assert "--nodes=1" in lines[0]
-    assert "--array=0-1 " in lines[0]
+    assert "--array=0,1 " in lines[0]
     assert lines[1].startswith("train_1=$(")
     assert "--nodes=2" in lines[1]
-    assert "--array=2-3 " in lines[1]
+    assert "--array=2,3 " in lines[1]
     assert '--dependency="afterany:$train"' in lines[1]
 
 

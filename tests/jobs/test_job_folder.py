@@ -40,7 +40,7 @@ for word in "$@"; do
   case $word in --comment=*) comment=${word#--comment=};; --array=*) array=${word#--array=};; esac
 done
 case "$array" in
-  0-1) printf '%s |%s |RUNNING |0 |0:07 |%s |None |n1 |\\n' $number 0 "$comment" $number 1 "$comment";;
+  0,1) printf '%s |%s |RUNNING |0 |0:07 |%s |None |n1 |\\n' $number 0 "$comment" $number 1 "$comment";;
   ?) echo "$number |$array |RUNNING |0 |0:07 |$comment |None |n1 |";;
   *) echo "$number |N/A |PENDING |0 |0:00 |$comment |Dependency | |";;
 esac >> "$SLURM/queue"
@@ -209,7 +209,7 @@ def test_a_folder_of_an_older_aumn_is_taken_over_by_submitting_again(place):
     (folder / "submitted.jsonl").write_text('{"step": "train", "points": [0, 1], "job_id": "7"}\n')
     (folder / "outcomes").mkdir()
     (folder / "outcomes/train.0").write_text("7 0 n1 0 5\n")
-    with pytest.raises(InputError, match=r"submitted by an older aumn: give its `aumn submit` once more"):
+    with pytest.raises(InputError, match=r"^/\S+ was submitted by an older aumn: give its `aumn submit` once more"):
         JobFolder.open(folder)
     said = succeed(place.aumn("submit", place.write())).stderr
     assert "train, 1 point (seed=1): submitted as job 41" in said
