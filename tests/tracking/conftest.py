@@ -5,16 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-<<<<<<< HEAD
-from aumn.tracking.mlflow_tracker import MlflowTracker
-from aumn.tracking.spool import NAME
-
-from aumn.runfolder.checkpoint import ModelCard, save_model
-=======
 
 from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.registration import register
->>>>>>> A2
 from aumn.tracking.store import open_store
 from tests.tracking.runs import TrackedRun
 

@@ -1,17 +1,11 @@
 """The commands of the registry and of delivery, as they answer."""
 
 import pytest
-from aumn.tracking.spool import NAME, Spool
 from typer.testing import CliRunner
 
 from aumn.cli import app
 from aumn.records import InputError
-<<<<<<< HEAD
-from aumn.tracking.registration import register
-from tests.tracking.conftest import save_card
-=======
 from tests.tracking.conftest import add_version, save_card
->>>>>>> A2
 from tests.tracking.test_promotion import CONFIG, measured
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")

@@ -8,17 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from aumn.tracking.delivery import deliver
-from aumn.tracking.spool import NAME, Spool
 from mlflow import MlflowClient
 
 from aumn.data.packing.packing import pack
 from aumn.records import InputError
 from aumn.synth import synthesize
-<<<<<<< HEAD
-=======
 from aumn.tracking.mirror import push
->>>>>>> A2
 from aumn.tracking.registry import describe, show_model
 from tests.launching import aumn, succeed
 from tests.tracking.conftest import save_card

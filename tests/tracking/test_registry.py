@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from aumn.tracking.mlflow_tracker import MlflowTracker
-from aumn.tracking.spool import NAME
 
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.promotion import promote
 from aumn.tracking.registry import check_names, list_models, resolve, show_model
-<<<<<<< HEAD
-from tests.tracking.conftest import save_card
-=======
 from tests.tracking.conftest import add_version, save_card
 from tests.tracking.runs import TrackedRun
->>>>>>> A2
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
 
