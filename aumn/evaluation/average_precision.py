@@ -113,7 +113,7 @@ def count_above(ranked: np.ndarray, positives: np.ndarray) -> np.ndarray:
     first_M = low_M.copy()
     while (open_M := np.flatnonzero(low_M < high_M)).size:
         middle_M = (low_M[open_M] + high_M[open_M]) // 2
-        row, positive = ranked[middle_M], positives[open_M]
+        row, positive = ranked.take(middle_M), positives.take(open_M)
         ties = (row["score"] == positive["score"]) & (row["video"] < positive["video"])
         is_above = (row["score"] > positive["score"]) | ties
         low_M[open_M] = np.where(is_above, middle_M + 1, low_M[open_M])

@@ -23,7 +23,7 @@ def pack_small(published: Any, **options: Any) -> ShardSet:
 def refusal(published: Any, **options: Any) -> str:
     """The message, after checking that nothing was left behind."""
     with pytest.raises(InputError) as raised:
-        pack_small(published, shard_bytes=2**20, **options)
+        pack_small(published, shard_mb=1, **options)
     assert not (published.root.parent / "packed").exists()
     return str(raised.value)
 
