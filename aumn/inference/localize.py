@@ -18,7 +18,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.files import partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
-from aumn.inference.parts import write_part
+from aumn.inference.parts import part_of, write_part
 from aumn.inference.proposals import DetectionRules, VideoDetections, detect
 from aumn.inference.scoring import ScoreKeeper
 from aumn.records import Batch, Detections, InputError, Video, VideoScores
@@ -110,7 +110,7 @@ def localize_subset(
     )
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
     with _appearing_whole(out, ranks) as partial:
-        write_part(detections, partial / f"part-{ranks.rank:05d}.parquet", metadata)
+        write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:
             keeper.write(partial, model, ranks.rank)
         if json_file:
