@@ -47,7 +47,7 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _restore(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     for leftover in (partial, _doomed(path)):  # of a writer that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
@@ -65,7 +65,7 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path`, in place of what had the name, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         yield partial
         sync(partial)
@@ -75,6 +75,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Where `whole_folder` and `whole_file` write what becomes `path`."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def remove_folder(path: Path) -> None:

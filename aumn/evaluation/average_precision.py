@@ -77,6 +77,12 @@ def meet(detections: Detections, ground_truth: GroundTruth, tious: Sequence[floa
     return matched_N, taken_G
 
 
+def bits(bits_N: np.ndarray, count: int) -> np.ndarray:
+    """Whole numbers such as `matched` as rows of their lowest bits, N x count."""
+    bit_NT: np.ndarray = (bits_N[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1) > 0
+    return bit_NT
+
+
 def rank(rows: np.ndarray) -> np.ndarray:
     """The rows of `match` as each class ranks them, by label and then by falling score; see `ranking`."""
     return rows.take(ranking(rows))  # rows[...] is thirty times slower
@@ -113,7 +119,7 @@ def count_above(ranked: np.ndarray, positives: np.ndarray) -> np.ndarray:
     first_M = low_M.copy()
     while (open_M := np.flatnonzero(low_M < high_M)).size:
         middle_M = (low_M[open_M] + high_M[open_M]) // 2
-        row, positive = ranked[middle_M], positives[open_M]
+        row, positive = ranked.take(middle_M), positives.take(open_M)
         ties = (row["score"] == positive["score"]) & (row["video"] < positive["video"])
         is_above = (row["score"] > positive["score"]) | ties
         low_M[open_M] = np.where(is_above, middle_M + 1, low_M[open_M])
@@ -139,7 +145,7 @@ def true_positive_places(positives: np.ndarray, num_labels: int, num_tious: int)
 
     All of a precision-recall curve: at the i-th of them recall is i / instances, precision i / place.
     """
-    matched_MT = (positives["matched"][:, None] >> np.arange(num_tious, dtype=np.uint64)) & 1 > 0
+    matched_MT = bits(positives["matched"], num_tious)
     place_M = positives["above"] + 1
     bounds = np.searchsorted(positives["label"], np.arange(num_labels + 1))
     return [[place_M[start:end][matched_M] for matched_M in matched_MT[start:end].T] for start, end in pairwise(bounds)]
@@ -229,8 +235,8 @@ def _order(group_N: np.ndarray, score_N: np.ndarray, *tie_keys_N: np.ndarray) ->
     falling_N -= falling_N.min(initial=2**64 - 1)
 
     # Group, score, row: the room for the score is what the others leave.
-    room = 64 - _bits(group_N) - len(score_N).bit_length()
-    excess = max(_bits(falling_N) - room, 0)
+    room = 64 - _bit_length(group_N) - len(score_N).bit_length()
+    excess = max(_bit_length(falling_N) - room, 0)
     assert room > 0
     key_N = (group_N.astype(np.uint64) << np.uint64(room)) | (falling_N >> np.uint64(excess))
     order = _argsort(key_N)
@@ -248,11 +254,11 @@ def _order(group_N: np.ndarray, score_N: np.ndarray, *tie_keys_N: np.ndarray) ->
 def _argsort(key_N: np.ndarray) -> np.ndarray:
     """The stable order of whole numbers: with the rows in their last bits, as numpy sorts faster than it argsorts."""
     row_bits = np.uint64(len(key_N).bit_length())
-    assert _bits(key_N) + row_bits <= 64
+    assert _bit_length(key_N) + row_bits <= 64
     packed_N = (key_N.astype(np.uint64) << row_bits) | np.arange(len(key_N), dtype=np.uint64)
     packed_N.sort()
     return (packed_N & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.intp)
 
 
-def _bits(value_N: np.ndarray) -> int:
+def _bit_length(value_N: np.ndarray) -> int:
     return int(value_N.max(initial=0)).bit_length()

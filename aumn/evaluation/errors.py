@@ -29,7 +29,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aumn.evaluation.average_precision import average_precisions, match, meet, pair_up, ranking, tiou, true_positives
+from aumn.evaluation.average_precision import (
+    average_precisions,
+    bits,
+    match,
+    meet,
+    pair_up,
+    ranking,
+    tiou,
+    true_positives,
+)
 from aumn.records import Detections, GroundTruth
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
@@ -57,8 +66,8 @@ def diagnose(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     kind_NT[tiou_N >= NEAR_TIOU] = np.where(own_class_N, LOCALIZATION, CONFUSION)[tiou_N >= NEAR_TIOU, None]
     reaches_NT = tiou_N[:, None] >= np.asarray(tious)
     kind_NT = np.where(reaches_NT, np.where(own_class_N, DOUBLE, WRONG_LABEL)[:, None], kind_NT)
-    kind_NT = np.where(_bits(matched_N, len(tious)), TRUE_POSITIVE, kind_NT)
-    return Diagnosis(kind_NT.astype(np.uint8), _bits(taken_G, len(tious)), nearest_N)
+    kind_NT = np.where(bits(matched_N, len(tious)), TRUE_POSITIVE, kind_NT)
+    return Diagnosis(kind_NT.astype(np.uint8), bits(taken_G, len(tious)), nearest_N)
 
 
 def removal_gains(
@@ -155,9 +164,3 @@ def _tally(kind_NT: np.ndarray, group_N: np.ndarray, groups: int) -> np.ndarray:
     size = groups * len(KINDS)
     counts = [np.bincount(group_N * len(KINDS) + kind_N, minlength=size) for kind_N in kind_NT.T]
     return np.array(counts).reshape(-1, groups, len(KINDS))
-
-
-def _bits(bits_N: np.ndarray, count: int) -> np.ndarray:
-    """Whole numbers as rows of their lowest bits."""
-    bit_NT: np.ndarray = (bits_N[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1) > 0
-    return bit_NT
