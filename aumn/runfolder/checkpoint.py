@@ -211,8 +211,11 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    file.touch()
+    mode = file.stat().st_mode
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        file.chmod(mode)  # by the umask, as every other file's; safetensors lets nobody else read what it writes
     except SafetensorError as error:  # its only errors here are the disk's
         raise OSError(f"{file} cannot be written: {error}") from None
 

@@ -15,19 +15,18 @@ import numpy as np
 import torch
 import webdataset as wds
 from harness import BUILD, Row, fresh_seed, main, take_turns
-from problems import OBJECTIVE
 
+from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
-from aumn.model.settings import ModelSettings
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train
-from aumn.training.settings import RunSettings
+from aumn.training.loop import Run, train
+from aumn.training.resume import Progress
+from tests.training.footprint_steps import CARD
 
 VIDEOS, SNIPPETS, WIDTH, CLASSES, BATCH = 2900, 183, 1024, 200, 32
 STREAMS = ("rgb", "flow")
@@ -141,21 +140,13 @@ def check_same(folder: Path, seed: int) -> None:
 def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     """The share of a short real training run that waits for data, the first step's included; both in seconds."""
     loader = open_ours(folder, seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings())
-    optimizer = OptimizerSettings()
-    engine = build_engine("single", network, Ranks(), torch.device("cpu"), optimizer=optimizer, engine=EngineSettings())
-    run = RunSettings(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
+    run = {"folder": folder, "steps": TRAINING_STEPS, "log_every": TRAINING_STEPS}
+    config = RunConfig.model_validate({"data": {"shards": folder}, "run": run})
+    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, config.model)
+    settings = {"optimizer": config.optimizer, "engine": config.engine}
+    engine = build_engine("single", network, Ranks(), torch.device("cpu"), **settings)
     start_s = time.perf_counter()
-    train(
-        engine,
-        loader,
-        run,
-        optimizer,
-        OBJECTIVE,
-        first_step=0,
-        watch=FiniteWatch(engine),
-        after_step=lambda *_: None,
-    )
+    train(Run(config, network, engine, loader, FiniteWatch(engine), Progress(CARD)))
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 

@@ -8,19 +8,19 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from aumn.config.run_config import load_config
+from aumn.config.run_config import RunConfig, load_config
 from aumn.model.aumn import TwoStream
 from aumn.model.settings import ModelSettings
 from aumn.records import InputError
 from aumn.runtime.precision import LossScale, overflow_is_expected
 from aumn.runtime.ranks import Ranks
-from aumn.runtime.settings import OptimizerSettings
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train
-from aumn.training.settings import RunSettings
+from aumn.training.loop import Run, train
+from aumn.training.resume import Progress
 from aumn.training.step import train_step
 from tests.launching import aumn, python, succeed, torchrun
 from tests.runtime import engine_ranks
+from tests.training.footprint_steps import CARD
 from tests.training.train_ranks import OBJECTIVE
 
 CPU = torch.device("cpu")
@@ -167,19 +167,12 @@ def test_a_gradient_that_is_not_finite_at_any_scale_stops_the_run_though_the_oth
 
 def test_no_metric_of_a_bad_step_is_logged_though_the_watch_lags():
     engine, logged = engine_ranks.build("ddp-0-fp32", Ranks()), []
-    run = RunSettings(folder="unused", steps=9, log_every=1)
+    settings = {"data": {"shards": "unused"}, "run": {"folder": "unused", "steps": 9, "log_every": 1}}
+    config, steps = RunConfig.model_validate(settings), engine_ranks.DamagedSteps(Ranks())
+    watch, progress = FiniteWatch(engine, lag=True), Progress(CARD, step=3)
     with pytest.raises(InputError, match="Step 5: "):
-        train(
-            engine,
-            engine_ranks.DamagedSteps(Ranks()),
-            run,
-            OptimizerSettings(),
-            OBJECTIVE,
-            first_step=3,
-            watch=FiniteWatch(engine, lag=True),
-            after_step=lambda done, *_: logged.append(done),
-        )
-    assert logged == [4]
+        train(Run(config, engine.network, engine, steps, watch, progress, say=logged.append))
+    assert [line.split()[1] for line in logged] == ["4/9"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -266,10 +259,7 @@ def test_a_run_changes_from_ddp_to_zero_3_and_ends_in_the_same_model(tmp_path):
     assert "steps 2 to 4" in log
     assert "step 4: mAP" in log
     (ddp, _), (changed, _) = read_model(tmp_path / "ddp" / "model"), read_model(tmp_path / "changed" / "model")
-    assert (
-        ddp.keys()
-        == changed.keys()
-        == TwoStream.build({"rgb": 12, "flow": 12}, 3, ModelSettings(units=3)).state_dict().keys()
-    )
+    built = TwoStream.build({"rgb": 12, "flow": 12}, 3, ModelSettings(units=3))
+    assert ddp.keys() == changed.keys() == built.state_dict().keys()
     for name in ddp:
         assert_close(changed[name], ddp[name], rtol=1e-3, atol=1e-4)
