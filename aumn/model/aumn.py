@@ -128,21 +128,17 @@ class AUMN(nn.Module):
         reading = self.memory.read(queries_BTA, mask_BT)
         attention_BT = reading.attention_BT * mask_BT
         mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths, seeds)
-        cas_BTC = None
-        if self.settings.pooling_share < 1:
-            cas_BTC = _class_activation(embedded_BTF, mixing_BTT, reading)
-            logits_BC = self._pool(attention_BT, cas_BTC, mask_BT)
-        else:
+        if self.settings.pooling_share == 1:
             logits_BC = self._pool_unbuilt(embedded_BTF, mixing_BTT, mask_BT, reading)
+        else:
+            logits_BC = self._pool(attention_BT, _class_activation(embedded_BTF, mixing_BTT, reading), mask_BT)
         if self.class_bias_C is not None:
             logits_BC = logits_BC + self.class_bias_C
-        taught_BTC = None
+        cas_BTC = None
         if self.scores_snippets:
             with torch.no_grad():
-                if cas_BTC is None:
-                    cas_BTC = _class_activation(embedded_BTF, mixing_BTT, reading)
-                taught_BTC = self._probabilities(cas_BTC)
-        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF, taught_BTC)
+                cas_BTC = self._probabilities(_class_activation(embedded_BTF, mixing_BTT, reading))
+        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF, cas_BTC)
 
     def _mixing(
         self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]
