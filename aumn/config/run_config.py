@@ -22,6 +22,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
+REMOVED = {
+    "engine.shared_memory": "the ranks of one machine sum gradients as all others do",
+}
+"""Settings of earlier versions, and what a run does now. A run that has them in its checkpoints goes on."""
+
 
 class Section(BaseModel):
     """A part of the settings: frozen, and unknown fields are errors."""
@@ -184,9 +189,6 @@ class EngineConfig(Section):
     compile_ops: bool = Field(
         False, description="deepspeed: its own fused Adam, which it compiles for minutes when first used."
     )
-    shared_memory: bool = Field(
-        True, description="ddp on CPUs: ranks that all run on one machine sum gradients through its memory."
-    )
 
     @model_validator(mode="after")
     def _check_offload(self) -> EngineConfig:
@@ -318,6 +320,8 @@ def _describe(problem: Any) -> str:
     where = ".".join((*parents, name))
     if problem["type"] == "missing":
         return f"{where} is missing; it has no default."
+    if where in REMOVED:
+        return f"{where} is no longer a setting: {REMOVED[where]}. Leave it out."
     if problem["type"] == "extra_forbidden":
         section = RunConfig.model_fields[parents[0]].annotation if parents else RunConfig
         fields = list(getattr(section, "model_fields", {}))

@@ -17,7 +17,6 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import SLICE_ELEMENTS
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import InputError
-from aumn.runtime.shared_memory import room_bytes
 
 FLOAT_BYTES = 4
 IN_FLIGHT = STEPS_AHEAD + 2  # steps of features in memory: read ahead, being read, and in use
@@ -39,7 +38,6 @@ class Footprint:
     optimizer_bytes: int
     activations_bytes: int  # forward and backward of one micro-batch at their peak, beyond the gradients
     features_bytes: int
-    shared_bytes: int  # through which ranks add up gradients, if they all run on one machine; each counts all of it
     snapshot_bytes: int  # the first rank's copy of weights and Adam's state, while a checkpoint is written
     gathered_bytes: int  # the same under ZeRO, gathered on the first rank while the copy is made
     moved_bytes: int  # sent in a step by this rank, and as much received
@@ -52,7 +50,6 @@ class Footprint:
             ("optimizer state", self.optimizer_bytes),
             (f"activations of {self.micro_videos} videos x {self.snippets} snippets", self.activations_bytes),
             (f"features of {IN_FLIGHT} steps, read ahead", self.features_bytes),
-            *([("memory shared by ranks, if all run on one machine", self.shared_bytes)] if self.shared_bytes else []),
             ("together", self.held_bytes),
             ("together on the first rank while a checkpoint is written", self.first_rank_bytes),
         ]
@@ -61,7 +58,7 @@ class Footprint:
     def held_bytes(self) -> int:
         """Everything a rank holds at the step's peak."""
         kept = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
-        return kept + self.activations_bytes + self.features_bytes + self.shared_bytes
+        return kept + self.activations_bytes + self.features_bytes
 
     @property
     def first_rank_bytes(self) -> int:
@@ -172,7 +169,6 @@ def footprint(
     }
     parameters = {stream: _parameters(sizes) for stream, sizes in streams.items()}
     count = sum(sum(parts.values()) for parts in parameters.values())
-    shares = ranks > 1 and config.engine.shared_memory and (config.run.engine, config.run.device) == ("ddp", "cpu")
     peak = _peak(list(streams.values()), gradients_stay=micro_batches > 1 or ranks > 1, count=count)
     step_videos = micro_batches * micro_videos
     return Footprint(
@@ -185,7 +181,6 @@ def footprint(
         optimizer_bytes=FLOAT_BYTES * 2 * _share(count, ranks, zero >= 1),  # Adam's two moments
         activations_bytes=FLOAT_BYTES * (peak - count),
         features_bytes=FLOAT_BYTES * IN_FLIGHT * step_videos * snippets * sum(widths.values()),
-        shared_bytes=ranks * room_bytes(FLOAT_BYTES * count) if shares else 0,
         snapshot_bytes=FLOAT_BYTES * 3 * count,
         gathered_bytes=FLOAT_BYTES * 3 * count if zero >= 1 else 0,
         moved_bytes=FLOAT_BYTES * _moved(count, config.model.units * len(widths), ranks, zero, micro_batches),

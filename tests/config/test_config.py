@@ -65,6 +65,7 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         (MINIMAL, ["model.units=many"], "model.units='many': input should be a valid integer"),
         (MINIMAL, ["optimizer.beta1=1"], "optimizer.beta1=1: input should be less than 1."),
         (MINIMAL, ["model.key_ratio=5"], "model.embedding_width=512 is no multiple of model.key_ratio=5"),
+        (MINIMAL, ["engine.shared_memory=false"], "engine.shared_memory is no longer a setting: the ranks of one"),
         (MINIMAL, ["engine.zero_stage=1"], "engine.zero_stage is deepspeed's: set run.engine=deepspeed"),
         (MINIMAL, ["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1: input should be greater than 0."),
     ],

@@ -82,7 +82,7 @@ def test_the_shrec21_pipeline_from_features_to_a_registered_model_by_one_command
     features = place.root / "shrec21 features; touch pwned"
     succeed(python(shared_tools / "shrec21_features.py", features, timeout_s=600))
     config = REPOSITORY / "configs" / "shrec21.yaml"
-    small = f"run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5 {AS_APART}"
+    small = "run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5"
     changes = (
         f"settings.features={features}",
         f"scripts={REPOSITORY / 'slurm'}",
@@ -185,21 +185,19 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
 
 
 LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5"
-AS_APART = "engine.shared_memory=false"  # the nodes of the local cluster are one machine; those of a real one are not
 STRUCK = ("lost", "signalled", "cancelled")
 
 
 def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    Through shared memory or gloo: of two ranks the sums are the same to the last bit.
     The undisturbed run is the same job's, run here. The test sends the signal, which saves a minute; the next one waits
     for SLURM's.
     """
     nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
     steps = {
         step: {
-            "run": f"train tiny.yaml run.folder={{folder}}/{step} {LONG} {AS_APART if step == 'lost' else ''}",
+            "run": f"train tiny.yaml run.folder={{folder}}/{step} {LONG}",
             "resources": {"nodes": nodes[step], "ranks_per_node": 2 // nodes[step]},
         }
         for step in STRUCK

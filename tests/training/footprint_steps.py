@@ -57,8 +57,7 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
     network = TwoStream.build(WIDTHS, classes, config.network_settings())
-    settings = {"shared_memory": config.engine.shared_memory}
-    return build_engine("ddp", network, ranks, torch.device("cpu"), settings)
+    return build_engine("ddp", network, ranks, torch.device("cpu"), {})
 
 
 def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
@@ -93,8 +92,7 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: Checkpo
     gc.collect()
     before = _resident("VmRSS")
     engine = build(config, classes, ranks)
-    for _ in range(2):  # DDP orders its buckets anew at the second step
-        take(engine, step, config)
+    take(engine, step, config)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
     if writer:
         writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
