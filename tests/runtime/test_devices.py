@@ -1,4 +1,4 @@
-"""What CUDA is asked for, seen without a GPU: fake tensors have devices, and stubs write down what they are called with."""
+"""What CUDA is asked for, seen without a GPU: fake tensors have devices, and stubs write down what they are given."""
 
 import pytest
 import torch
