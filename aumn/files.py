@@ -1,20 +1,26 @@
-"""Files and folders that are on the disk whole or not at all; folders also tell when they were damaged since.
+"""Files and folders that are on the disk whole or not at all, and locks that let one process write them.
 
-A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads it.
+A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads it, and tells damage since.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from aumn.records import InputError
 
 CHECKSUMS = "SHA256SUMS"
+LOCK_WAIT_S = 5.0
 
 
 class DamagedError(InputError):
@@ -143,3 +149,78 @@ def _compare(file: Path, checksum: str, expected: str | None, remedy: str) -> No
 def _unreadable(file: Path, error: Exception, remedy: str) -> DamagedError:
     reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
     return DamagedError(f"{file} {reason}.", remedy)
+
+
+@contextmanager
+def hold(lock: Path, refusal: str, *, launch: str | None = None) -> Iterator[None]:
+    """Hold a lock file for the length of a `with` block; InputError where another process holds it.
+
+    `refusal` says what the other process does and what helps. A process that is just ending is waited for.
+
+    The system takes the lock (flock) from a process that ends, however it ends. On a file system without flock the
+    file's content counts instead: it names the holder. A holder that has ended on this machine is succeeded, and so is
+    one of the same `launch`, whose next attempt this is; any other is refused until its file is removed.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    give_up_s = time.monotonic() + LOCK_WAIT_S
+    with lock.open("a+", encoding="utf-8") as file:
+        while not _take(file, launch):
+            if time.monotonic() >= give_up_s:
+                raise InputError(f"{refusal} ({_describe(_read_holder(file))})")
+            time.sleep(0.1)
+        with suppress(OSError):  # a full disk: flock holds without it
+            _write_holder(file, json.dumps(_me(launch)))
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                _write_holder(file, "")
+
+
+def _take(file: IO[str], launch: str | None) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without flock
+        holder = _read_holder(file)
+        is_mine = launch is not None and holder.get("launch") == launch
+        is_here = holder.get("host") == socket.gethostname()
+        return not holder or is_mine or (is_here and started_at(holder["pid"]) != holder["started"])
+    return True
+
+
+def started_at(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since boot; None where it has ended.
+
+    A number of a process is given again; a number and a start together name one process.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _me(launch: str | None) -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": started_at(pid), "launch": launch}
+
+
+def _read_holder(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        holder: dict[str, Any] = json.loads(file.read())
+    except ValueError:
+        return {}
+    return holder if holder.keys() >= {"host", "pid", "started"} else {}
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']} holds the lock" if holder else "another process holds the lock"
+
+
+def _write_holder(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
