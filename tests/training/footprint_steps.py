@@ -90,8 +90,7 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: RunWrit
     gc.collect()
     before = resident_bytes("VmRSS")
     engine = build(config, classes, ranks)
-    for _ in range(2):  # DDP orders its buckets anew at the second step
-        take(engine, step, config)
+    take(engine, step, config)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
     if writer:
         writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
