@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -25,9 +25,10 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
+from aumn.model.losses import Objective
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import Batch, InputError, Scores, Step
+from aumn.runtime.engines import Engine
 from aumn.runtime.precision import autocast
 from aumn.runtime.ranks import Ranks
 from aumn.training.step import train_step
@@ -120,9 +121,9 @@ def footprint(
     micro_batches = count_micro_batches(config.batch.global_videos, config.batch.micro_videos, ranks)
     micro_videos = config.batch.micro_videos or -(-config.batch.global_videos // ranks)
     with FakeTensorMode(), patch.dict(CHUNK_ELEMENTS, cpu=CHUNK_ELEMENTS[config.run.device]):
-        network = TwoStream.build(widths, num_classes, config.network_settings())
+        network = TwoStream.build(widths, num_classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
         batch = _make_batch(micro_videos, snippets, widths, num_classes)
-        # Gradients are there from the start where micro-batches add up or DDP's buckets hold them.
+        # Gradients are there from the start where micro-batches or ranks add up.
         peak_bytes = _peak_bytes(network, batch, config, gradients_stay=micro_batches > 1 or ranks > 1)
     parameters = {stream: _count_parameters(part) for stream, part in network.networks.items()}
     count = sum(sum(layers.values()) for layers in parameters.values())
@@ -157,24 +158,27 @@ def _peak_bytes(network: TwoStream, batch: Batch, config: RunConfig, *, gradient
     gradients = [torch.zeros_like(parameter) for parameter in parameters if gradients_stay]
     for parameter, gradient in zip(parameters, gradients, strict=False):
         parameter.grad = gradient
-    weights = LossWeights(1, 1, 1, config.loss.sparsity_reduction, config.loss.pseudo_labels)
-    step = Step(0, 0, len(batch.lengths), (batch,))
+    objective = Objective(config.loss, config.run.steps, config.model.independent_classes)
+    step = Step(config.run.steps, 0, len(batch.lengths), (batch,))  # past `loss.pseudo_labels_from`
     held = [*parameters, *gradients, *batch.features.values(), batch.mask_BT, batch.labels_BC]
     with _LiveBytes(held) as live:
-        train_step(_OneProcess(network, config.engine.precision), step, dict.fromkeys(batch.features, weights))
-    return sum(gradient.nbytes for gradient in gradients) + live.peak
+        train_step(cast(Engine, _OneProcess(network, config.engine.precision)), step, objective)
+    return int(sum(gradient.nbytes for gradient in gradients) + live.peak)
 
 
 class _LiveBytes(TorchDispatchMode):
     """Bytes of the storages alive that operations have brought about, now and at most; `held` were there before."""
 
     def __init__(self, held: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive = {tensor.untyped_storage()._cdata for tensor in held}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(Tensor, self._see, func(*args, **(kwargs or {})))
+        found = tree_map_only(Tensor, self._see, func(*args, **(kwargs or {})))
+        if func is torch.ops.aten._softmax_backward_data.default:  # it copies a gradient that comes transposed (Eq. 4)
+            self.peak = max(self.peak, self.now + sum(x.nbytes for x in args[:2] if not x.is_contiguous()))
+        return found
 
     def _see(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -198,7 +202,8 @@ class _OneProcess:
     def __init__(self, network: TwoStream, precision: str) -> None:
         self.network, self._precision = network, precision
 
-    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002
+    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
+        assert last
         return nullcontext()
 
     def forward(self, batch: Batch) -> dict[str, Scores]:

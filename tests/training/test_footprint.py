@@ -24,7 +24,7 @@ from tests.training.footprint_steps import WIDTHS, resident_bytes
 def make_case(videos=4, snippets=60, classes=9, micro_batches=1, ranks=1, pseudo_labels=0.0, **model):
     batch = {"global_videos": videos * micro_batches * ranks, "micro_videos": videos}
     config = {"data": {"shards": "none", "snippets": snippets}, "run": {"folder": "none", "steps": 1}}
-    config["loss"] = {"pseudo_labels": pseudo_labels}
+    config["loss"] = {"pseudo_labels": pseudo_labels, "pseudo_labels_from": 0} if pseudo_labels else {}
     return {"config": {**config, "model": model, "batch": batch}, "classes": classes}
 
 
@@ -63,7 +63,7 @@ def test_a_steps_peak_is_predicted_within_15_percent(name, measured):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_whole_process_grows_by_what_was_predicted(ranks):
-    """Weights, gradients (DDP's buckets, of two ranks), optimizer state and activations, in resident memory."""
+    """Weights, gradients (of two ranks in one tensor), optimizer state and activations, in resident memory."""
     case = make_case(2, 16, ranks=ranks, units=32_768, embedding_width=128)
     command = (footprint_steps.__file__, "process", json.dumps([case]))
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -94,7 +94,7 @@ def test_a_bank_of_any_size_is_measured_in_seconds_without_its_memory():
 
 def test_parameters_are_counted_by_the_names_that_checkpoints_have():
     case = CASES["chunks"]
-    network = TwoStream.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).network_settings())
+    network = TwoStream.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).model)
     for stream, counts in predict(case).parameters.items():
         sizes = {name: weight.numel() for name, weight in network.networks[stream].state_dict().items()}
         assert counts["memory.values_RFC"] == sizes["memory.values_RFC"]

@@ -1,0 +1,128 @@
+"""A run's folder: all that is known of the run. One process writes it, the first rank; any process may read it.
+
+    config.yaml            the settings as resolved, of the latest launch
+    lock                   held while somebody writes; see `files.hold`
+    metrics.jsonl          every number logged; see `metrics`
+    status.json            where the run stands, how it ended, what it was published as: `Status`
+    checkpoints/step_*/    see `checkpoint`
+    best                   a symbolic link to the checkpoint with the best mAP of held-out videos
+    model/                 the finished model
+    mirror.json            what the MLflow store has of all this; `tracking` alone writes it
+
+Nothing else knows anything of a run that this folder does not: resuming, reports, the table of jobs, promotion and the
+mirror in MLflow read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aumn.files import hold, whole_file
+from aumn.records import InputError
+
+State = Literal["running", "finished", "failed", "stopped"]
+
+
+class Status(BaseModel):
+    """What `status.json` says. Steps count from 1; 0 means none yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    state: State = "running"
+    """`stopped`: by a signal, to go on later; `failed`: see `why`."""
+    why: str = ""
+    """One sentence on a run that stopped or failed."""
+    step: int = 0
+    """Of the newest whole checkpoint."""
+    steps: int = 0
+    """Asked for."""
+    best: float = -1.0
+    """Highest mAP on held-out videos so far."""
+    best_step: int = 0
+    published_step: int = 0
+    """Of the finished model in `model/`."""
+    launch: str | None = None
+    """What all attempts of one launch share; see `runtime.attempts.launch_id`."""
+    started_ms: int = 0
+    ended_ms: int | None = None
+    facts: dict[str, str] = {}
+    """Where and on what it runs: ranks, host, commit, dataset, dataset_identity, a job's step; MLflow's tags."""
+
+
+class RunFolder:
+    """Reads a run's folder; writes are for the process inside `writing`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def writing(self, launch: str | None = None) -> Iterator[None]:
+        """Be the folder's one writer for the length of a `with` block; InputError where another process is.
+
+        `launch` is what all attempts of one launch share; see `runtime.attempts.launch_id`.
+        """
+        refusal = (
+            f"run.folder={self.path} is in use: another process trains this run or delivers its metrics. Wait until "
+            "it has ended, or name another run.folder"
+        )
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold(self.path / "lock", refusal, launch=launch))
+            except OSError as error:
+                raise InputError(
+                    f"run.folder={self.path} cannot be written: {error}. Choose a folder that you may write to."
+                ) from None
+            yield
+
+    def status(self) -> Status:
+        """What is known of the run; an empty Status where nothing can be read, which costs a convenience."""
+        file = self.path / "status.json"
+        try:
+            return Status.model_validate_json(file.read_bytes())
+        except OSError:
+            return self._status_before()
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "its JSON"
+            raise InputError(
+                f"{file} is damaged or of another aumn ({where}: {problem['msg']}): remove it, and the run goes on "
+                "from its checkpoints."
+            ) from None
+
+    def write_status(self, status: Status) -> None:
+        """Replace what is known of the run. OSError where the disk refuses."""
+        with whole_file(self.path / "status.json") as file:
+            file.write_text(json.dumps(status.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def config(self) -> dict[str, Any]:
+        """The settings by section, as resolved; empty where none were written."""
+        import yaml
+
+        try:
+            settings: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            return {}
+        return settings
+
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """Replace the settings. OSError where the disk refuses."""
+        import yaml
+
+        with whole_file(self.path / "config.yaml") as file:
+            file.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def _status_before(self) -> Status:
+        """Of a run that aumn 0.1 (up to commit 0e01a02) began, which wrote run.json."""
+        try:
+            facts = json.loads((self.path / "run.json").read_bytes())
+            state: State = "finished" if facts["finished"] else "stopped"
+            return Status(state=state, launch=facts["launch"], published_step=facts["published_step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return Status()
