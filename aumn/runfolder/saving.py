@@ -46,13 +46,13 @@ class RunWriter:
         self._writing: Future[bool] | None = None
         self._refused = self._status_refused = False
 
-    def begin(self, settings: Mapping[str, Any], **facts: Any) -> None:
-        """Write the run's settings, and that it runs."""
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Write the run's settings, and its status."""
         try:
             self._folder.write_config(settings)
         except OSError as error:
             self._say(f"The run's settings, {self._folder.path / 'config.yaml'}, cannot be written: {error}.")
-        self.note(state="running", why="", ended_ms=None, **facts)
+        self.note()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append numbers of a step to the metrics; never waits for the disk."""

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from aumn.config.run_config import RunConfig
+from aumn.data.loader import TrainingLoader
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import Objective
-from aumn.records import Step
 from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from aumn.training.validation import Validation  # which opens temporal ground truth; training does not
 
 
-class StepSource(Protocol):
-    """Where steps come from: `data.loader.TrainingLoader`."""
-
-    steps_per_epoch: int
-    wait_s: float
-
-    def steps(self, first: int, last: int) -> Iterable[Step]:
-        """Steps first, ..., last - 1, prefetched."""
-
-
 @dataclass
 class Run:
     """A run put together, the same on every rank, but for the writer, which the first one alone has."""
@@ -49,7 +39,7 @@ class Run:
     config: RunConfig
     network: TwoStream
     engine: Engine
-    loader: StepSource
+    loader: TrainingLoader
     watch: FiniteWatch
     progress: Progress
     validation: Validation | None = None
@@ -64,7 +54,7 @@ def train(run: Run) -> None:
     config, engine, progress, ranks = run.config.run, run.engine, run.progress, run.engine.ranks
     objective = Objective(run.config.loss, config.steps, run.config.model.independent_classes)
     clock = _Clock(run.loader, engine)
-    with closing(run.loader.steps(progress.step, config.steps)) as steps:  # type: ignore[type-var]
+    with closing(run.loader.steps(progress.step, config.steps)) as steps:
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
         for step in chain([None] if progress.evaluation_due else [], steps):
             signal = 0
@@ -185,7 +175,7 @@ def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, fl
 class _Clock:
     """Videos a second, and the shares of time spent waiting for data and for other ranks, since the last reading."""
 
-    def __init__(self, loader: StepSource, engine: Engine) -> None:
+    def __init__(self, loader: TrainingLoader, engine: Engine) -> None:
         self.loader, self.engine, self.videos = loader, engine, 0
         self.before = self._totals_s()
 

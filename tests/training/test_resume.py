@@ -109,7 +109,7 @@ def test_stopped_at_any_moment_again_and_again_a_process_alone_ends_in_the_same_
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_is_not_finished_and_a_rank_alone_ends_with_torchrun(tiny):
-    settings = ["optimizer.schedule=constant", "run.checkpoint_every=1000"]
+    settings = ["optimizer.schedule=constant", "loss.pseudo_labels=0", "run.checkpoint_every=1000"]
     succeed(tiny.train("longer", "run.steps=20", *settings))
     status = RunFolder(tiny.root / "longer").status
     assert (status().state, status().published_step) == ("finished", 20)
