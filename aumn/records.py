@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
 
-    told_by_another_rank: bool | None = None  # None: raised before the ranks were connected
+    teller: int | None = None  # the rank that tells it, once the ranks have agreed on one; see `runtime.ending`
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))
@@ -31,7 +31,7 @@ class Stopped(BaseException):
     No Exception, so that no library takes it for a failure of its own; see `runtime.preemption`.
     """
 
-    told_by_another_rank: bool | None = None
+    teller: int | None = None
 
     def __init__(self, sentence: str, *, signal: int, code: int) -> None:
         super().__init__(sentence)

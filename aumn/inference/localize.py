@@ -5,9 +5,9 @@ Videos go through the network one by one, whole, so a video's detections do not 
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +15,10 @@ import numpy as np
 
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
+from aumn.files import partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
-from aumn.inference.parts import write_part
+from aumn.inference.parts import part_of, write_part
 from aumn.inference.proposals import VideoDetections, detect
 from aumn.inference.scoring import ScoreKeeper
 from aumn.inference.settings import LocalizeSettings
@@ -108,40 +109,46 @@ def localize_subset(
     )
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
     with _appearing_whole(out, ranks) as partial:
-        write_part(detections, partial / f"part-{ranks.rank:05d}.parquet", metadata)
+        write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:
             keeper.write(partial, model, ranks.rank)
         if json_file:
             ranks.barrier()
             if ranks.is_first:
-                _write_json(partial, json_file)
+                with _telling_refusals(json_file):
+                    export_json(read_detections(partial)[0], json_file)
     return sum(ranks.gather(len(detections)))
 
 
-def _write_json(detections: Path, file: Path) -> None:
-    try:
-        export_json(read_detections(detections)[0], file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error}. Free space, mend its folder, or name another.") from error
+def final_model(folder: Path) -> Path:
+    """The folder of the model that a user means by `folder`: of a run's, the final model in it."""
+    inside = folder / "model"
+    return inside if (inside / "model.json").is_file() and not (folder / "model.json").exists() else folder
 
 
 @contextmanager
 def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
     """A folder that every rank writes into and that takes its name once all have."""
-    partial = out.with_name(f".{out.name}.partial")
-    if ranks.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    ranks.barrier()
-    try:
-        yield partial
+    with _telling_refusals(out):
+        with whole_folder(out, checksums=False) if ranks.is_first else nullcontext(partial_of(out)) as partial:
+            ranks.barrier()
+            yield partial
+            ranks.barrier()
         ranks.barrier()
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _telling_refusals(path: Path) -> Iterator[None]:
+    """What a disk refuses one rank is told in one sentence, and ends the others too; see `runtime.ranks.connect`."""
+    try:
+        yield
+    except FileNotFoundError:  # another rank refused, and the first one took the folder away
         raise
-    if ranks.is_first:
-        partial.rename(out)
-    ranks.barrier()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise InputError(
+            f"{path} cannot be written: {reason}. Free space, mend its folder, or name another."
+        ) from error
 
 
 def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.memory import Memory, QuickLinear, Reading
-from aumn.model.products import batch_product, convolve, product
+from aumn.model.products import convolve, product
 from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Scores, VideoScores
 
@@ -128,21 +128,17 @@ class AUMN(nn.Module):
         reading = self.memory.read(queries_BTA, mask_BT)
         attention_BT = reading.attention_BT * mask_BT
         mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths, seeds)
-        cas_BTC = None
-        if self.settings.pooling_share < 1:
-            cas_BTC = _class_activation(embedded_BTF, mixing_BTT, reading)
-            logits_BC = self._pool(attention_BT, cas_BTC, mask_BT)
-        else:
+        if self.settings.pooling_share == 1:
             logits_BC = self._pool_unbuilt(embedded_BTF, mixing_BTT, mask_BT, reading)
+        else:
+            logits_BC = self._pool(attention_BT, _class_activation(embedded_BTF, mixing_BTT, reading), mask_BT)
         if self.class_bias_C is not None:
             logits_BC = logits_BC + self.class_bias_C
-        taught_BTC = None
+        cas_BTC = None
         if self.scores_snippets:
             with torch.no_grad():
-                if cas_BTC is None:
-                    cas_BTC = _class_activation(embedded_BTF, mixing_BTT, reading)
-                taught_BTC = self._probabilities(cas_BTC)
-        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF, taught_BTC)
+                cas_BTC = self._probabilities(_class_activation(embedded_BTF, mixing_BTT, reading))
+        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF, cas_BTC)
 
     def _mixing(
         self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]
@@ -158,7 +154,7 @@ class AUMN(nn.Module):
             return None
         if settings.centred_queries:
             queries_BTA = _centred(queries_BTA, mask_BT)
-        scores_BTT = batch_product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
+        scores_BTT = product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
         if any(length < mask_BT.shape[1] for length in lengths):
             scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
         mixing_BTT = scores_BTT.softmax(-1)
@@ -219,7 +215,7 @@ def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: 
 
     In slices of time that hold n x J x C values.
     """
-    mixed_BTF = embedded_BTF if mixing_BTT is None else embedded_BTF + batch_product(mixing_BTT, embedded_BTF)
+    mixed_BTF = embedded_BTF if mixing_BTT is None else embedded_BTF + product(mixing_BTT, embedded_BTF)
     basis_FX = reading.basis_JFC.transpose(0, 1).flatten(1)
     size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
     slice_snippets = max(1, SLICE_ELEMENTS // basis_FX.shape[1])

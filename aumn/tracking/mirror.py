@@ -1,7 +1,7 @@
 """MLflow as a mirror of a run's folder: kept up by a thread in training, and by `aumn deliver` afterwards.
 
 The folder is written first, and alone counts. Training never waits for the store: it wakes a thread, which sends what
-the folder holds and the store lacks (`mirrored_run`), as often as it takes. `mirror.json` says how far it came (`sent`).
+the folder holds and the store lacks (`mirrored_run`), as often as it takes. `mirror.json` says how far it is (`sent`).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Wai
     address = find_address(uri or tracking.uri) if uri or sent is None else _find_named(folder.path, sent.store)
     run = _prepare(folder, tracking, address, say)
     if run.sent.store != public(address):
-        run.connect()
+        run.connect(folder.status().started_ms)
     waiting = run.waiting()
     run.push()
     return waiting or None

@@ -19,7 +19,7 @@ from aumn.runfolder.folder import RunFolder, State, Status
 from aumn.runfolder.metrics import NO_METRICS
 from aumn.tracking.registration import register
 from aumn.tracking.sent import Sent, Tracking, Version, Waiting, find_waiting, line_key
-from aumn.tracking.store import RefusedForGoodError, StoreError, artifact_location, explain, open_store
+from aumn.tracking.store import RefusedForGoodError, StoreError, artifact_location, explain, open_store, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,16 +49,17 @@ class MirroredRun:
         """What is still to be sent."""
         return find_waiting(self._folder, self.sent, self._tracking)
 
-    def connect(self) -> MlflowClient:
+    def connect(self, started_ms: int = 0) -> MlflowClient:
         """Find out what the store has of the run. A store that does not know it gets a new one, and all of the folder.
 
         To be called again after a refusal, which may have come after the taking. StoreError where nobody answers.
+        `started_ms` is for a new one; 0: it starts now.
         """
         client = open_store(self._address)
         with explain(self._address):
             run = _find_run(client, self.sent.run) if self.sent.run else None
             if run is None:
-                run = self._begin(client)
+                run = self._begin(client, started_ms)
         self._params = dict(run.data.params)
         self._last_steps = {metric.key: int(metric.step) for metric in run.to_proto().data.metrics}
         self._note(store=public(self._address))
@@ -75,7 +76,7 @@ class MirroredRun:
         if not waiting:
             return
         try:
-            client = self._client or self.connect()
+            client = self._client or self.connect(self._folder.status().started_ms)
             self._send_facts(client, waiting)
             self._send_metrics(client, waiting)
             if waiting.ending:
@@ -93,7 +94,7 @@ class MirroredRun:
         with self._writing:
             self._closed = True
 
-    def _begin(self, client: MlflowClient) -> Run:
+    def _begin(self, client: MlflowClient, started_ms: int) -> Run:
         if self.sent.run:
             self._say(
                 f"The tracking store {public(self._address)} has no run {self.sent.run}: a new one gets all that "
@@ -101,7 +102,7 @@ class MirroredRun:
             )
         name = self._tracking.run_name or self._folder.path.absolute().name
         experiment_id = _experiment_id(client, self._tracking.experiment)
-        run = client.create_run(experiment_id, self._folder.status().started_ms or None, run_name=name)
+        run = client.create_run(experiment_id, started_ms or None, run_name=name)
         self.sent = Sent(run=run.info.run_id, store=public(self._address))
         return run
 
@@ -189,8 +190,9 @@ class MirroredRun:
     def _set_aside(self, client: MlflowClient, what: str, error: StoreError) -> None:
         with explain(self._address):
             _find_run(client, self.sent.run)  # of a run that was deleted, everything is refused: StoreError
-        self._say(f"The {what} is set aside and will be missing there; the rest is delivered. {error}")
-        self._note(refused={**self.sent.refused, what: str(error)})
+        why = reason(error.__cause__, self._address)
+        self._say(f"The {what} will be missing in the tracking store {public(self._address)}, which refuses it: {why}.")
+        self._note(refused={**self.sent.refused, what: why})
 
     def _note(self, **facts: Any) -> None:
         self.sent = self.sent.model_copy(update=facts)

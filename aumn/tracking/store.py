@@ -56,8 +56,8 @@ def open_store(uri: str | None = None) -> MlflowClient:
     with explain(address):
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri=address, registry_uri=address)
         with _one_at_a_time(address):
+            client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     return client
 
@@ -75,10 +75,18 @@ def explain(address: str) -> Iterator[None]:
     try:
         yield
     except _refusals() as error:
-        refusal = f"The tracking store {public(address)} refused: {_reason(error, address)}."
-        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
-            raise RefusedForGoodError(refusal) from error
-        raise StoreError(f"{refusal} {_remedy(address)}") from error
+        for_good = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+        raise (RefusedForGoodError if for_good else StoreError)(
+            f"The tracking store {public(address)} refused: {reason(error, address)}. {_remedy(address)}"
+        ) from error
+
+
+def reason(error: BaseException | None, address: str) -> str:
+    """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
+    text = " ".join(str(getattr(error, "orig", None) or error).split()).partition(" [SQL: ")[0]
+    layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
+    cause = layers[1] if layers else text.rstrip(".")
+    return textwrap.shorten(hide(cause, address), 300, placeholder=" [...]")
 
 
 def find_address(uri: str | None) -> str:
@@ -137,14 +145,6 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 def _database(address: str) -> Path:
     return Path(address.removeprefix(_SQLITE)).absolute()
-
-
-def _reason(error: Exception, address: str) -> str:
-    """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split()).partition(" [SQL: ")[0]
-    layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
-    cause = layers[1] if layers else text.rstrip(".")
-    return textwrap.shorten(hide(cause, address), 300, placeholder=" [...]")
 
 
 def _remedy(address: str) -> str:

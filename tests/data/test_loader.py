@@ -223,7 +223,7 @@ def test_seeds_are_of_63_bits_and_the_same_on_every_machine(shards: ShardSet) ->
     (later,) = loader.load(2).micro_batches
     assert all(0 <= seed < 2**63 for seed in first.seeds)
     assert len({*first.seeds, *later.seeds}) == 12
-    assert dict(zip(first.videos, first.seeds, strict=True))["video_00"] == 5058909591725760082
+    assert dict(zip(names(first), first.seeds, strict=True))["video_00"] == 5058909591725760082
 
 
 def test_labels_are_multi_hot(source: Source, tmp_path: Path) -> None:

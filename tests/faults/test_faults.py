@@ -19,7 +19,7 @@ from .undisturbed import run_undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SHARD, CHECKPOINT = "shards.partial/progress/*.writing", "run/checkpoints/.step_00000004.partial"
+SHARD, CHECKPOINT = "shards.partial/shards/.*.partial", "run/checkpoints/.step_00000004.partial"
 ROUNDS = [
     Round("pack", (Strike("kill -9 of one", WhileWriting(SHARD, 0)), Strike("kill -9 of all", WhileWriting(SHARD, 0)))),
     Round("pack", (Strike("disk full", WhileWriting(SHARD, 0)),)),

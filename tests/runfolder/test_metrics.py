@@ -71,6 +71,14 @@ def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room_again(w
     assert losses(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
+def test_the_last_value_of_each_metric_is_read_from_the_end_of_a_long_file(writer, tmp_path):
+    for step in range(3000):
+        writer.append(step, {"loss": step / 2, "some_long_name_of_a_metric": 0.1})
+    writer.append(3000, {"mAP": 0.5})
+    found = last_metrics(tmp_path)
+    assert (found["step"], found["loss"], found["mAP"]) == (3000, 2999 / 2, 0.5)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_steps_are_logged_while_the_disk_is_slow_to_take_those_before(fails, writer, tmp_path, monkeypatch):
     """Training waits for no fsync. One that fails may have lost what it was to keep, so that is written anew."""

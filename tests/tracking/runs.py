@@ -35,7 +35,7 @@ class TrackedRun:
         self.note(started_ms=_now_ms())
 
     @property
-    def store(self) -> Sent:
+    def sent(self) -> Sent:
         return Sent.read(self.path)
 
     def log(self, metrics, step: int) -> None:
