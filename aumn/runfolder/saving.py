@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,15 @@ class RunWriter:
         try:
             self.metrics.sync()  # a run that goes on from the checkpoint counts on them
             self.last = save_checkpoint(self._folder.path, frozen, keep_last=self._keep_last, best=best)
-            if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
-                Path(note).write_text(f"{self.last}\n")
         except OSError as error:
             self._tell_refusal(checkpoint.step, error)
             return False
         if self._refused:
             self._refused = False
             self._say(f"Checkpoints can be written again: {self.last} is whole.")
+        if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
+            with suppress(OSError):
+                Path(note).write_text(f"{self.last}\n")
         facts = checkpoint.trainer_facts
         self.note(step=checkpoint.step, **{name: facts[name] for name in ("best", "best_step") if name in facts})
         return True
