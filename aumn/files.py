@@ -5,6 +5,8 @@ A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +23,7 @@ from typing import Any
 from aumn.records import InputError
 
 CHECKSUMS = "SHA256SUMS"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 LOCK_WAIT_S = 5.0
 SETTLE_S = 1.0
 """How long it takes at most, where flock is missing, until another machine sees what was written."""
@@ -35,34 +38,34 @@ class DamagedError(InputError):
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     """A folder to put files into, which becomes `path` when the block ends well and vanishes when it does not.
 
-    What had the name before is removed once the new files and their checksums are on the disk; only in between does
-    neither have the name. One writer a path at a time.
+    What had the name before gives it up in one step, and is removed only once the new folder is on the disk under it.
+    Where the file system cannot exchange two names (NFS, Lustre), the old folder is first renamed aside. A kill between
+    the two renames leaves it there: readers here find it, the next writer puts it back. One writer a path at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    _restore(path)
+    partial = partial_of(path)
     for leftover in (partial, _doomed(path)):  # of a writer that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        _seal(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
-        remove_folder(path)
-    partial.rename(path)
-    sync(path.parent)
+        if checksums:
+            _seal(partial)
+        _put(partial, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # what did not become `path`, or what was it before
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path`, in place of what had the name, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         yield partial
         sync(partial)
@@ -74,6 +77,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def partial_of(path: Path) -> Path:
+    """Where `whole_folder` and `whole_file` write what becomes `path`."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def remove_folder(path: Path) -> None:
     """Delete a folder; killed half-way, this leaves no folder with a part of its files under the name."""
     doomed = _doomed(path)
@@ -82,18 +90,68 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _doomed(path: Path) -> Path:
-    return path.with_name(f".{path.name}.removed.partial")
-
-
 def remove_leftovers(parent: Path) -> None:
     """Delete what killed writers left in `parent`, where nobody is writing now, as far as that is permitted."""
+    for aside in parent.glob(".*.replaced"):
+        _restore(parent / aside.name[1:].removesuffix(".replaced"))
     for leftover in parent.glob(".*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def standing(path: Path) -> Path:
+    """Where the folder called `path` is: there, or aside, where a writer was killed between two renames."""
+    aside = _aside(path)
+    return aside if not path.exists() and aside.exists() else path
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Give `partial` the name; the folder that had it, if any, is called `partial` then."""
+    if not path.exists():
+        partial.rename(path)
+    elif not _exchange(partial, path):
+        aside = _aside(path)
+        path.rename(aside)
+        try:
+            partial.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
+        aside.rename(partial)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the file system or the C library cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _restore(path: Path) -> None:
+    """End the two renames at which a writer was killed: the old folder is put back, or removed where the new one is."""
+    aside = _aside(path)
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _doomed(path: Path) -> Path:
+    return path.with_name(f".{path.name}.removed.partial")
+
+
 def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
     """A file's bytes, if they are those that were written."""
+    folder = standing(folder)
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
@@ -104,6 +162,7 @@ def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
 
 def check_folder(folder: Path, *, remedy: str) -> None:
     """Compare every file that has a checksum with it."""
+    folder = standing(folder)
     for name, expected in _read_checksums(folder, remedy).items():
         try:
             checksum = _sha256(folder / name)

@@ -6,6 +6,7 @@ training: it is told once, the next checkpoint is the next try, and nothing is s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -92,6 +93,8 @@ class RunWriter:
         try:
             self.metrics.sync()  # a run that goes on from the checkpoint counts on them
             self.last = save_checkpoint(self._folder.path, frozen, keep_last=self._keep_last, best=best)
+            if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
+                Path(note).write_text(f"{self.last}\n")
         except OSError as error:
             self._tell_refusal(checkpoint.step, error)
             return False
@@ -134,7 +137,8 @@ class _Snapshot:
     def read(self) -> dict[str, Tensor]:
         """The copies, once they are complete."""
         if self._device is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._device):  # a thread's own current device is the first one
+                self._copied.synchronize()
         return self._tensors
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aumn.config.run_config import RunConfig
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
+from aumn.model.losses import Objective
 from aumn.records import Step
 from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import RunWriter
@@ -47,7 +47,6 @@ class Run:
     """A run put together, the same on every rank, but for the writer, which the first one alone has."""
 
     config: RunConfig
-    weights: Mapping[str, LossWeights]
     network: TwoStream
     engine: Engine
     loader: StepSource
@@ -63,6 +62,7 @@ class Run:
 def train(run: Run) -> None:
     """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them."""
     config, engine, progress, ranks = run.config.run, run.engine, run.progress, run.engine.ranks
+    objective = Objective(run.config.loss, config.steps, run.config.model.independent_classes)
     clock = _Clock(run.loader, engine)
     with closing(run.loader.steps(progress.step, config.steps)) as steps:  # type: ignore[type-var]
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
@@ -70,7 +70,7 @@ def train(run: Run) -> None:
             signal = 0
             if step is not None:
                 asked = ranks.ask(preemption.asked)  # answered while the step computes
-                report = train_step(engine, step, _weights_at(run.weights, step.index / config.steps))
+                report = train_step(engine, step, objective)
                 rate = learning_rate(run.config.optimizer, step.index, config.steps)
                 norms = engine.update(rate)
                 run.watch.add(step, report, norms)
@@ -157,11 +157,6 @@ def _how_to_go_on(run: Run, writer: RunWriter | None) -> str | None:
     return f"{step} could not be saved; go on from {writer.last} by the same command with --resume"
 
 
-def _weights_at(weights: Mapping[str, LossWeights], share: float) -> dict[str, LossWeights]:
-    """The weights after a share of the run's steps."""
-    return {name: weight.at(share) for name, weight in weights.items()}
-
-
 def _log(run: Run, metrics: Mapping[str, float]) -> None:
     done, steps = run.progress.step, run.config.run.steps
     if run.writer:
@@ -207,5 +202,5 @@ class _Clock:
         totals = {"elapsed": time.perf_counter(), "data": self.loader.wait_s}
         gradients_s = self.engine.communication_s()
         if gradients_s is not None:
-            totals["communication"] = gradients_s + self.engine.ranks.sums.total_s
+            totals["communication"] = gradients_s
         return totals

@@ -26,24 +26,6 @@ from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.mirror import registered
 
-FREE_ON_RESUME = (
-    "data.shards",
-    "batch.micro_videos",
-    "run.folder",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.hang_timeout_s",
-    "run.engine",
-    "engine.zero_stage",
-    "engine.offload",
-    "engine.compile_ops",
-    "engine.shared_memory",
-    "tracking.",
-)
-"""Settings that a resumed run may change, and run.steps where neither the learning rate nor the loss depends on it;
-another value of any other setting would make it another run. The shard set may have moved: its identity is checked."""
-
 
 @dataclass
 class Progress:
@@ -123,8 +105,8 @@ def is_finished(config: RunConfig, start: Start) -> bool:
 def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
     """The card of a model that this code is about to train."""
     return ModelCard(
-        model=config.model.model_dump(),
-        localize=config.localize.model_dump(),
+        model=config.model,
+        localize=config.localize,
         classes=shards.classes,
         streams=shards.streams,
         stride_frames=shards.stride_frames,
@@ -162,7 +144,11 @@ def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Chec
 
 def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, path: Path) -> None:
     """The checkpoint must be of this run: the same settings, the same training data, and steps that are asked for."""
-    _refuse_other_settings(progress.config, config.model_dump(mode="json"), path)
+    if differing := config.differing_from(progress.config):
+        raise InputError(
+            f"{path} is of a run with other settings; resume with those it started with:",
+            *(f"{name}: the run has {before!r}, now {now!r}" for name, (before, now) in differing.items()),
+        )
     if progress.card.dataset_identity != card.dataset_identity:
         raise InputError(
             f"{config.data.shards} is not what {path} was trained on (identity {card.dataset_identity}, not "
@@ -173,18 +159,3 @@ def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, 
             f"{path} is at step {progress.step}, beyond run.steps={config.run.steps}: set run.steps to "
             f"{progress.step} or more."
         )
-
-
-def _refuse_other_settings(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    """A field that the run is too old to know had what is its default now."""
-    moves_with_steps = given["optimizer"]["schedule"] != "constant" or given["loss"]["pseudo_labels"] > 0
-    free = FREE_ON_RESUME if moves_with_steps else (*FREE_ON_RESUME, "run.steps")
-    differing = [
-        f"{section}.{name}: the run has {before!r}, now {value!r}"
-        for section, fields in given.items()
-        for name, value in fields.items()
-        if not f"{section}.{name}".startswith(free)
-        and (before := saved.get(section, {}).get(name, RunConfig.default(section, name))) != value
-    ]
-    if differing:
-        raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *differing)

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
 from aumn.records import InputError, Stopped
 from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.attempts import launch_id
-from aumn.runtime.engines import Engine, build_engine
+from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.job_run import job_tags
 from aumn.tracking.mirror import Mirror
@@ -72,11 +70,13 @@ def run_training(
             )
             return
         torch.manual_seed(config.run.seed)
-        network = TwoStream.build(shards.streams, len(shards.classes), config.network_settings())
-        engine = _build_engine(config, network, ranks, device)
+        labels = config.loss.pseudo_labels > 0
+        network = TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+        how = config.run.engine
+        engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
         start.load_into(engine)
-        watch, weights = FiniteWatch(engine), _loss_weights(config)
-        run = Run(config, weights, network, engine, loader, watch, start.progress, validation, say=say, advance=advance)
+        watch = FiniteWatch(engine)
+        run = Run(config, network, engine, loader, watch, start.progress, validation, say=say, advance=advance)
         try:
             with _recorded(run, start) as mirror:
                 say(
@@ -201,28 +201,3 @@ def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, rank
         world_size=ranks.size,
         pin_memory=config.run.device == "cuda",
     )
-
-
-def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks, device: torch.device) -> Engine:
-    optimizer = config.optimizer
-    settings = {
-        "betas": (optimizer.beta1, optimizer.beta2),
-        "weight_decay": optimizer.weight_decay,
-        "clip_norm": optimizer.clip_norm,
-        **config.engine.model_dump(),
-    }
-    return build_engine(config.run.engine, network, ranks, device, settings)
-
-
-def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
-    loss = config.loss
-    rgb = LossWeights(
-        loss.diversity,
-        loss.homogeneity,
-        loss.sparsity_rgb,
-        loss.sparsity_reduction,
-        loss.pseudo_labels,
-        loss.pseudo_labels_from,
-        independent_classes=config.model.independent_classes,
-    )
-    return {"rgb": rgb, "flow": replace(rgb, sparsity=loss.sparsity_flow)}

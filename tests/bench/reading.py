@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import webdataset as wds
 from harness import BUILD, Row, fresh_seed, main, take_turns
-from problems import WEIGHTS
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
@@ -124,7 +123,7 @@ def check_same(folder: Path, seed: int) -> None:
     """Some videos of a random step, as read by either."""
     loader = open_ours(folder, seed)
     (batch,) = loader.load(seed % loader.steps_per_epoch).micro_batches
-    place_of = {video: place for place, video in enumerate(batch.videos)}
+    place_of = {video.id: place for place, video in enumerate(batch.videos)}
     found = 0
     for keys, rgb_BTD, flow_BTD, labels_BC in open_theirs(folder, 0):
         for row, key in enumerate(keys):
@@ -141,13 +140,13 @@ def check_same(folder: Path, seed: int) -> None:
 def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     """The share of a short real training run that waits for data, the first step's included; both in seconds."""
     loader = open_ours(folder, seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, {})
-    engine = build_engine("single", network, Ranks(), torch.device("cpu"), {})
     run = {"folder": folder, "steps": TRAINING_STEPS, "log_every": TRAINING_STEPS}
     config = RunConfig.model_validate({"data": {"shards": folder}, "run": run})
-    weights = dict.fromkeys(STREAMS, WEIGHTS["rgb"])
+    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, config.model)
+    settings = {"optimizer": config.optimizer, "engine": config.engine}
+    engine = build_engine("single", network, Ranks(), torch.device("cpu"), **settings)
     start_s = time.perf_counter()
-    train(Run(config, weights, network, engine, loader, FiniteWatch(engine), Progress(CARD)))
+    train(Run(config, network, engine, loader, FiniteWatch(engine), Progress(CARD)))
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 
