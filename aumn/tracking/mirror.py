@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 from aumn.addresses import public
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder
 from aumn.tracking.mirrored_run import MirroredRun
 from aumn.tracking.registry import check_names
-from aumn.tracking.sent import NAME, Sent, Tracking, Waiting
+from aumn.tracking.sent import NAME, Sent, Waiting
+from aumn.tracking.settings import TrackingSettings
 from aumn.tracking.store import find_address
 
 GATHER_S = 2.0
@@ -41,7 +41,12 @@ class Mirror:
 
     @classmethod
     def open(
-        cls, folder: Path, tracking: Tracking, *, resumed: bool = True, say: Callable[[str], None] = logger.warning
+        cls,
+        folder: Path,
+        tracking: TrackingSettings,
+        *,
+        resumed: bool = True,
+        say: Callable[[str], None] = logger.warning,
     ) -> Mirror:
         """Begin a new MLflow run, or go on with the folder's own, for which the store need not answer.
 
@@ -193,13 +198,11 @@ def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = l
 
 
 def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Waiting | None:
-    settings = folder.config().get("tracking", {})
-    sent = Sent.read(folder.path)
-    if sent is None and uri is None and not settings.get("enabled"):
+    settings = folder.config()
+    tracking, sent = TrackingSettings(**settings.get("tracking", {})), Sent.read(folder.path)
+    if sent is None and uri is None and not (settings and tracking.enabled):
         return None  # the user wants no mirror of this run
-    defaults = {"experiment": "aumn", "run_name": None, "model_name": None, "alias": None}
-    tracking = SimpleNamespace(**defaults | settings)
-    store = sent.store if sent else public(find_address(settings.get("uri")))
+    store = sent.store if sent else public(find_address(tracking.uri))
     address = find_address(uri) if uri else _find_named(folder.path, store)
     run = _prepare(folder, tracking, address, say)
     if run.sent.store != public(address):
@@ -224,7 +227,7 @@ def _deliver_earlier(folder: RunFolder, address: str, say: Callable[[str], None]
 
 
 def _prepare(
-    folder: RunFolder, tracking: Tracking, address: str, say: Callable[[str], None], *, resumed: bool = True
+    folder: RunFolder, tracking: TrackingSettings, address: str, say: Callable[[str], None], *, resumed: bool = True
 ) -> MirroredRun:
     _refuse_old_letters(folder.path)
     run = (resumed and _run_before(folder.path)) or ""

@@ -18,7 +18,8 @@ from aumn.addresses import hide, public
 from aumn.runfolder.folder import RunFolder, State, Status
 from aumn.runfolder.metrics import NO_METRICS
 from aumn.tracking.registration import register
-from aumn.tracking.sent import Sent, Tracking, Version, Waiting, find_waiting, line_key
+from aumn.tracking.sent import Sent, Version, Waiting, find_waiting, line_key
+from aumn.tracking.settings import TrackingSettings
 from aumn.tracking.store import RefusedForGoodError, StoreError, artifact_location, explain, open_store, reason
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class MirroredRun:
     """Not safe for several threads, but for `close` and for reading `sent`."""
 
     def __init__(
-        self, folder: RunFolder, tracking: Tracking, address: str, sent: Sent, say: Callable[[str], None]
+        self, folder: RunFolder, tracking: TrackingSettings, address: str, sent: Sent, say: Callable[[str], None]
     ) -> None:
         self.folder, self.tracking, self.address, self.sent = folder, tracking, address, sent
         self._say = say

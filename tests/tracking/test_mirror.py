@@ -265,15 +265,15 @@ def test_two_runs_at_once_do_not_meet(track, store):
 DEFAULT_STORE = """
 import os, sys
 from pathlib import Path
-from types import SimpleNamespace
 from aumn.tracking import registry
 from aumn.tracking.history import attach
 from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import Sent
+from aumn.tracking.settings import TrackingSettings
 assert not {"mlflow", "torch"} & sys.modules.keys(), "imported before it is used"
 
-run, tracking = Path("run").absolute(), {"uri": None, "experiment": "aumn", "run_name": None, "model_name": None}
-mirror = Mirror.open(run, SimpleNamespace(**tracking, alias=None))
+run = Path("run").absolute()
+mirror = Mirror.open(run, TrackingSettings())
 os.chdir("/")
 mirror.wake()
 sent = Sent.read(run)
