@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from aumn.addresses import has_password, hide
 from aumn.jobs.job_schema import RESOURCES, JobPlan, StepPlan, text_of
 
 COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")
@@ -33,7 +34,7 @@ def describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{where} is no field of a job; docs/jobs.md lists them."
     rule, value = problem["msg"].removeprefix("Value error, "), problem["input"]
-    shown = _hide_password(repr(value))
+    shown = hide(repr(value), str(value))
     return f"{where}={shown}: {rule[0].lower()}{rule[1:]}."
 
 
@@ -92,13 +93,8 @@ def _check_sweep(step: StepPlan) -> Iterator[str]:
 
 def find_password(word: str) -> Iterator[str]:
     """The problem of a word with the address of a store that holds one."""
-    if _hide_password(word) != word:
+    if has_password(word):
         yield (
-            f"{_hide_password(word)!r} must not hold a password, which logs and every user of the cluster would see: "
+            f"{hide(word, word)!r} must not hold a password, which logs and every user of the cluster would see: "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
         )
-
-
-def _hide_password(text: str) -> str:
-    """What stands before the @ of an address, and has a colon."""
-    return re.sub(r"//[^/@]*:[^/@]*@", "//***@", text)

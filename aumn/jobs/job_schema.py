@@ -10,6 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from aumn.addresses import has_password
+
 Count = Annotated[int, Field(ge=1)]
 StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Scalar = bool | int | float | str
@@ -119,7 +121,7 @@ class Tracking(_Part):
     @field_validator("uri")
     @classmethod
     def _check_uri(cls, uri: str | None) -> str | None:
-        if uri and re.search(r"//[^/@]*:[^/@]*@", uri):
+        if uri and has_password(uri):
             raise ValueError(
                 "must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
             )
