@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from aumn.jobs.job_schema import RESOURCES, JobPlan, StepPlan, text_of
 
 COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")
+_PASSWORD = re.compile(r"""//[^/@\s"]*:[^/@\s"]*@([\w.-]*)""")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def validate(plan: JobPlan, folder: Path) -> list[str]:
     """The problems of a plan, a sentence each; `job.build` takes one that has none."""
-    problems = [*_check_settings(plan, folder), *_check_needs(plan)]
+    problems = [*_check_passwords(plan), *_check_settings(plan, folder), *_check_needs(plan)]
     for name, step in plan.steps.items():
         found = (*_check_command(step, {*plan.settings, "folder"}), *_check_sweep(step))
         problems += [f"steps.{name}.{problem}" for problem in found]
@@ -33,8 +34,16 @@ def describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{where} is no field of a job; docs/jobs.md lists them."
     rule, value = problem["msg"].removeprefix("Value error, "), problem["input"]
-    shown = _hide_password(repr(value))
+    shown = _PASSWORD.sub(r"//***@\1", repr(value))
     return f"{where}={shown}: {rule[0].lower()}{rule[1:]}."
+
+
+def _check_passwords(plan: JobPlan) -> Iterator[str]:
+    for host in _PASSWORD.findall(plan.model_dump_json()):
+        yield (
+            f"the address //***@{host} must not hold a password, which logs and every user of the cluster would see: "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+        )
 
 
 def _check_settings(plan: JobPlan, folder: Path) -> Iterator[str]:
@@ -88,17 +97,3 @@ def _check_sweep(step: StepPlan) -> Iterator[str]:
             step.resources_of(chosen)
         except ValidationError as error:
             yield from (f"sweep, {label}: resources.{describe(found)}" for found in error.errors())
-
-
-def find_password(word: str) -> Iterator[str]:
-    """The problem of a word with the address of a store that holds one."""
-    if _hide_password(word) != word:
-        yield (
-            f"{_hide_password(word)!r} must not hold a password, which logs and every user of the cluster would see: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
-        )
-
-
-def _hide_password(text: str) -> str:
-    """What stands before the @ of an address, and has a colon."""
-    return re.sub(r"//[^/@]*:[^/@]*@", "//***@", text)

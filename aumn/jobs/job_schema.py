@@ -116,15 +116,6 @@ class Tracking(_Part):
     uri: str | None = Field(None, description="MLflow store; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.")
     experiment: str = "aumn"
 
-    @field_validator("uri")
-    @classmethod
-    def _check_uri(cls, uri: str | None) -> str | None:
-        if uri and re.search(r"//[^/@]*:[^/@]*@", uri):
-            raise ValueError(
-                "must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-            )
-        return uri
-
 
 class JobPlan(_Part):
     """The YAML file."""
