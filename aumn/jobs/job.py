@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from aumn.config.run_config import RunConfig, load_config
 from aumn.config.yaml_files import parse_value, read_yaml
-from aumn.jobs.job_check import PLACEHOLDER, describe, find_password, validate
+from aumn.jobs.job_check import PLACEHOLDER, describe, validate
 from aumn.jobs.job_schema import RESOURCES, JobPlan, Resources, Scalar, StepPlan, text_of
 from aumn.records import InputError
 
@@ -89,7 +89,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), *, folder: Path | None =
     _refuse(path, validate(plan, folder))
     job = build(plan, folder, Path.cwd())
     run_folders, problems = _find_run_folders(job)
-    _refuse(path, [*_find_passwords(job), *problems])
+    _refuse(path, problems)
     return replace(job, run_folders=run_folders)
 
 
@@ -168,8 +168,3 @@ def _find_run_folders(job: Job) -> tuple[dict[str, Path], list[str]]:
                     f"{tracking.uri}; a job has one store."
                 )
     return folders, problems
-
-
-def _find_passwords(job: Job) -> list[str]:
-    words = {(step.name, word) for step in job.steps for point in step.points for word in point.arguments}
-    return [f"steps.{step}.run: {problem}" for step, word in sorted(words) for problem in find_password(word)]

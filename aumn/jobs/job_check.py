@@ -19,7 +19,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 def validate(plan: JobPlan, folder: Path) -> list[str]:
     """The problems of a plan, a sentence each; `job.build` takes one that has none."""
-    problems = [*_check_settings(plan, folder), *_check_needs(plan)]
+    problems = [*_check_passwords(plan), *_check_settings(plan, folder), *_check_needs(plan)]
     for name, step in plan.steps.items():
         found = (*_check_command(step, {*plan.settings, "folder"}), *_check_sweep(step))
         problems += [f"steps.{name}.{problem}" for problem in found]
@@ -36,6 +36,14 @@ def describe(problem: Any) -> str:
     rule, value = problem["msg"].removeprefix("Value error, "), problem["input"]
     shown = hide(repr(value), str(value))
     return f"{where}={shown}: {rule[0].lower()}{rule[1:]}."
+
+
+def _check_passwords(plan: JobPlan) -> Iterator[str]:
+    for word in filter(has_password, re.split(r"[\s\"]+", plan.model_dump_json())):
+        yield (
+            f"the address {hide(word, word)} must not hold a password, which logs and every user of the cluster would "
+            "see: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+        )
 
 
 def _check_settings(plan: JobPlan, folder: Path) -> Iterator[str]:
@@ -89,12 +97,3 @@ def _check_sweep(step: StepPlan) -> Iterator[str]:
             step.resources_of(chosen)
         except ValidationError as error:
             yield from (f"sweep, {label}: resources.{describe(found)}" for found in error.errors())
-
-
-def find_password(word: str) -> Iterator[str]:
-    """The problem of a word with the address of a store that holds one."""
-    if has_password(word):
-        yield (
-            f"{hide(word, word)!r} must not hold a password, which logs and every user of the cluster would see: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
-        )

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from aumn.files import hold, started_at, whole_file
 from aumn.jobs.job import Job, Step, build
@@ -43,6 +43,9 @@ class Sent(NamedTuple):
 
     comment: str
     job_id: str
+
+
+_NEVER_SENT = Sent("no comment of ours", "")
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,13 @@ class JobFolder:
         numbers = {task.comment: task.job_id for task in tasks.values()}
         found = []
         for step, index in self._points():
-            last, end = sent.get((step.name, index), Sent("", "")), ends.get((step.name, index))
-            job_id = last.job_id or numbers.get(last.comment, "")
-            found.append(_status(step, index, job_id, end, tasks.get((job_id, index))))
+            last, end = sent.get((step.name, index), _NEVER_SENT), ends.get((step.name, index))
+            job_id = last.job_id or numbers.get(last.comment, end.job_id if end else "")
+            known = tasks.get((job_id, index))
+            state, reason = _state(job_id, end, known)
+            known = known or end or Task("", "")  # SLURM may have forgotten it
+            facts = (known.nodes, known.restarts, known.elapsed_s)
+            found.append(PointStatus(step, index, state, job_id, reason, *facts))
         return found
 
     def not_done(self) -> set[str]:
@@ -250,21 +257,20 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | None) -> PointStatus:
-    known = task or end  # SLURM may have forgotten it
-    facts: Any = (known.nodes, known.restarts, known.elapsed_s) if known else ()
+def _state(job_id: str, end: Task | None, task: Task | None) -> tuple[State, str]:
+    """Where a point is, and why: a good end counts most, then what SLURM says now, then how the point ended before."""
+    if end and end.state == DONE:
+        return "done", ""
     if job_id.startswith(_LOCAL) and not (end and end.job_id == job_id):
-        running = _is_running(job_id)
-        return PointStatus(step, index, "running" if running else "failed", job_id, "" if running else NO_WORD)
-    if end is not None and (end.state == DONE or task is None):
-        reason = "" if end.state == DONE else end.reason
-        return PointStatus(step, index, _STATES.get(end.state, "failed"), job_id or end.job_id, reason, *facts)
+        return ("running", "") if _is_running(job_id) else ("failed", NO_WORD)
+    if task is None and end:
+        return "failed", end.reason
     if task is None:
-        how: tuple[State, str] = ("failed", f"{NO_WORD}, and SLURM has forgotten it") if job_id else ("waiting", "")
-        return PointStatus(step, index, how[0], job_id, how[1])
+        return ("failed", f"{NO_WORD}, and SLURM has forgotten it") if job_id else ("waiting", "")
     state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "failed")
-    reason = task.reason if state != "failed" else end.reason if end and task.state == "FAILED" else task.state
-    return PointStatus(step, index, state, job_id, reason, *facts)
+    if state != "failed":
+        return state, task.reason
+    return state, end.reason if end and task.state == "FAILED" else task.state
 
 
 def _is_running(job_id: str) -> bool:

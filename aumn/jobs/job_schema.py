@@ -10,8 +10,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from aumn.addresses import has_password
-
 Count = Annotated[int, Field(ge=1)]
 StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Scalar = bool | int | float | str
@@ -117,15 +115,6 @@ class Tracking(_Part):
     enabled: bool = True
     uri: str | None = Field(None, description="MLflow store; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.")
     experiment: str = "aumn"
-
-    @field_validator("uri")
-    @classmethod
-    def _check_uri(cls, uri: str | None) -> str | None:
-        if uri and has_password(uri):
-            raise ValueError(
-                "must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-            )
-        return uri
 
 
 class JobPlan(_Part):

@@ -46,17 +46,19 @@ def require_slurm() -> None:
 
 
 def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Submit; the job's number."""
+    """Submit; the job's number. InputError where there is none, which need not mean that there is no job."""
     try:
         done = _run(argv, {**os.environ, **environment})
+        code, said = done.returncode, " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
     except subprocess.TimeoutExpired:
-        raise InputError(
-            f"sbatch did not answer within {TIMEOUT_S} s: look at `sinfo`, then submit again. A job that SLURM took "
-            "all the same is found then, and not submitted twice."
-        ) from None
-    if done.returncode == 0:
+        code, said = 1, "Socket timed out"  # in SLURM's words, which gives up by itself where the controller is slow
+    if code == 0:
         return done.stdout.strip().partition(";")[0]
-    said = " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
+    if "timed out" in said:
+        raise InputError(
+            "sbatch did not answer in time: look at `sinfo`, then submit again. A job that SLURM took all the same is "
+            "found then, and not submitted twice."
+        )
     if "configuration source" in said or "Unable to contact slurm controller" in said:
         raise InputError(
             "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "

@@ -1,7 +1,7 @@
 """SLURM's lists of nodes: what `scontrol show hostnames` would say, without it."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aumn.records import InputError
@@ -33,6 +33,7 @@ prefixes = st.from_regex(r"[a-z]([a-z0-9.-]{0,6}[a-z])?", fullmatch=True)
 ranges = st.tuples(st.integers(0, 1200), st.integers(0, 30), st.integers(1, 5))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(prefixes, st.lists(ranges, min_size=0, max_size=3)), min_size=1, max_size=4))
 def test_any_list_of_ranges_names_every_node_in_order(groups):
     """Compressed as SLURM does, from the names counted one by one."""
