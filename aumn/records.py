@@ -7,7 +7,7 @@ A = F/m key width, K action units, R bottleneck of the value encoder, C classes,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Batch:
     drawn from it, so results do not depend on which rank or micro-batch a video falls into.
     """
 
-    videos: tuple[str, ...]
-    lengths: tuple[int, ...]
+    videos: tuple[Video, ...]
+    lengths: tuple[int, ...]  # snippets of each that are here: all of them, or as many as were drawn
     seeds: tuple[int, ...]
     features: dict[str, Tensor]  # stream name -> B x T x D
     mask_BT: Tensor  # bool
@@ -75,7 +75,7 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         features = {stream: move(features_BTD) for stream, features_BTD in self.features.items()}
-        return Batch(self.videos, self.lengths, self.seeds, features, move(self.mask_BT), move(self.labels_BC))
+        return replace(self, features=features, mask_BT=move(self.mask_BT), labels_BC=move(self.labels_BC))
 
 
 @dataclass(frozen=True, slots=True)

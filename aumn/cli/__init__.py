@@ -36,6 +36,7 @@ for command in (
     training.localize,
     evaluation.evaluate,
     report.report,
+    jobs.init,
     jobs.submit,
     jobs.jobs,
     jobs.scaling,

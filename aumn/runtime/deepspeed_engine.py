@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from aumn.records import Batch, Scores
-from aumn.runtime.engines import Engine, EngineSettings
+from aumn.runtime.engines import Engine
 from aumn.runtime.optimizer_state import PREFIX, Slots, load_slots, named_state
 from aumn.runtime.precision import autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks, group_of_one
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 
 BUCKET_ELEMENTS = 25_000_000  # 100 MB of float32; DeepSpeed would allocate 2 GB for models of any size
 SLOTS = ("exp_avg", "exp_avg_sq")
@@ -34,9 +35,11 @@ SLOTS = ("exp_avg", "exp_avg_sq")
 class DeepSpeedEngine(Engine):
     """See Engine. DeepSpeed itself waits for the device in every step. Untested on CUDA for want of a GPU."""
 
-    def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
+    def __init__(
+        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
+    ) -> None:
         self._deepspeed = _import_deepspeed(ranks, device)
-        super().__init__(network, ranks, device, settings)
+        super().__init__(network, ranks, device, optimizer, settings)
         self._engines = {name: self._build(part) for name, part in network.networks.items()}
 
     @contextmanager
@@ -93,13 +96,13 @@ class DeepSpeedEngine(Engine):
         engine, *_ = self._deepspeed.initialize(
             model=module,
             optimizer=self._build_adam(list(module.parameters())),
-            config=_deepspeed_config(self.settings),
+            config=_deepspeed_config(self.settings, self.optimizer.clip_norm),
         )
         return engine
 
     def _build_adam(self, parameters: list[nn.Parameter]) -> Any:
         """Adam with decoupled weight decay: PyTorch's, or DeepSpeed's own, which it compiles for minutes once."""
-        arguments: dict[str, Any] = {"betas": self.settings.betas, "weight_decay": self.settings.weight_decay}
+        arguments: dict[str, Any] = {"betas": self.optimizer.betas, "weight_decay": self.optimizer.weight_decay}
         if not self.settings.compile_ops:
             return torch.optim.AdamW(parameters, fused=True, **arguments)
         from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
@@ -116,7 +119,7 @@ class DeepSpeedEngine(Engine):
         if self.settings.zero_stage > 0:
             engine.step()
             return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
-        norm = clip_(list(engine.module.parameters()), self.scales[stream], self.settings.clip_norm)
+        norm = clip_(list(engine.module.parameters()), self.scales[stream], self.optimizer.clip_norm)
         if not norm.isfinite():
             engine.zero_grad()  # Adam passes over parameters without gradient
         engine.step()
@@ -212,7 +215,7 @@ def _import_deepspeed(ranks: Ranks, device: torch.device) -> Any:
     return deepspeed
 
 
-def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+def _deepspeed_config(settings: EngineSettings, clip_norm: float | None) -> dict[str, Any]:
     """Batch sizes are for DeepSpeed's own statistics; micro-batches are ours."""
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
@@ -228,7 +231,7 @@ def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": (settings.zero_stage > 0 and settings.clip_norm) or 0.0,  # stage 0's is in `_step`
+        "gradient_clipping": (settings.zero_stage > 0 and clip_norm) or 0.0,  # stage 0's is in `_step`
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

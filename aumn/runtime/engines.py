@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,19 +20,7 @@ from aumn.records import Batch, InputError, Scores
 from aumn.runtime.optimizer_state import Slots, load_slots, named_state, read_slots
 from aumn.runtime.precision import LossScale, autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What an engine is told; see `config.OptimizerConfig` and `config.EngineConfig`."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    precision: str = "fp32"
-    zero_stage: int = 2
-    offload: str = "none"
-    compile_ops: bool = False
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 
 
 class Engine(ABC):
@@ -43,8 +30,10 @@ class Engine(ABC):
     device.
     """
 
-    def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
-        self.ranks, self.device, self.settings = ranks, device, settings
+    def __init__(
+        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
+    ) -> None:
+        self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
         self.network = network.to(device)
         self.scales = {name: LossScale(settings.precision, device) for name in network.networks}
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.networks.named_parameters()}
@@ -132,15 +121,17 @@ class TorchEngine(Engine):
     by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
     """
 
-    def __init__(self, network: Any, ranks: Ranks, device: torch.device, settings: EngineSettings) -> None:
-        super().__init__(network, ranks, device, settings)
+    def __init__(
+        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
+    ) -> None:
+        super().__init__(network, ranks, device, optimizer, settings)
         self._weights = list(network.parameters())
         self._gradients: Tensor | None = None
         if ranks.size > 1:
             for parameter in self._weights:
                 ranks.copy_first_(parameter.data)
             self._gradients = _gather_gradients(self._weights)
-        arguments: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay, "fused": True}
+        arguments: dict[str, Any] = {"betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "fused": True}
         self._optimizers = {
             stream: torch.optim.AdamW(part.parameters(), **arguments) for stream, part in network.networks.items()
         }
@@ -183,7 +174,7 @@ class TorchEngine(Engine):
     def _update(self, stream: str, learning_rate: float) -> Tensor:
         optimizer = self._optimizers[stream]
         (group,) = optimizer.param_groups
-        norm = clip_(group["params"], self.scales[stream], self.settings.clip_norm)
+        norm = clip_(group["params"], self.scales[stream], self.optimizer.clip_norm)
         group["lr"] = learning_rate
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # 1: Adam does nothing at all
         optimizer.step()
@@ -214,8 +205,16 @@ def _move_gradient(place: Tensor, parameter: Tensor) -> None:
         parameter.grad = place.copy_(parameter.grad)
 
 
-def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, settings: Mapping[str, Any]) -> Engine:
-    """The engine of a run's one config word; `settings` are the fields of EngineSettings."""
+def build_engine(
+    name: str,
+    network: Any,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    optimizer: OptimizerSettings,
+    engine: EngineSettings,
+) -> Engine:
+    """The engine of a run's one config word."""
     if name == "single" and ranks.size > 1:
         raise InputError(
             f"run.engine=single trains in one process, but {ranks.size} ranks were launched: set run.engine=ddp."
@@ -223,5 +222,5 @@ def build_engine(name: str, network: Any, ranks: Ranks, device: torch.device, se
     if name == "deepspeed":
         from aumn.runtime.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(network, ranks, device, EngineSettings(**settings))
-    return TorchEngine(network, ranks, device, EngineSettings(**settings))
+        return DeepSpeedEngine(network, ranks, device, optimizer, engine)
+    return TorchEngine(network, ranks, device, optimizer, engine)

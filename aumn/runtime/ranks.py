@@ -9,7 +9,6 @@ Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untest
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from aumn.records import InputError, Stopped
 from aumn.runtime.attempts import end_with_launcher
 from aumn.runtime.ending import START_S, Ending, as_sentence
+from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +234,5 @@ def rendezvous() -> tuple[str, int]:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise InputError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or srun.")
-    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    hosts = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
     number = int(os.environ["SLURM_JOB_ID"]) + 7_919 * int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return hosts[0], 20_000 + number % 20_000
+    return node_names(os.environ["SLURM_JOB_NODELIST"])[0], 20_000 + number % 20_000

@@ -105,6 +105,6 @@ def _videos_not_finite(engine: Engine, step: Step) -> list[str]:
         for score in engine.forward(batch.to(engine.device)).values():
             sums_B = score.logits_BC.sum(1) + score.attention_BT.sum(1) + score.unit_sums_BK.sum(1)
             found += [
-                video for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
+                video.id for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
             ]
     return found

@@ -29,7 +29,7 @@ from aumn.runtime.optimizer_state import load_slots, named_state, read_slots
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CARD = ModelCard(
-    model={"embedding_width": 6, "units": 3, "self_attention": True},
+    model={"embedding_width": 6, "key_ratio": 3, "units": 3, "self_attention": True},
     localize={"theta": 0.3},
     classes=("Golf Swing", "HammerThrow", "日本"),
     streams={"rgb": 5, "flow": 4},
@@ -315,6 +315,34 @@ def test_a_card_with_wrong_fields_names_them(tmp_path):
         read_card(folder)
     assert "classes: Field required" in str(error.value)
     assert "stride_frames: Input should be a valid integer" in str(error.value)
+
+
+def test_a_card_with_a_setting_that_was_removed_since_names_the_aumn_that_knows_it(tmp_path):
+    folder = save_model(tmp_path / "model", make_weights(0), CARD)
+    facts = json.loads((folder / "model.json").read_text())
+    facts["model"]["gated_reading"] = True
+    rewrite_card(folder, json.dumps({**facts, "aumn_version": "0.0.7", "commit": "c0ffee"}))
+    with pytest.raises(
+        InputError,
+        match=r"has model.gated_reading, which aumn [\d.]+ does not know: use the aumn that wrote it, 0.0.7 \(commit "
+        r"c0ffee\), or train the model again",
+    ):
+        read_model(folder)
+
+
+def test_a_model_of_the_first_format_is_read_with_every_setting_it_had(tmp_path):
+    """As commit 0e01a02 wrote it. Where this fails, FORMAT_VERSION goes up."""
+    folder = save_model(tmp_path / "model", make_weights(0), CARD)
+    network = {
+        "embedding_width": 16, "kernel": 5, "key_ratio": 2, "units": 3, "bottleneck": 4, "self_attention": False,
+        "dropout": 0.5, "channel_dropout": 0.25, "mixing_dropout": 0.5, "centred_queries": True, "attention_rate": 3.0,
+        "independent_classes": True, "embedding_layers": 2, "pooling_share": 0.5, "normalised_pooling": True,
+    }  # fmt: skip
+    rules = {"theta": 0.4, "class_threshold": 0.2, "nms_tiou": 0.5, "proposals": "class_activation"}
+    facts = json.loads((folder / "model.json").read_text())
+    rewrite_card(folder, json.dumps({**facts, "model": network, "localize": rules}))
+    card = read_card(folder)
+    assert (card.model.model_dump(), card.localize.model_dump()) == (network, rules)
 
 
 # Interruptions
