@@ -5,6 +5,8 @@ A folder's SHA256SUMS has a line a file, as `sha256sum --check SHA256SUMS` reads
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,13 +16,17 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aumn.records import InputError
 
 CHECKSUMS = "SHA256SUMS"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 LOCK_WAIT_S = 5.0
+SETTLE_S = 1.0
+"""How long it takes at most, where flock is missing, until another machine sees what was written."""
 
 
 class DamagedError(InputError):
@@ -32,34 +38,34 @@ class DamagedError(InputError):
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     """A folder to put files into, which becomes `path` when the block ends well and vanishes when it does not.
 
-    What had the name before is removed once the new files and their checksums are on the disk; only in between does
-    neither have the name. One writer a path at a time.
+    What had the name before gives it up in one step, and is removed only once the new folder is on the disk under it.
+    Where the file system cannot exchange two names (NFS, Lustre), the old folder is first renamed aside. A kill between
+    the two renames leaves it there: readers here find it, the next writer puts it back. One writer a path at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    _restore(path)
+    partial = partial_of(path)
     for leftover in (partial, _doomed(path)):  # of a writer that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        _seal(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
-        remove_folder(path)
-    partial.rename(path)
-    sync(path.parent)
+        if checksums:
+            _seal(partial)
+        _put(partial, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # what did not become `path`, or what was it before
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path`, in place of what had the name, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         yield partial
         sync(partial)
@@ -71,6 +77,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def partial_of(path: Path) -> Path:
+    """Where `whole_folder` and `whole_file` write what becomes `path`."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def remove_folder(path: Path) -> None:
     """Delete a folder; killed half-way, this leaves no folder with a part of its files under the name."""
     doomed = _doomed(path)
@@ -79,18 +90,68 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _doomed(path: Path) -> Path:
-    return path.with_name(f".{path.name}.removed.partial")
-
-
 def remove_leftovers(parent: Path) -> None:
     """Delete what killed writers left in `parent`, where nobody is writing now, as far as that is permitted."""
+    for aside in parent.glob(".*.replaced"):
+        _restore(parent / aside.name[1:].removesuffix(".replaced"))
     for leftover in parent.glob(".*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def standing(path: Path) -> Path:
+    """Where the folder called `path` is: there, or aside, where a writer was killed between two renames."""
+    aside = _aside(path)
+    return aside if not path.exists() and aside.exists() else path
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Give `partial` the name; the folder that had it, if any, is called `partial` then."""
+    if not path.exists():
+        partial.rename(path)
+    elif not _exchange(partial, path):
+        aside = _aside(path)
+        path.rename(aside)
+        try:
+            partial.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
+        aside.rename(partial)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the file system or the C library cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _restore(path: Path) -> None:
+    """End the two renames at which a writer was killed: the old folder is put back, or removed where the new one is."""
+    aside = _aside(path)
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _doomed(path: Path) -> Path:
+    return path.with_name(f".{path.name}.removed.partial")
+
+
 def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
     """A file's bytes, if they are those that were written."""
+    folder = standing(folder)
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
@@ -101,6 +162,7 @@ def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
 
 def check_folder(folder: Path, *, remedy: str) -> None:
     """Compare every file that has a checksum with it."""
+    folder = standing(folder)
     for name, expected in _read_checksums(folder, remedy).items():
         try:
             checksum = _sha256(folder / name)
@@ -163,31 +225,42 @@ def hold(lock: Path, refusal: str, *, launch: str | None = None) -> Iterator[Non
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     give_up_s = time.monotonic() + LOCK_WAIT_S
-    with lock.open("a+", encoding="utf-8") as file:
-        while not _take(file, launch):
+    with lock.open("ab+", buffering=0) as file:
+        me = _me(launch)
+        while (holder := _take(file, me)) is not None:
             if time.monotonic() >= give_up_s:
-                raise InputError(f"{refusal} ({_describe(_read_holder(file))})")
+                raise InputError(f"{refusal} ({holder})")
             time.sleep(0.1)
-        with suppress(OSError):  # a full disk: flock holds without it
-            _write_holder(file, json.dumps(_me(launch)))
         try:
             yield
         finally:
             with suppress(OSError):
-                _write_holder(file, "")
+                if _read_holder(file) == me:
+                    _write_holder(file, {})
 
 
-def _take(file: IO[str], launch: str | None) -> bool:
+def _take(file: FileIO, me: dict[str, Any]) -> str | None:
+    """Try to become the lock's holder; None: this process is, else a few words on who is."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return _describe(_read_holder(file))
     except OSError:  # a file system without flock
+        return _take_by_content(file, me)
+    with suppress(OSError):  # a full disk: flock holds without it
+        _write_holder(file, me)
+    return None
+
+
+def _take_by_content(file: FileIO, me: dict[str, Any]) -> str | None:
+    holder = _read_holder(file)
+    is_attempt_of_ours = me["launch"] is not None and holder.get("launch") == me["launch"]
+    has_ended = holder.get("host") == me["host"] and started_at(holder["pid"]) != holder["started"]
+    if not holder or is_attempt_of_ours or has_ended:
+        _write_holder(file, me)
+        time.sleep(SETTLE_S)  # whoever else has just found it free has written by now, and the last one holds it
         holder = _read_holder(file)
-        is_mine = launch is not None and holder.get("launch") == launch
-        is_here = holder.get("host") == socket.gethostname()
-        return not holder or is_mine or (is_here and started_at(holder["pid"]) != holder["started"])
-    return True
+    return None if holder == me else f"{_describe(holder)}; if it has ended, remove {file.name}"
 
 
 def started_at(pid: int) -> int | None:
@@ -206,7 +279,7 @@ def _me(launch: str | None) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": pid, "started": started_at(pid), "launch": launch}
 
 
-def _read_holder(file: IO[str]) -> dict[str, Any]:
+def _read_holder(file: FileIO) -> dict[str, Any]:
     file.seek(0)
     try:
         holder: dict[str, Any] = json.loads(file.read())
@@ -219,8 +292,6 @@ def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']} holds the lock" if holder else "another process holds the lock"
 
 
-def _write_holder(file: IO[str], text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
+def _write_holder(file: FileIO, holder: dict[str, Any]) -> None:
+    file.truncate(0)  # the file is open for appending, so what is written next begins it
+    file.write(json.dumps(holder).encode())

@@ -12,7 +12,9 @@ from aumn.cli.printing import print_evaluation
 
 
 def evaluate(
-    detections: Annotated[Path, typer.Argument(help="Folder of Parquet parts, or ActivityNet results JSON.")],
+    detections: Annotated[
+        Path, typer.Argument(help="Folder of Parquet parts, ActivityNet results JSON, or a run's folder.")
+    ],
     annotations: Annotated[Path, typer.Option(help="Ground truth: ActivityNet-layout JSON, or a shard set.")],
     subset: Annotated[
         str | None, typer.Option(help="Subset to measure on; default: the one that was localized.")
@@ -22,17 +24,18 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Print the AP of every class.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers at full precision.")] = None,
 ) -> None:
-    """Mean average precision, exact at any number of ranks.
+    """Mean average precision, exact at any number of ranks. Of a run's folder, by the detections in RUN/detections.
 
     Example: aumn evaluate build/demo/found --annotations build/demo/features/gt.json --protocol thumos14
     """
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluation.evaluate import choose_tious, evaluate
     from aumn.files import whole_file
-    from aumn.inference.detections import read_detections
+    from aumn.inference.detections import detections_of, read_detections
     from aumn.runtime.ranks import connect
 
     tious = choose_tious(protocol, tiou)
+    detections = detections_of(detections, subset)
     with connect() as ranks:
         found, metadata = read_detections(detections, ranks.rank, ranks.size)
         chosen = subset or metadata.get("subset")

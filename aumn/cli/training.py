@@ -53,10 +53,14 @@ def train(
 
 
 def localize(
-    model: Annotated[str, typer.Argument(help="Checkpoint or model folder, or models:/name@alias, or models:/name/3.")],
+    model: Annotated[
+        str, typer.Argument(help="Run, checkpoint or model folder; models:/name@alias or models:/name/3.")
+    ],
     shards: Annotated[Path | None, typer.Argument(help="Shard set to localize in.")] = None,
     subset: Annotated[str | None, typer.Option(help="Its subset, e.g. testing.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the detections; must be new.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the detections, a new one; default: RUN/detections/SUBSET.")
+    ] = None,
     video: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Or one video's features, RGB.npy FLOW.npy: shown here.")
     ] = None,
@@ -75,6 +79,8 @@ def localize(
 ) -> None:
     """Detect actions in every video of a subset, sharded over the ranks of torchrun or srun; or in one video.
 
+    A run's folder stands for its final model, RUN/model.
+
     Example: aumn localize build/demo/run/model build/demo/shards --subset testing --out build/demo/found
     """
     if video:
@@ -85,6 +91,8 @@ def localize(
         folder = _model_folder(model, tracking_uri)
         localize_one(folder, *video, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file)
         return
+    if not out and subset and (Path(model) / "checkpoints").is_dir():
+        out = Path(model) / "detections" / subset
     if not (shards and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
     from aumn.cli.console import progress
@@ -94,6 +102,7 @@ def localize(
     first = read_environment(os.environ).is_first
     with connect(cuda=device == "cuda") as ranks, progress("localizing", "videos", silent=not first) as advance:
         folder = _model_folder(model, tracking_uri)
+        model = model if model.startswith("models:") else str(folder)
         count = localize_subset(
             folder,
             shards,
@@ -112,7 +121,9 @@ def localize(
 
 def _model_folder(model: str, tracking_uri: str | None) -> Path:
     if not model.startswith("models:"):
-        return Path(model)
+        from aumn.inference.localize import final_model
+
+        return final_model(Path(model))
     from aumn.tracking.registry import resolve
 
     return resolve(model, tracking_uri)

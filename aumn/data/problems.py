@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from aumn.records import InputError
 
@@ -16,3 +17,12 @@ def refuse(problems: Sequence[str], headline: str) -> None:
     if problems:
         more = [f"and {len(problems) - SHOWN:,} more."] if len(problems) > SHOWN else []
         raise InputError(headline, *problems[:SHOWN], *more)
+
+
+@contextmanager
+def about(subject: object) -> Iterator[None]:
+    """Put a subject before what an error says, where the code that raises it does not know of what it speaks."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{subject} {error}") from None

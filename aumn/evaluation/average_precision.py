@@ -1,8 +1,13 @@
 """Average precision of temporal detections, by the ActivityNet protocol: match one video, then merge the matches.
 
-Matching. Within a video and class, detections come in the order of (-score, start, end). Each takes, of the instances
-not yet taken, the one with the highest tIoU, if that reaches the threshold; of equal tIoUs the instance first in the
-order of (start, end). A detection that takes none is a false positive. Each threshold is matched on its own.
+Matching. Each video, class and tIoU threshold on its own:
+
+    left = instances in the order of (start, end)
+    for detection in detections in the order of (-score, start, end):
+        best = the one of left with the highest tIoU, of equal ones the first
+        if left and tIoU(detection, best) >= threshold:
+            detection is a true positive
+            left.remove(best)
 
 Merging. A class ranks its detections of all videos by (-score, video name, start, end), whatever the order or the parts
 they came in. Its average precision is the mean over its instances of the interpolated precision (the best precision at
@@ -12,15 +17,16 @@ tIoU is computed as the devkit does, `overlap / (length + length - overlap)` in 
 So an instance of zero length (ActivityNet 1.2 and 1.3 have some) counts among the instances and is never found. The
 devkit agrees for any detection that has a length; two zero lengths give it a NaN, which it takes for a match.
 
+Here the loop runs in all videos, classes and thresholds at once.
+
 Letters: N detections, G instances of the ground truth, P pairs of the two that share video and class, T tIoU
-thresholds, C classes, M matched detections of one class.
+thresholds, C classes, M matched detections.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -28,13 +34,17 @@ import numpy as np
 from aumn.records import Detections, GroundTruth
 
 MOST_TIOUS = 63  # a bit each, and one to spare for the shift that makes them
-TRUE_POSITIVE = np.dtype(
+MATCHED = np.dtype(
+    [("label", np.int32), ("video", np.int32), ("score", float), ("start_s", float), ("end_s", float),
+     ("matched", np.uint64)], align=True
+)  # fmt: skip
+POSITIVE = np.dtype(
     [("label", np.int32), ("video", np.int32), ("score", float), ("matched", np.uint64), ("above", int)]
 )
 
 
 def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> np.ndarray:
-    """The detections as rows that carry what they matched: all that a `Ranking` needs.
+    """The detections as rows that carry what they matched, in the table's order; `rank` puts them into their own.
 
     Both tables must number videos and labels alike. Any share of the videos may be matched on its own, but all
     detections of a video together. `tious` ascend, at most MOST_TIOUS; bit t of a row's `matched` is threshold t.
@@ -42,8 +52,7 @@ def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[flo
     assert len(tious) <= MOST_TIOUS
     assert (np.diff(tious) > 0).all()
     assert np.isfinite([detections.score_N, detections.start_s_N, detections.end_s_N]).all()
-    fields = [("label", np.int32), ("video", np.int32), ("score", float), ("start_s", float), ("end_s", float)]
-    rows = np.empty(len(detections), np.dtype([*fields, ("matched", np.uint64)], align=True))
+    rows = np.empty(len(detections), MATCHED)
     for name in ("label", "video", "score", "start_s", "end_s"):
         rows[name] = getattr(detections, f"{name}_N")
     rows["matched"], _ = meet(detections, ground_truth, tious)
@@ -51,51 +60,72 @@ def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[flo
 
 
 def meet(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections take an instance and which instances are taken, in the tables' own order; bits as in `match`."""
-    pairs = _pairs(detections, ground_truth, min(tious))
-    return _take_turns(pairs, len(detections), len(ground_truth), np.asarray(tious, dtype=np.float64))
+    """Which detections take an instance and which instances are taken, in the tables' own order; bits as in `match`.
+
+    A step of the loop holds at most one pair of each detection and of each instance, so its pairs cannot disturb each
+    other. There are hundreds of steps, most of a few pairs, so a step is a handful of operations on whole numbers.
+    """
+    detection_P, instance_P, tiou_P, step_P = _pairs_by_step(detections, ground_truth, min(tious))
+    matched_N, taken_G = np.zeros(len(detections), np.uint64), np.zeros(len(ground_truth), np.uint64)
+    reached_P = np.searchsorted(tious, tiou_P, side="right").astype(np.uint64)  # how many thresholds
+    reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)  # a bit each
+    for start, end in pairwise(np.flatnonzero(np.diff(step_P, prepend=-1, append=-1))):
+        detection, instance = detection_P[start:end], instance_P[start:end]
+        takes_P = reaches_P[start:end] & ~(matched_N[detection] | taken_G[instance])
+        matched_N[detection] |= takes_P
+        taken_G[instance] |= takes_P
+    return matched_N, taken_G
 
 
-class Ranking:
-    """Each class's detections, best first: of all videos, or of one rank's, which others' counts then complete."""
-
-    def __init__(self, rows: np.ndarray) -> None:
-        order = _order(rows)
-        self._label_N, self._video_N, self._score_N = (rows[name][order] for name in ("label", "video", "score"))
-        self._matched_N = rows["matched"][order]
-
-    def true_positives(self) -> np.ndarray:
-        """What `average_precisions` needs: the detections that matched at some threshold, by class and place.
-
-        A row's `above` counts what stands above it in its class here, so its place is one more (1 is the first).
-        """
-        found_M = np.flatnonzero(self._matched_N)
-        positives = np.empty(len(found_M), TRUE_POSITIVE)
-        for name in ("label", "video", "score", "matched"):
-            positives[name] = getattr(self, f"_{name}_N")[found_M]
-        positives["above"] = found_M - np.searchsorted(self._label_N, positives["label"])
-        return positives
-
-    def count_above(self, positives: np.ndarray) -> np.ndarray:
-        """How many detections here stand above each of these true positives, which are of other videos."""
-        first_M = np.searchsorted(self._label_N, positives["label"])
-        key_N = _pairs_of(self._label_N, -self._score_N)
-        key_M = _pairs_of(positives["label"], -positives["score"])
-        low_M, high_M = (np.searchsorted(key_N, key_M, side=side) for side in ("left", "right"))
-        while (open_M := np.flatnonzero(low_M < high_M)).size:  # equal scores stand in the order of their videos
-            middle_M = (low_M[open_M] + high_M[open_M]) // 2
-            is_above_M = self._video_N[middle_M] < positives["video"][open_M]
-            low_M[open_M] = np.where(is_above_M, middle_M + 1, low_M[open_M])
-            high_M[open_M] = np.where(is_above_M, high_M[open_M], middle_M)
-        above_M: np.ndarray = low_M - first_M
-        return above_M
+def bits(bits_N: np.ndarray, count: int) -> np.ndarray:
+    """Whole numbers such as `matched` as rows of their lowest bits, N x count."""
+    bit_NT: np.ndarray = (bits_N[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1) > 0
+    return bit_NT
 
 
-def _pairs_of(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
-    """Pairs that numpy orders by the first number, then by the second: it has complex numbers so."""
-    pair_N = np.empty(len(first_N), dtype=np.complex128)
-    pair_N.real, pair_N.imag = first_N, second_N
-    return pair_N
+def rank(rows: np.ndarray) -> np.ndarray:
+    """The rows of `match` as each class ranks them, by label and then by falling score; see `ranking`."""
+    return rows.take(ranking(rows))  # rows[...] is thirty times slower
+
+
+def ranking(rows: np.ndarray) -> np.ndarray:
+    """The order that ranks each class: (label, -score, video, start, end).
+
+    Rows alike in all of these differ at most in what they matched: the one whose turn came first has the more.
+    """
+    fewer_matches_N = -np.bitwise_count(rows["matched"]).astype(np.int8)
+    return _order(rows["label"], rows["score"], rows["video"], rows["start_s"], rows["end_s"], fewer_matches_N)
+
+
+def true_positives(ranked: np.ndarray) -> np.ndarray:
+    """What `average_precisions` needs of ranked rows: those that matched at some threshold.
+
+    `above` counts the rows above it in its class here, so its place is one more (1 is the first).
+    """
+    found_M = np.flatnonzero(ranked["matched"])
+    positives = np.empty(len(found_M), POSITIVE)
+    for name in ("label", "video", "score", "matched"):
+        positives[name] = ranked[name][found_M]
+    positives["above"] = found_M - np.searchsorted(ranked["label"], positives["label"])
+    return positives
+
+
+def count_above(ranked: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """How many of the ranked rows stand above each of these true positives, which are of other videos.
+
+    A binary search in the rows of each one's class, for all of them at once.
+    """
+    low_M, high_M = (np.searchsorted(ranked["label"], positives["label"], side=side) for side in ("left", "right"))
+    first_M = low_M.copy()
+    while (open_M := np.flatnonzero(low_M < high_M)).size:
+        middle_M = (low_M[open_M] + high_M[open_M]) // 2
+        row, positive = ranked.take(middle_M), positives.take(open_M)
+        ties = (row["score"] == positive["score"]) & (row["video"] < positive["video"])
+        is_above = (row["score"] > positive["score"]) | ties
+        low_M[open_M] = np.where(is_above, middle_M + 1, low_M[open_M])
+        high_M[open_M] = np.where(is_above, high_M[open_M], middle_M)
+    above_M: np.ndarray = low_M - first_M
+    return above_M
 
 
 def average_precisions(positives: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
@@ -115,17 +145,14 @@ def true_positive_places(positives: np.ndarray, num_labels: int, num_tious: int)
 
     All of a precision-recall curve: at the i-th of them recall is i / instances, precision i / place.
     """
-    matched_MT = (positives["matched"][:, None] >> np.arange(num_tious, dtype=np.uint64)) & 1 > 0
+    matched_MT = bits(positives["matched"], num_tious)
     place_M = positives["above"] + 1
     bounds = np.searchsorted(positives["label"], np.arange(num_labels + 1))
     return [[place_M[start:end][matched_M] for matched_M in matched_MT[start:end].T] for start, end in pairwise(bounds)]
 
 
 def _average_precision(place_M: np.ndarray, instances: int) -> float:
-    """Interpolated average precision, from the places (1 is the first) at which a ranking holds its true positives.
-
-    `fsum` rounds once, so neither order nor grouping can show in the result.
-    """
+    """Interpolated average precision. `fsum` rounds once, so neither order nor grouping can show in the result."""
     if not len(place_M):
         return 0.0
     precision_M = np.arange(1, len(place_M) + 1) / place_M
@@ -133,71 +160,30 @@ def _average_precision(place_M: np.ndarray, instances: int) -> float:
     return math.fsum(interpolated_M.tolist()) / instances
 
 
-def _order(rows: np.ndarray) -> np.ndarray:
-    """The order that ranks each class's detections: (label, -score, video, start, end).
-
-    Rows alike in all of these differ at most in what they matched: the one whose turn came first has the more.
-    """
-    fewer_matches_N = -np.bitwise_count(rows["matched"]).astype(np.int8)
-    return _by_score(rows["label"], rows["score"], rows["video"], rows["start_s"], rows["end_s"], fewer_matches_N)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """Detections with instances of their video and class, in the order in which they get to choose.
-
-    A step holds at most one pair of each detection and of each instance, so its pairs cannot disturb each other.
-    """
-
-    detection_P: np.ndarray
-    instance_P: np.ndarray
-    tiou_P: np.ndarray
-    step_P: np.ndarray
-
-
-def _take_turns(
-    pairs: _Pairs, num_detections: int, num_instances: int, tiou_T: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Let detections take instances, step by step in all videos and classes at once: who took and who was taken.
-
-    There are hundreds of steps, most of a few pairs, so a step is a handful of operations on whole numbers.
-    """
-    matched_N = np.zeros(num_detections, dtype=np.uint64)
-    taken_G = np.zeros(num_instances, dtype=np.uint64)
-    reached_P = np.searchsorted(tiou_T, pairs.tiou_P, side="right").astype(np.uint64)  # thresholds that are not above
-    reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)
-    bounds = np.flatnonzero(np.diff(pairs.step_P, prepend=-1, append=-1))
-    for start, end in pairwise(bounds):
-        detection, instance = pairs.detection_P[start:end], pairs.instance_P[start:end]
-        takes_P = reaches_P[start:end] & ~(matched_N[detection] | taken_G[instance])
-        matched_N[detection] |= takes_P
-        taken_G[instance] |= takes_P
-    return matched_N, taken_G
-
-
-def _pairs(detections: Detections, ground_truth: GroundTruth, lowest_tiou: float) -> _Pairs:
-    """Every detection with every instance of its video and class, where the tIoU reaches the lowest threshold.
-
-    Equal tIoUs choose by the instances' order of (start, end); a group is a video and a class.
-    """
+def _pairs_by_step(
+    detections: Detections, ground_truth: GroundTruth, lowest_tiou: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Detection, instance, tIoU and step of each pair that reaches the lowest threshold, step by step."""
     num_labels = len(ground_truth.labels)
-    groups, group_G = np.unique(_group(ground_truth, num_labels), return_inverse=True)
+    tables = (detections, ground_truth)
+    group_N, group_G = (table.video_N.astype(np.int64) * num_labels + table.label_N for table in tables)
     by_time_G = np.lexsort((ground_truth.end_s_N, ground_truth.start_s_N, group_G))
-    first_instance = np.searchsorted(group_G[by_time_G], np.arange(len(groups) + 1))
 
-    row_N, group_N = _find(_group(detections, num_labels), groups)
-    pair_P, nth_P = _repeat(np.diff(first_instance)[group_N])
-    detection_P, group_P = row_N[pair_P], group_N[pair_P]
-    instance_P = first_instance[group_P] + nth_P
-    tiou_P = tiou(detections, detection_P, ground_truth, by_time_G[instance_P])
-
+    detection_P, nth_P = pair_up(group_N, group_G[by_time_G])
+    tiou_P = tiou(detections, detection_P, ground_truth, by_time_G[nth_P])
     kept = np.flatnonzero(tiou_P >= lowest_tiou)
-    detection_P, group_P, instance_P, tiou_P = detection_P[kept], group_P[kept], instance_P[kept], tiou_P[kept]
-    start_s_P, end_s_P = detections.start_s_N[detection_P], detections.end_s_N[detection_P]
-    order = _by_score(group_P, detections.score_N[detection_P], start_s_P, end_s_P, detection_P, -tiou_P, instance_P)
+    detection_P, nth_P, tiou_P = detection_P[kept], nth_P[kept], tiou_P[kept]
+
+    group_P, start_s_P, end_s_P = (
+        group_N[detection_P],
+        detections.start_s_N[detection_P],
+        detections.end_s_N[detection_P],
+    )
+    order = _order(group_P, detections.score_N[detection_P], start_s_P, end_s_P, detection_P, -tiou_P, nth_P)
     step_P = _steps(group_P[order], detection_P[order])
-    order = order[np.argsort(_small(step_P), kind="stable")]
-    return _Pairs(detection_P[order], by_time_G[instance_P[order]], tiou_P[order], np.sort(step_P))
+    by_step = _argsort(step_P)
+    order = order[by_step]
+    return detection_P[order], by_time_G[nth_P[order]], tiou_P[order], step_P[by_step]
 
 
 def _steps(group_P: np.ndarray, detection_P: np.ndarray) -> np.ndarray:
@@ -213,6 +199,15 @@ def _steps(group_P: np.ndarray, detection_P: np.ndarray) -> np.ndarray:
     return step_P
 
 
+def pair_up(key_N: np.ndarray, sorted_key_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every row of one table with every row of another, sorted one that has the same key: their places."""
+    first_N = np.searchsorted(sorted_key_G, key_N)
+    is_there_N = np.append(sorted_key_G, -1).take(first_N) == key_N
+    rows, first = np.flatnonzero(is_there_N), first_N[is_there_N]
+    pair_P, nth_P = _repeat(np.searchsorted(sorted_key_G, key_N[rows], side="right") - first)
+    return rows[pair_P], first[pair_P] + nth_P
+
+
 def tiou(detections: Detections, row_P: np.ndarray, ground_truth: GroundTruth, instance_P: np.ndarray) -> np.ndarray:
     """Overlap in time over union, pair by pair; 0 where both segments have no length."""
     start_P, end_P = detections.start_s_N[row_P], detections.end_s_N[row_P]
@@ -223,51 +218,47 @@ def tiou(detections: Detections, row_P: np.ndarray, ground_truth: GroundTruth, i
     return tiou_P
 
 
-def _group(table: Detections | GroundTruth, num_labels: int) -> np.ndarray:
-    """One number for each row's video and class."""
-    group_N: np.ndarray = table.video_N.astype(np.int64) * num_labels + table.label_N
-    return group_N
-
-
-def _find(value_N: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows whose value is among the sorted `values`, and where it stands there."""
-    index_N = np.searchsorted(values, value_N)
-    index_N[index_N == len(values)] = 0
-    rows = np.flatnonzero(values[index_N] == value_N)
-    return rows, index_N[rows]
-
-
 def _repeat(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each row as often as it counts: the row, and which of its repetitions this is."""
     row_P = np.repeat(np.arange(len(count_N)), count_N)
     return row_P, np.arange(len(row_P)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
 
 
-def _by_score(group_N: np.ndarray, score_N: np.ndarray, *tie_keys_N: np.ndarray) -> np.ndarray:
-    """The order by (group, -score, tie keys...).
+def _order(group_N: np.ndarray, score_N: np.ndarray, *tie_keys_N: np.ndarray) -> np.ndarray:
+    """The order by (group, -score, tie keys...), many times faster than a lexsort of all keys.
 
-    Ten times faster than a lexsort of all keys: scores rarely tie, so the other keys are looked at only where they do.
+    Whole numbers hold the group and as many leading bits of the score as there is room for. Few rows share one.
     """
-    order = np.argsort(-score_N)
-    order = order[np.argsort(_small(group_N)[order], kind="stable")]
-    group_N, score_N = np.ascontiguousarray(group_N), np.ascontiguousarray(score_N)
-    same = (np.diff(group_N[order]) == 0) & (np.diff(score_N[order]) == 0)
-    tied = np.zeros(len(order), dtype=bool)
-    tied[1:] |= same
-    tied[:-1] |= same
-    _sort_ties(order, tied, group_N, -score_N, *tie_keys_N)
+    # A float's bits, read as a whole number, rise with a positive float and with a negative one's size. These fall.
+    bits_N = (score_N + 0.0).view(np.int64)  # -0.0 becomes 0.0
+    falling_N = np.where(bits_N < 0, bits_N, bits_N ^ np.int64(2**63 - 1)).view(np.uint64)
+    falling_N -= falling_N.min(initial=2**64 - 1)
+
+    # Group, score, row: the room for the score is what the others leave.
+    room = 64 - _bit_length(group_N) - len(score_N).bit_length()
+    excess = max(_bit_length(falling_N) - room, 0)
+    assert room > 0
+    key_N = (group_N.astype(np.uint64) << np.uint64(room)) | (falling_N >> np.uint64(excess))
+    order = _argsort(key_N)
+
+    # Rows whose numbers are equal, by all keys; none of them leaves its run of equal ones.
+    same = np.diff(key_N[order]) == 0
+    shared = np.zeros(len(order), dtype=bool)
+    shared[1:] |= same
+    shared[:-1] |= same
+    rows = order[shared]
+    order[shared] = rows[np.lexsort([key[rows] for key in (*reversed(tie_keys_N), -score_N, group_N)])]
     return order
 
 
-def _sort_ties(order: np.ndarray, tied: np.ndarray, *keys_N: np.ndarray) -> None:
-    """Sort the tied places of an order by all keys, the first key first, in place.
+def _argsort(key_N: np.ndarray) -> np.ndarray:
+    """The stable order of whole numbers: with the rows in their last bits, as numpy sorts faster than it argsorts."""
+    row_bits = np.uint64(len(key_N).bit_length())
+    assert _bit_length(key_N) + row_bits <= 64
+    packed_N = (key_N.astype(np.uint64) << row_bits) | np.arange(len(key_N), dtype=np.uint64)
+    packed_N.sort()
+    return (packed_N & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.intp)
 
-    Right where the order is already sorted by the leading keys: then no row leaves its run of ties.
-    """
-    rows = order[tied]
-    order[tied] = rows[np.lexsort([key_N[rows] for key_N in reversed(keys_N)])]
 
-
-def _small(value_N: np.ndarray) -> np.ndarray:
-    """The same whole numbers in the fewest bits: numpy sorts up to 16 bits by radix, ten times faster."""
-    return value_N.astype(np.min_scalar_type(int(value_N.max(initial=0))))
+def _bit_length(value_N: np.ndarray) -> int:
+    return int(value_N.max(initial=0)).bit_length()

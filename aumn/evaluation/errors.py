@@ -29,7 +29,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aumn.evaluation.average_precision import Ranking, average_precisions, match, meet, tiou
+from aumn.evaluation.average_precision import (
+    average_precisions,
+    bits,
+    match,
+    meet,
+    pair_up,
+    ranking,
+    tiou,
+    true_positives,
+)
 from aumn.records import Detections, GroundTruth
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
@@ -57,8 +66,8 @@ def diagnose(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     kind_NT[tiou_N >= NEAR_TIOU] = np.where(own_class_N, LOCALIZATION, CONFUSION)[tiou_N >= NEAR_TIOU, None]
     reaches_NT = tiou_N[:, None] >= np.asarray(tious)
     kind_NT = np.where(reaches_NT, np.where(own_class_N, DOUBLE, WRONG_LABEL)[:, None], kind_NT)
-    kind_NT = np.where(_bits(matched_N, len(tious)), TRUE_POSITIVE, kind_NT)
-    return Diagnosis(kind_NT.astype(np.uint8), _bits(taken_G, len(tious)), nearest_N)
+    kind_NT = np.where(bits(matched_N, len(tious)), TRUE_POSITIVE, kind_NT)
+    return Diagnosis(kind_NT.astype(np.uint8), bits(taken_G, len(tious)), nearest_N)
 
 
 def removal_gains(
@@ -70,15 +79,17 @@ def removal_gains(
     class that has none left then counts as perfect). The gains do not add up to what is missing to 1.
     """
     rows = match(detections, ground_truth, tious)
+    order = ranking(rows)
+    ranked, kind_NT = rows.take(order), diagnosis.kind_NT[order]
     instances_C = np.bincount(ground_truth.label_N, minlength=len(ground_truth.labels))
     present_C = instances_C > 0
     gain_TE = np.zeros((len(tious), len(KINDS) + 1))
     for t in range(len(tious)):
-        here = rows.copy()
-        here["matched"] = (rows["matched"] >> np.uint64(t)) & np.uint64(1)
-        ap_C = average_precisions(Ranking(here).true_positives(), instances_C, 1)[:, 0]
+        here = ranked.copy()
+        here["matched"] = (ranked["matched"] >> np.uint64(t)) & np.uint64(1)
+        ap_C = average_precisions(true_positives(here), instances_C, 1)[:, 0]
         for kind in range(DOUBLE, len(KINDS)):
-            without = Ranking(here[diagnosis.kind_NT[:, t] != kind]).true_positives()
+            without = true_positives(here.compress(kind_NT[:, t] != kind))
             gain_TE[t, kind] = (average_precisions(without, instances_C, 1)[:, 0] - ap_C)[present_C].mean()
         taken_C = np.bincount(ground_truth.label_N[diagnosis.taken_GT[:, t]], minlength=len(instances_C))
         found_C = np.where(taken_C > 0, ap_C * instances_C / np.maximum(taken_C, 1), 1.0)
@@ -135,12 +146,8 @@ def _nearest(detections: Detections, ground_truth: GroundTruth) -> tuple[np.ndar
     Of equal tIoUs: the own class first, then the earlier start, the earlier end, the first in the table.
     """
     by_video_G = np.argsort(ground_truth.video_N, kind="stable")
-    video_G = ground_truth.video_N[by_video_G]
-    first_N, past_N = (np.searchsorted(video_G, detections.video_N, side=side) for side in ("left", "right"))
-    count_N = past_N - first_N
-    detection_P = np.repeat(np.arange(len(detections)), count_N)
-    nth_P = np.arange(len(detection_P)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
-    instance_P = by_video_G[first_N[detection_P] + nth_P]
+    detection_P, nth_P = pair_up(detections.video_N, ground_truth.video_N[by_video_G])
+    instance_P = by_video_G[nth_P]
     tiou_P = tiou(detections, detection_P, ground_truth, instance_P)
     other_class_P = ground_truth.label_N[instance_P] != detections.label_N[detection_P]
     start_s_P, end_s_P = ground_truth.start_s_N[instance_P], ground_truth.end_s_N[instance_P]
@@ -157,9 +164,3 @@ def _tally(kind_NT: np.ndarray, group_N: np.ndarray, groups: int) -> np.ndarray:
     size = groups * len(KINDS)
     counts = [np.bincount(group_N * len(KINDS) + kind_N, minlength=size) for kind_N in kind_NT.T]
     return np.array(counts).reshape(-1, groups, len(KINDS))
-
-
-def _bits(bits_N: np.ndarray, count: int) -> np.ndarray:
-    """Whole numbers as rows of their lowest bits."""
-    bit_NT: np.ndarray = (bits_N[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1) > 0
-    return bit_NT

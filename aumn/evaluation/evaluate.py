@@ -23,7 +23,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from aumn.evaluation.average_precision import MOST_TIOUS, Ranking, average_precisions, match
+from aumn.evaluation.average_precision import (
+    MOST_TIOUS,
+    average_precisions,
+    count_above,
+    match,
+    rank,
+    true_positives,
+)
 from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
 
@@ -169,11 +176,12 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
     truth = _renumber(ground_truth, _number_videos(ground_truth.videos, population), labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
-    ranking = Ranking(match(_renumber(detections, _number_videos(detections.videos, population), labels), truth, tious))
-    told = ranks.gather((ranking.true_positives(), _tally(detections, set(population))))
+    numbered = _renumber(detections, _number_videos(detections.videos, population), labels)
+    ranked = rank(match(numbered, truth, tious))
+    told = ranks.gather((true_positives(ranked), _tally(detections, set(population))))
     counts = _count([tally for _, tally in told], ground_truth, len(population), labels)
     _refuse_strangers(counts, population)
-    positives = _own_positives(ranking, [found for found, _ in told], ranks)
+    positives = _own_positives(ranked, [found for found, _ in told], ranks)
     ap_CT = average_precisions(positives, instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
@@ -185,16 +193,16 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     )
 
 
-def _own_positives(ranking: Ranking, found: list[np.ndarray], ranks: Ranks) -> np.ndarray:
+def _own_positives(ranked: np.ndarray, found: list[np.ndarray], ranks: Ranks) -> np.ndarray:
     """The true positives of the classes that this rank owns, with places among all ranks' detections."""
     if ranks.size == 1:
         return found[0]
-    above = [own["above"] if rank == ranks.rank else ranking.count_above(own) for rank, own in enumerate(found)]
+    above = [own["above"] if rank == ranks.rank else count_above(ranked, own) for rank, own in enumerate(found)]
     positives = np.concatenate(found)
     positives["above"] = np.sum(ranks.gather(np.concatenate(above)), axis=0)
     positives = positives[positives["label"] % ranks.size == ranks.rank]
-    ranked: np.ndarray = positives[np.lexsort((positives["above"], positives["label"]))]
-    return ranked
+    order = np.lexsort((positives["above"], positives["label"]))
+    return np.asarray(positives[order])
 
 
 def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:

@@ -39,6 +39,22 @@ def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detection
     return found, metadata
 
 
+def detections_of(path: Path, subset: str | None = None) -> Path:
+    """The detections that a user means by `path`: of a run's folder, the only ones in it, or those of the subset."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    found = sorted(folder for folder in (path / "detections").glob("[!.]*") if subset in {None, folder.name})
+    if not found:
+        which = f"of subset {subset!r} " if subset else ""
+        raise InputError(
+            f"{path} is a run that holds no detections {which}in {path / 'detections'}: run aumn localize {path} "
+            f"SHARDS --subset {subset or 'SUBSET'} first, or name the folder that it wrote."
+        )
+    if len(found) > 1:
+        raise InputError(f"{path} is a run with several detections: name one of {', '.join(map(str, found))}.")
+    return found[0]
+
+
 def export_json(detections: Detections, path: Path) -> None:
     """Write the results JSON that ActivityNet's server and devkit read; a video's detections come best first."""
     results: dict[str, list[dict[str, Any]]] = {}

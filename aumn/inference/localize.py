@@ -5,9 +5,9 @@ Videos go through the network one by one, whole, so a video's detections do not 
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -15,12 +15,14 @@ import numpy as np
 
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
+from aumn.files import partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
-from aumn.inference.parts import write_part
-from aumn.inference.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.parts import part_of, write_part
+from aumn.inference.proposals import VideoDetections, detect
 from aumn.inference.scoring import ScoreKeeper
-from aumn.records import Batch, Detections, InputError, Video, VideoScores
+from aumn.inference.settings import LocalizeSettings
+from aumn.records import Batch, Detections, InputError, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
@@ -35,14 +37,13 @@ class Localizer(Protocol):
 def localize(
     network: Localizer,
     batches: Iterable[Batch],
-    videos: Mapping[str, Video],
     card: ModelCard,
     *,
-    rules: DetectionRules,
+    rules: LocalizeSettings,
     advance: Callable[[int], None] = lambda _done: None,
     keep: Callable[[Batch, dict[str, VideoScores], VideoDetections], None] | None = None,
 ) -> Detections:
-    """The detections of the batches' videos; `videos` holds the facts of every video that a batch may name.
+    """The detections of the batches' videos, of which each batch has one.
 
     `keep` is shown each video's scores before they are dropped.
     """
@@ -50,11 +51,12 @@ def localize(
     counts: list[int] = []
     columns: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0), np.zeros(0), np.zeros(0))]
     for batch in batches:
+        (video,) = batch.videos
         scores = network.localize(batch)
-        found = detect(scores, videos[batch.videos[0]], card.stride_frames, rules)
+        found = detect(scores, video, card.stride_frames, rules)
         if keep:
             keep(batch, scores, found)
-        names.append(batch.videos[0])
+        names.append(video.id)
         counts.append(len(found.score_N))
         columns.append((found.label_N, found.score_N, found.start_s_N, found.end_s_N))
         advance(len(names))
@@ -89,60 +91,64 @@ def localize_subset(
     check_fit(card, model, shards)
     indices = shards.indices(subset)
     own = deal(shards, indices, rank=ranks.rank, world_size=ranks.size)
-    videos = {video.id: video for video in map(shards.videos.__getitem__, own)}
     network = network.to(place)
 
     def batches() -> Iterator[Batch]:
         whole = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
         return (batch.to(place) for batch in whole)
 
-    keeper = ScoreKeeper.of(network, batches, videos, card, ranks) if with_scores else None
+    keeper = ScoreKeeper.of(network, batches, card, ranks) if with_scores else None
     advance(0, len(own))
     detections = localize(
         network,
         batches(),
-        videos,
         card,
-        rules=DetectionRules(**card.localize),
+        rules=card.localize,
         advance=lambda done: advance(done, len(own)),
         keep=keeper,
     )
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
     with _appearing_whole(out, ranks) as partial:
-        write_part(detections, partial / f"part-{ranks.rank:05d}.parquet", metadata)
+        write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:
             keeper.write(partial, model, ranks.rank)
         if json_file:
             ranks.barrier()
             if ranks.is_first:
-                _write_json(partial, json_file)
+                with _telling_refusals(json_file):
+                    export_json(read_detections(partial)[0], json_file)
     return sum(ranks.gather(len(detections)))
 
 
-def _write_json(detections: Path, file: Path) -> None:
-    try:
-        export_json(read_detections(detections)[0], file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error}. Free space, mend its folder, or name another.") from error
+def final_model(folder: Path) -> Path:
+    """The folder of the model that a user means by `folder`: of a run's, the final model in it."""
+    inside = folder / "model"
+    return inside if (inside / "model.json").is_file() and not (folder / "model.json").exists() else folder
 
 
 @contextmanager
 def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
     """A folder that every rank writes into and that takes its name once all have."""
-    partial = out.with_name(f".{out.name}.partial")
-    if ranks.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    ranks.barrier()
-    try:
-        yield partial
+    with _telling_refusals(out):
+        with whole_folder(out, checksums=False) if ranks.is_first else nullcontext(partial_of(out)) as partial:
+            ranks.barrier()
+            yield partial
+            ranks.barrier()
         ranks.barrier()
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _telling_refusals(path: Path) -> Iterator[None]:
+    """What a disk refuses one rank is told in one sentence, and ends the others too; see `runtime.ranks.connect`."""
+    try:
+        yield
+    except FileNotFoundError:  # another rank refused, and the first one took the folder away
         raise
-    if ranks.is_first:
-        partial.rename(out)
-    ranks.barrier()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise InputError(
+            f"{path} cannot be written: {reason}. Free space, mend its folder, or name another."
+        ) from error
 
 
 def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:

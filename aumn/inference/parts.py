@@ -26,6 +26,11 @@ PREFIX = "aumn."  # sets our metadata apart from what Arrow and pandas keep in t
 BATCH_ROWS = 262_144  # 10 MB
 
 
+def part_of(folder: Path, rank: int) -> Path:
+    """The part that a rank writes."""
+    return folder / f"part-{rank:05d}.parquet"
+
+
 def write_part(detections: Detections, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write one Parquet part, which appears whole or not at all."""
     import pyarrow as pa

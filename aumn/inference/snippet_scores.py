@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aumn.files import whole_file
+from aumn.inference.parts import part_of
 from aumn.records import InputError, Video, VideoScores
 
 if TYPE_CHECKING:
@@ -108,11 +110,11 @@ def write_scores(folder: Path, rank: int, rows: Sequence[SnippetScores], model: 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder.mkdir(exist_ok=True)
     facts = {"model": model.model, "classes": list(model.classes), "units": model.units, "theta": model.theta}
     table = pa.Table.from_pylist([{name: _to_cell(getattr(row, name)) for name in _NAMES} for row in rows], _schema())
     table = table.replace_schema_metadata({"aumn.scores": json.dumps(facts)})
-    pq.write_table(table, folder / f"part-{rank:05d}.parquet", compression="zstd")
+    with whole_file(part_of(folder, rank)) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def read_scores(folder: Path) -> tuple[ScoredModel, Iterator[SnippetScores]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aumn.evaluation.average_precision import Ranking, match, true_positive_places
+from aumn.evaluation.average_precision import match, rank, true_positive_places, true_positives
 from aumn.evaluation.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
 from aumn.evaluation.evaluate import Evaluation, evaluate, renumber
 from aumn.records import Detections, GroundTruth
@@ -57,7 +57,7 @@ def overview(measured: Measured) -> dict[str, Any]:
 def classes(measured: Measured) -> dict[str, Any]:
     """Per class: instances, detections, AP, and where its ranking holds its true positives, at each threshold."""
     evaluation, found = measured.evaluation, measured.detections
-    positives = Ranking(match(found, measured.ground_truth, evaluation.tious)).true_positives()
+    positives = true_positives(rank(match(found, measured.ground_truth, evaluation.tious)))
     places = true_positive_places(positives, len(evaluation.labels), len(evaluation.tious))
     return {
         "names": list(evaluation.labels),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aumn.evaluation.average_precision import Ranking, match
+from aumn.evaluation.average_precision import count_above, match, rank, true_positives
 from aumn.evaluation.evaluate import evaluate
 from aumn.runtime.ranks import Ranks
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, average_precision
@@ -64,13 +64,13 @@ def test_places_add_up_over_rankings_of_different_videos(rows, truth, ranks):
     """Each ranking has some of the videos; scores and labels tie all over."""
     ground_truth = as_ground_truth(truth, VIDEOS, LABELS)
     shares = [[row for row in rows if VIDEOS.index(row.video) % ranks == rank] for rank in range(ranks)]
-    rankings = [Ranking(match(as_detections(share, VIDEOS, LABELS), ground_truth, TIOUS)) for share in shares]
-    whole = Ranking(match(as_detections(rows, VIDEOS, LABELS), ground_truth, TIOUS)).true_positives()
+    rankings = [rank(match(as_detections(share, VIDEOS, LABELS), ground_truth, TIOUS)) for share in shares]
+    whole = true_positives(rank(match(as_detections(rows, VIDEOS, LABELS), ground_truth, TIOUS)))
     places = []
-    for rank, ranking in enumerate(rankings):
-        positives = ranking.true_positives()
-        for other in rankings[:rank] + rankings[rank + 1 :]:
-            positives["above"] += other.count_above(ranking.true_positives())
+    for number, ranked in enumerate(rankings):
+        positives = true_positives(ranked)
+        for other in rankings[:number] + rankings[number + 1 :]:
+            positives["above"] += count_above(other, true_positives(ranked))
         places += positives[["label", "video", "score", "matched", "above"]].tolist()
     assert sorted(places) == sorted(whole[["label", "video", "score", "matched", "above"]].tolist())
 

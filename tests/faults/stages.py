@@ -87,7 +87,7 @@ _DETECTIONS_WRITING = (".detections.partial", ".detections.partial/*", "detectio
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pack", 1, _pack, ("shards",), ("shards.partial/progress/*.writing", "shards.partial/shards/*.json")),
+        Stage("pack", 1, _pack, ("shards",), ("shards.partial/shards/.*.partial", "shards.partial/shards/*.json")),
         Stage("train", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("train alone", 1, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("localize", 2, _localize, ("detections", "results.json"), _DETECTIONS_WRITING, ("pack", "train")),

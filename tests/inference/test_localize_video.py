@@ -1,4 +1,4 @@
-"""`aumn localize --video`: one video's files give what its shard set gives, as a table and a drawing."""
+"""One video alone: its files give what its shard set gives, as a table and a drawing; arrays from anywhere do, too."""
 
 import re
 
@@ -11,6 +11,7 @@ from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.detections import read_detections
 from aumn.inference.localize import localize_subset
+from aumn.inference.one_video import load_network, localize_video
 from aumn.model.aumn import TwoStream
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, save_model
@@ -36,7 +37,7 @@ def place(tmp_path_factory):
     facts = {"localize": {"theta": 0.4, "class_threshold": 0.0, "nms_tiou": 0.5}, "dataset": shards.name, "metrics": {}}
     card = ModelCard(model=SETTINGS, classes=shards.classes, streams=shards.streams, stride_frames=shards.stride_frames,
                      dataset_identity=shards.identity, aumn_version="0", commit=None, **facts)  # fmt: skip
-    weights = TwoStream.build(card.streams, len(card.classes), SETTINGS).state_dict()
+    weights = TwoStream.build(card.streams, len(card.classes), card.model).state_dict()
     save_model(root / "model", weights, card)
     with connect() as ranks:
         localize_subset(root / "model", root / "shards", root / "found", ranks, model="m", subset="testing",
@@ -110,3 +111,35 @@ def test_a_video_and_a_shard_set_exclude_each_other(place):
     assert (
         "Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy." in neither.stderr
     )
+
+
+def features(**lengths) -> dict[str, np.ndarray]:
+    return {stream: np.random.default_rng(0).normal(size=(length, 7)) for stream, length in lengths.items()}
+
+
+def test_the_frame_rate_or_the_duration_is_enough(place):
+    network, card = load_network(place / "model")
+    by_rate = localize_video(network, card, features(rgb=9, flow=9), fps=8 * card.stride_frames)
+    by_duration = localize_video(network, card, features(rgb=9, flow=9), duration_s=9 / 8)
+    assert by_rate.end_s_N.max() <= 9 / 8
+    assert np.array_equal(by_rate.start_s_N, by_duration.start_s_N)
+    assert np.array_equal(by_rate.end_s_N, by_duration.end_s_N)
+
+
+GOOD = features(rgb=5, flow=5)
+BAD = {
+    "no stream": ({"rgb": GOOD["rgb"]}, {"fps": 25.0}, "The streams given are rgb, and the model takes rgb, flow."),
+    "another width": ({**GOOD, "flow": np.ones((5, 6))}, {"fps": 25.0}, "flow is (5, 6), and the model takes snippets"),
+    "nothing": (features(rgb=0, flow=0), {"fps": 25.0}, "rgb is (0, 7), and the model takes snippets x 7"),
+    "NaN": ({**GOOD, "rgb": GOOD["rgb"] * np.nan}, {"fps": 25.0}, "rgb holds NaN or infinity"),
+    "lengths": (features(rgb=5, flow=6), {"fps": 25.0}, "The streams differ in snippets ({'rgb': 5, 'flow': 6})"),
+    "no clock": (GOOD, {}, "Neither fps nor duration_s is given"),
+    "no rate": (GOOD, {"fps": 0.0}, "fps=0.0 must be above 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_arrays_that_cannot_be_localized_in(case, place):
+    arrays, clock, message = BAD[case]
+    with pytest.raises(InputError, match=re.escape(message)):
+        localize_video(*load_network(place / "model"), arrays, **clock)

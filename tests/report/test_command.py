@@ -95,7 +95,7 @@ def test_scores_of_two_ranks_are_the_models_own_on_the_units_most_similar(place,
     for batch in whole_videos(shards, shards.indices("testing"), rank=0, world_size=1):
         found = network.similarity(batch, {"rgb": range(UNITS), "flow": range(UNITS)})
         for stream, similarity_TK in found.items():
-            similarity[batch.videos[0], stream] = similarity_TK
+            similarity[batch.videos[0].id, stream] = similarity_TK
             means[stream].append(similarity_TK.mean(0))
     model, rows = read_scores(localized / "scores")
     assert model.units == UNITS

@@ -1,6 +1,9 @@
 """Features and ground truth into a shard set: in parallel, byte-identical for any number of workers, hard to kill.
 
-The work is planned from file headers alone, so every shard's content is known before the first is written. Shards are
+    plan = plan_packing(options)
+    report = write(plan)
+
+The plan is made from file headers alone, so every shard's content is known before the first is written. Shards are
 built in `OUT.partial` beside OUT; each finished one leaves a note, by which a run started again after a kill keeps it.
 The last act is one rename, so a shard set is there whole or not at all.
 """
@@ -13,25 +16,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from aumn.data.packing.planning import match, measure_coverage, order_classes, plan_shards, plan_videos
+from aumn.data.packing.options import PackOptions
+from aumn.data.packing.planning import Plan, plan_packing
 from aumn.data.packing.pool import run_in_processes
-from aumn.data.packing.shard_writer import Row, ShardPlan, Written, read_finished, replacing, write_shard
-from aumn.data.packing.workplace import Workplace, refuse_existing, workplace
+from aumn.data.packing.shard_writer import Row, ShardPlan, Written, read_finished, write_shard
+from aumn.data.packing.workplace import Workplace, workplace
 from aumn.data.problems import refuse
-from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, FORMAT_VERSION, MANIFEST, Description, Shard, checksum
+from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum
 from aumn.data.shards.manifest import read_manifest, write_manifest
-from aumn.data.sources.containers import Containers
-from aumn.data.sources.features import Joint, check_features
-from aumn.data.sources.releases import Release, describe, find_release, read_fact
-from aumn.data.truth.annotated import AnnotatedVideo
-from aumn.data.truth.annotations import read_annotations, write_annotations
-from aumn.records import InputError
+from aumn.data.truth.annotations import write_annotations
+from aumn.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STRIDE_FRAMES = 16
-DTYPES = ("float16", "float32")
 Progress = Callable[[int, int], None]  # videos done, videos in all
 
 
@@ -53,102 +52,33 @@ class PackingReport:
 
 
 def pack(
-    features: Path,
-    out: Path,
-    annotations: Path,
-    *,
-    name: str,
-    layout: str | None = None,
-    joint: str = "rgb,flow",
-    prefix: str = "",
-    stride_frames: int | None = None,
-    fps: float | None = None,
-    classes: Sequence[str] | None = None,
-    dtype: str = "float16",
-    shard_bytes: int = 256 * 10**6,
-    workers: int | None = None,
-    allow_pickle: bool = False,
-    trim_streams: bool = False,
-    on_progress: Progress | None = None,
+    features: Path, out: Path, annotations: Path, *, on_progress: Progress | None = None, **options: Any
 ) -> PackingReport:
-    """Pack every annotated video that has features; `releases` tells of the layouts, of which one is found by looking.
+    """Plan and write in one call; `options` are the fields of PackOptions."""
+    return write(plan_packing(PackOptions(features, out, annotations, **options)), on_progress)
 
-    `joint` says how joint arrays hold the streams, `prefix` what the features' names have before the annotations'.
-    `stride_frames` and `fps` are those that the features were extracted at; by default what an archive tells, else 16
-    and the ground truth's. `classes` fixes the order of the labels, alphabetical by default. `workers` defaults to the
-    cores at hand.
-    """
-    refuse_existing(out)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    _check_options(dtype, fps, {"stride_frames": stride_frames, "shard_bytes": shard_bytes, "workers": workers})
-    ground_truth = read_annotations(annotations, allow_pickle=allow_pickle)
-    ordered_classes = order_classes(ground_truth, classes)
-    columns = Joint.parse(joint)
-    containers = Containers(allow_pickle=allow_pickle)
-    order = list(ground_truth.videos) if ground_truth.is_wtalc else None
-    release = find_release(features, containers, layout=layout, names=order, prefix=prefix)
-    matched = match(release, ground_truth)
-    checked, streams = check_features(release, matched.both, containers, joint=columns, trim_streams=trim_streams)
-    stride_frames, fps = _read_clock(release, containers, stride_frames, fps)
-    del containers  # worker processes open the files themselves
-    videos = plan_videos(checked, ground_truth, ordered_classes, stride_frames=stride_frames, fps=fps)
-    plans = plan_shards(videos, dtype, shard_bytes, allow_pickle=allow_pickle)
-    if release.layout == "wtalc":
-        workers = 1  # each process would hold the whole file
 
+def write(plan: Plan, on_progress: Progress | None = None) -> PackingReport:
+    """Write the planned shard set, from where a stopped run of the same plan left it."""
+    out = plan.options.out
     with workplace(out) as work:
-        kept = _find_finished(plans, work)
-        written = _write_rest(plans, kept, work, workers, on_progress)
-        shards = tuple(Shard(shard.file, shard.bytes) for shard in written)
-        description = Description(FORMAT_VERSION, name, "", ordered_classes, streams, dtype, stride_frames, shards, {})
-        rows = [row for shard in written for row in shard.rows]
-        _write_tables(work, description, rows, [ground_truth.videos[video] for video in matched.both])
-        work.publish(out, {ANNOTATIONS, MANIFEST, DESCRIPTION, *(shard.file for shard in shards)})
+        kept = _find_finished(plan.shards, work)
+        written = _write_rest(plan, kept, work, on_progress)
+        _write_tables(plan, work, written)
+        work.publish(out, {ANNOTATIONS, MANIFEST, DESCRIPTION, *(shard.file for shard in written)})
     return PackingReport(
         path=out,
-        packed=dict(Counter(video.subset for video in videos)),
-        classes=ordered_classes,
-        streams=streams,
-        shards=len(shards),
+        packed=dict(Counter(video.subset for shard in plan.shards for video in shard.videos)),
+        classes=plan.description.classes,
+        streams=plan.description.streams,
+        shards=len(written),
         kept_shards=len(kept),
-        bytes=sum(shard.bytes for shard in shards),
-        without_features=matched.without_features,
-        without_annotations=matched.without_annotations,
-        source=_say_source(release, columns, streams, stride_frames, sorted({video.fps for video in videos})),
-        coverage=measure_coverage(videos, ground_truth, stride_frames),
+        bytes=sum(shard.bytes for shard in written),
+        without_features=plan.without_features,
+        without_annotations=plan.without_annotations,
+        source=plan.source,
+        coverage=plan.coverage,
     )
-
-
-def _read_clock(
-    release: Release, containers: Containers, stride_frames: int | None, fps: float | None
-) -> tuple[int, float | None]:
-    """Stride and frame rate as given, else as an archive tells; no frame rate where it is the ground truth's."""
-    stride = stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
-    if stride != int(stride):
-        raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
-    return int(stride), fps or read_fact(release, "fps", containers)
-
-
-def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride_frames: int, rates: list[float]) -> str:
-    how = "found by looking" if release.was_found else "as told"
-    parts = [f"layout {release.layout} ({describe(release.layout)}), {how}"]
-    if release.layout in {"joint", "wtalc"}:
-        spans = joint.split(sum(streams.values()))
-        parts.append(
-            "columns " + ", ".join(f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items())
-        )
-    shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return "; ".join([*parts, f"a snippet every {stride_frames} frames at {shown} fps"])
-
-
-def _check_options(dtype: str, fps: float | None, counts: dict[str, int | None]) -> None:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
-    if fps is not None and not fps > 0:
-        raise InputError(f"fps is {fps}; it must be above 0.")
-    for option, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{option} is {count}; it must be at least 1.")
 
 
 def _find_finished(plans: Sequence[ShardPlan], work: Workplace) -> dict[str, Written]:
@@ -164,11 +94,9 @@ def _find_finished(plans: Sequence[ShardPlan], work: Workplace) -> dict[str, Wri
     return kept
 
 
-def _write_rest(
-    plans: Sequence[ShardPlan], kept: dict[str, Written], work: Workplace, workers: int, on_progress: Progress | None
-) -> list[Written]:
-    """All shards in the plans' order, the kept ones too; bad videos are reported together, once all are read."""
-    videos = {plan.file: len(plan.videos) for plan in plans}
+def _write_rest(plan: Plan, kept: dict[str, Written], work: Workplace, on_progress: Progress | None) -> list[Written]:
+    """All shards in the plan's order, the kept ones too; bad videos are reported together, once all are read."""
+    videos = {shard.file: len(shard.videos) for shard in plan.shards}
     written = dict(kept)
 
     def tell() -> None:
@@ -176,27 +104,35 @@ def _write_rest(
             on_progress(sum(videos[file] for file in written), sum(videos.values()))
 
     tell()
-    calls = [(plan, work.shards, work.progress) for plan in plans if plan.file not in kept]
-    for shard in run_in_processes(write_shard, calls, workers):
+    calls = [(shard, work.shards, work.progress) for shard in plan.shards if shard.file not in kept]
+    for shard in run_in_processes(write_shard, calls, plan.workers or len(os.sched_getaffinity(0))):
         written[shard.file] = shard
         tell()
-    problems = [problem for plan in plans for problem in written[plan.file].problems]
-    finished = sum(not shard.problems for shard in written.values())
+    in_order = [written[file] for file in videos]
+    problems = [problem for shard in in_order for problem in shard.problems]
+    finished = sum(not shard.problems for shard in in_order)
     refuse(
         problems,
-        f"{len(problems):,} videos cannot be packed ({finished} finished shards of {len(plans)} stay in {work.partial} "
-        "for the next run):",
+        f"{len(problems):,} videos cannot be packed ({finished} finished shards of {len(videos)} stay in "
+        f"{work.partial} for the next run):",
     )
-    return [written[plan.file] for plan in plans]
+    return in_order
 
 
-def _write_tables(work: Workplace, description: Description, rows: list[Row], videos: Sequence[AnnotatedVideo]) -> None:
-    with replacing(work.shards / ANNOTATIONS, work.progress) as file:
-        write_annotations(file, videos)
-    with replacing(work.shards / MANIFEST, work.progress) as file:
-        write_manifest(file, rows, list(description.streams))
+def _write_tables(plan: Plan, work: Workplace, written: Sequence[Written]) -> None:
+    """The three files beside the tars; the description is the last."""
+    rows: list[Row] = [row for shard in written for row in shard.rows]
+    streams = list(plan.description.streams)
+    with whole_file(work.shards / ANNOTATIONS) as partial, partial.open("wb") as file:
+        write_annotations(file, plan.annotated)
+    with whole_file(work.shards / MANIFEST) as partial, partial.open("wb") as file:
+        write_manifest(file, rows, streams)
     content = {table: (work.shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
-    identity = read_manifest(content[MANIFEST], list(description.streams)).identity(description)
-    checksums = {table: checksum(content[table]) for table in content}
-    with replacing(work.shards / DESCRIPTION, work.progress) as file:
-        file.write(replace(description, identity=identity, checksums=checksums).to_json().encode())
+    description = replace(
+        plan.description,
+        identity=read_manifest(content[MANIFEST], streams).identity(plan.description),
+        shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
+        checksums={table: checksum(content[table]) for table in content},
+    )
+    with whole_file(work.shards / DESCRIPTION) as partial:
+        partial.write_text(description.to_json(), encoding="utf-8")

@@ -8,26 +8,69 @@ from itertools import groupby
 
 import numpy as np
 
+from aumn.data.packing.options import PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
+from aumn.data.packing.workplace import refuse_existing
+from aumn.data.shards.layout import FORMAT_VERSION, Description
 from aumn.data.shards.tars import sample_key
-from aumn.data.sources.features import VideoFeatures
-from aumn.data.sources.releases import Release
+from aumn.data.sources.containers import Containers
+from aumn.data.sources.features import Joint, VideoFeatures, check_features
+from aumn.data.sources.releases import Release, describe, find_release, read_fact
 from aumn.data.truth.annotated import AnnotatedVideo
-from aumn.data.truth.annotations import Annotations
+from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.records import InputError
+
+DEFAULT_STRIDE_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
-    """Which videos have both features and annotations, sorted by subset and id; and which have only one of them."""
+class Plan:
+    """What `write` needs; the description lacks only what is known once shards are written."""
 
-    both: list[str]
+    options: PackOptions
+    shards: list[ShardPlan]
+    annotated: list[AnnotatedVideo]  # those to pack, in their order
+    description: Description
+    workers: int | None
     without_features: list[str]
     without_annotations: list[str]
+    source: str  # how the features were understood
+    coverage: float | None
 
 
-def match(release: Release, annotations: Annotations) -> Matched:
-    """Find the videos to pack: annotated ones with features, of one stream at least."""
+def plan_packing(options: PackOptions) -> Plan:
+    """Pack every annotated video that has features; `releases` tells of the layouts, of which one is found by looking.
+
+    Features are read up to their headers. InputError where anything cannot be packed.
+    """
+    refuse_existing(options.out)
+    truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
+    classes = _order_classes(truth, options)
+    joint = Joint.parse(options.joint)
+    containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
+    names = list(truth.videos) if truth.is_wtalc else None
+    release = find_release(options.features, containers, layout=options.layout, names=names, prefix=options.prefix)
+    ids = _match(release, truth)
+    features, streams = check_features(release, ids, containers, joint=joint, trim_streams=options.trim_streams)
+    stride, fps = _read_clock(release, containers, options)
+    videos = _plan_videos(features, truth, classes, stride, fps)
+    return Plan(
+        options=options,
+        shards=_plan_shards(videos, options),
+        annotated=[truth.videos[video] for video in ids],
+        description=Description(
+            FORMAT_VERSION, options.name or options.out.name, "", classes, streams, options.dtype, stride, (), {}
+        ),
+        workers=1 if release.layout == "wtalc" else options.workers,  # each process would hold the whole file
+        without_features=sorted(truth.videos.keys() - release.places),
+        without_annotations=sorted(release.places.keys() - truth.videos),
+        source=_say_source(release, joint, streams, stride, sorted({video.fps for video in videos})),
+        coverage=_measure_coverage(videos, truth, stride),
+    )
+
+
+def _match(release: Release, annotations: Annotations) -> list[str]:
+    """The videos to pack, by subset and id: annotated ones with features, of one stream at least."""
     found, annotated = release.places.keys(), annotations.videos
     both = sorted(found & annotated.keys(), key=lambda video: (annotated[video].subset, video))
     if not both:
@@ -35,7 +78,7 @@ def match(release: Release, annotations: Annotations) -> Matched:
             f"{release.path} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, "
             f"and the annotations {_examples(annotated)}; {_remedy(found, annotated)}."
         )
-    return Matched(both, sorted(annotated.keys() - found), sorted(found - annotated.keys()))
+    return both
 
 
 def _remedy(found: Collection[str], annotated: Collection[str]) -> str:
@@ -44,18 +87,21 @@ def _remedy(found: Collection[str], annotated: Collection[str]) -> str:
     return "name the files as the annotations name the videos, or give --prefix where only a prefix differs"
 
 
-def order_classes(annotations: Annotations, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes as given, or else the labels of the whole ground truth in alphabetical order."""
+def _order_classes(annotations: Annotations, options: PackOptions) -> tuple[str, ...]:
+    """The classes of the list, or else the labels of the whole ground truth in alphabetical order."""
     labels = {label for video in annotations.videos.values() for label in video.labels()}
-    if classes is None:
+    if options.classes is None:
         return tuple(sorted(labels))
-    if len(set(classes)) != len(classes):
-        twice = sorted({label for label in classes if list(classes).count(label) > 1})
+    try:
+        lines = options.classes.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{options.classes} is not UTF-8 text: give a file with a class a line.") from None
+    classes = [line.strip() for line in lines if line.strip()]
+    if twice := sorted({label for label in classes if classes.count(label) > 1}):
         raise InputError(
             f"The list of classes names {', '.join(map(repr, twice))} more than once; name each class once."
         )
-    unknown = sorted(labels - set(classes))
-    if unknown:
+    if unknown := sorted(labels - set(classes)):
         raise InputError(
             f"{annotations.source} has labels that are not in the list of {len(classes)} classes: "
             f"{_examples(unknown)}; add them to the list, or take them out of the annotations."
@@ -63,36 +109,55 @@ def order_classes(annotations: Annotations, classes: Sequence[str] | None) -> tu
     return tuple(classes)
 
 
-def plan_videos(
+def _read_clock(release: Release, containers: Containers, options: PackOptions) -> tuple[int, float | None]:
+    """Stride and frame rate as given, else as an archive tells; no frame rate where it is the ground truth's."""
+    stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
+    if stride != int(stride):
+        raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
+    return int(stride), options.fps or read_fact(release, "fps", containers)
+
+
+def _plan_videos(
     features: Sequence[VideoFeatures],
     annotations: Annotations,
     classes: Sequence[str],
-    *,
     stride_frames: int,
     fps: float | None,
 ) -> list[PlannedVideo]:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error."""
     index = {label: position for position, label in enumerate(classes)}
-    videos = [annotations.videos[video.video] for video in features]
-    unknown = [video.id for video in videos if not (fps or video.fps)]
+    planned, unknown = [], []
+    for arrays in features:
+        video = annotations.videos[arrays.video]
+        rate = fps or video.fps
+        if not rate:
+            unknown.append(video.id)
+            continue
+        labels = tuple(sorted(index[label] for label in video.labels()))
+        duration_s = video.duration_s or arrays.snippets * stride_frames / rate
+        names = tuple(classes[label] for label in labels)
+        planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
     if unknown:
         raise InputError(
             f"{annotations.source} tells no fps for {len(unknown):,} videos ({_examples(unknown)}): "
             "give --fps, the frame rate that the features were extracted at."
         )
-
-    def plan(video: AnnotatedVideo, arrays: VideoFeatures) -> PlannedVideo:
-        labels = tuple(sorted(index[label] for label in video.labels()))
-        names = tuple(classes[label] for label in labels)
-        rate = fps or video.fps
-        assert rate is not None
-        duration_s = video.duration_s or arrays.snippets * stride_frames / rate
-        return PlannedVideo(arrays, video.subset, labels, names, duration_s, rate)
-
-    return [plan(video, arrays) for video, arrays in zip(videos, features, strict=True)]
+    return planned
 
 
-def measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride_frames: int) -> float | None:
+def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride_frames: int, rates: list[float]) -> str:
+    how = "found by looking" if release.was_found else "as told"
+    parts = [f"layout {release.layout} ({describe(release.layout)}), {how}"]
+    if release.layout in {"joint", "wtalc"}:
+        spans = joint.split(sum(streams.values()))
+        parts.append(
+            "columns " + ", ".join(f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items())
+        )
+    shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
+    return "; ".join([*parts, f"a snippet every {stride_frames} frames at {shown} fps"])
+
+
+def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride_frames: int) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     durations = {video.id: video.duration_s for video in annotations.videos.values()}
     shares = [
@@ -103,13 +168,14 @@ def measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, s
     return float(np.median(shares)) if shares else None
 
 
-def plan_shards(videos: Sequence[PlannedVideo], dtype: str, shard_bytes: int, *, allow_pickle: bool) -> list[ShardPlan]:
-    """Cut the videos, in order, into shards of one subset each and of about `shard_bytes` at most."""
+def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[ShardPlan]:
+    """Cut the videos, in order, into shards of one subset each and of about `shard_mb` at most."""
     plans: list[ShardPlan] = []
     for subset, of_subset in groupby(videos, key=lambda video: video.subset):
-        for number, part in enumerate(_cut(of_subset, np.dtype(dtype).itemsize, shard_bytes)):
+        parts = _cut(of_subset, np.dtype(options.dtype).itemsize, round(options.shard_mb * 10**6))
+        for number, part in enumerate(parts):
             file = f"{sample_key(subset)}-{number:06d}.tar"
-            plans.append(ShardPlan(file, len(plans), dtype, allow_pickle, tuple(part)))
+            plans.append(ShardPlan(file, len(plans), options.dtype, options.allow_pickle, tuple(part)))
     return plans
 
 

@@ -6,12 +6,9 @@ Runs in packing's worker processes, so it imports nothing heavy.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -20,6 +17,7 @@ from aumn.data.shards.layout import FORMAT_VERSION
 from aumn.data.shards.tars import SampleWriter, npy_bytes
 from aumn.data.sources.containers import Containers
 from aumn.data.sources.features import VideoFeatures, read_features
+from aumn.files import whole_file
 from aumn.records import InputError
 
 Row = dict[str, Any]  # of manifest.parquet
@@ -66,7 +64,7 @@ def write_shard(plan: ShardPlan, shards: Path, progress: Path) -> Written:
     """Write `shards/<file>` and then the note in `progress` that it is finished; each appears whole or not at all."""
     rows, problems = [], []
     containers = Containers(allow_pickle=plan.allow_pickle)
-    with replacing(shards / plan.file, temporary_folder=progress) as file:
+    with whole_file(shards / plan.file) as partial, partial.open("wb") as file:
         writer = SampleWriter(file)
         for video in plan.videos:
             try:
@@ -78,8 +76,8 @@ def write_shard(plan: ShardPlan, shards: Path, progress: Path) -> Written:
     if problems:
         (shards / plan.file).unlink()
         return Written(plan.file, 0, [], problems)
-    with replacing(_note(plan, progress), temporary_folder=progress) as file:
-        file.write(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows}).encode())
+    with whole_file(_note(plan, progress)) as partial:
+        partial.write_text(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows}))
     return Written(plan.file, size, rows, [])
 
 
@@ -92,17 +90,6 @@ def read_finished(plan: ShardPlan, shards: Path, progress: Path) -> Written | No
     if finished["plan"] != plan.digest() or finished["bytes"] != shard.stat().st_size:
         return None
     return Written(plan.file, finished["bytes"], finished["rows"], [])
-
-
-@contextmanager
-def replacing(path: Path, temporary_folder: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when it is whole and on disk."""
-    temporary = temporary_folder / f"{path.name}.{os.getpid()}.writing"
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _note(plan: ShardPlan, progress: Path) -> Path:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aumn.files import sync
+from aumn.files import hold, sync
 from aumn.records import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """`shards` will be the shard set; `progress` holds notes on finished shards, and files being written."""
+    """`shards` will be the shard set; `progress` holds notes on finished shards."""
 
     partial: Path
 
@@ -35,7 +34,7 @@ class Workplace:
 
     def publish(self, out: Path, files: Collection[str]) -> None:
         """Rename `shards` to OUT, holding exactly these files and safely on disk."""
-        for stray in self.shards.iterdir():  # of an earlier plan
+        for stray in self.shards.iterdir():  # of an earlier plan, or of a run that was killed
             if stray.name not in files:
                 stray.unlink()
         refuse_existing(out)
@@ -47,18 +46,18 @@ class Workplace:
 
 @contextmanager
 def workplace(out: Path) -> Iterator[Workplace]:
-    """OUT's workplace, for this process alone; left for the next run to go on from if it holds finished shards."""
+    """OUT's workplace, for this process alone; left for the next run to go on from if it holds finished shards.
+
+    See `files.hold` for file systems without flock.
+    """
     work = Workplace(out.with_name(out.name + ".partial"))
-    work.shards.mkdir(parents=True, exist_ok=True)
-    work.progress.mkdir(exist_ok=True)
-    with (work.partial / "lock").open("w") as lock:
+    with hold(work.partial / "lock", f"Another run is packing into {out}: let it finish, or stop it first"):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another run is packing into {out}: let it finish, or stop it first.") from None
-        for unfinished in work.progress.glob("*.writing"):
-            unfinished.unlink()
-        try:
+            refuse_existing(out)  # the run that was waited for may have made it
+            for folder in (work.shards, work.progress):
+                folder.mkdir(exist_ok=True)
+                for unfinished in folder.glob(".*.partial"):
+                    unfinished.unlink()
             yield work
         finally:
             if work.partial.exists() and not work.notes():

@@ -97,16 +97,8 @@ class Videos(Sequence[Video]):
     def __getitem__(self, index: int | slice) -> Video | list[Video]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        rows, place = self._rows, range(len(self))[index]
-        first, past = rows.label_bounds.item(place), rows.label_bounds.item(place + 1)
-        return Video(
-            rows.ids[place].as_py(),
-            rows.subsets[rows.subset_N.item(place)],
-            rows.snippets_N.item(place),
-            tuple(rows.labels[first:past].tolist()),
-            rows.duration_s_N.item(place),
-            rows.fps_N.item(place),
-        )
+        place = range(len(self))[index]
+        return self._rows.videos_at(slice(place, place + 1))[0]
 
 
 def schema(streams: Sequence[str]) -> pa.Schema:

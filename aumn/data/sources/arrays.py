@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from aumn.data.problems import about
 from aumn.data.sources.unpickling import as_numbers, unpickle
 from aumn.records import InputError
 
@@ -59,18 +60,14 @@ def read_objects(path: Path, *, allow_pickle: bool) -> Any:
                 f"{path} holds pickled Python objects, which can run code when read: save it as an array of numbers, "
                 "or give --allow-pickle, which reads arrays and numbers and refuses all else."
             )
-        try:
+        with about(path):
             return unpickle(file)
-        except InputError as error:
-            raise InputError(f"{path} {error}") from None
 
 
 def table_of(path: Path, objects: Any) -> np.ndarray:
     """Objects of a pickle as the array of numbers that they have to be."""
-    try:
+    with about(path):
         return as_numbers(objects, limit=path.stat().st_size)  # a pickled number takes a byte at least
-    except InputError as error:
-        raise InputError(f"{path} {error}") from None
 
 
 def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:

@@ -12,7 +12,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,20 +39,25 @@ class Place(NamedTuple):
         return self.file if self.member is None else f"{self.file}[{self.member}]"
 
 
-class Archive(Protocol):
+class Archive:
     """An open file of many arrays."""
 
     def names(self) -> list[str]:
         """Its arrays, in any order."""
+        raise NotImplementedError
 
     def header(self, name: str) -> Header:
-        """What an array is, without reading it."""
+        """What an array is."""
+        values = self.read(name)
+        return Header(values.shape, False, values.dtype)
 
     def read(self, name: str) -> np.ndarray:
         """An array."""
+        raise NotImplementedError
 
     def fact(self, name: str) -> float | None:
-        """A number told about the whole archive, such as its frame rate."""
+        """A number told about the whole archive, such as its frame rate: a scalar of that name."""
+        return float(self.read(name)) if name in self.names() and not self.header(name).shape else None
 
 
 class Containers:
@@ -94,7 +99,7 @@ def _open_archive(file: str, *, allow_pickle: bool) -> Archive:
     return _Hdf5(file) if suffix in HDF5_SUFFIXES else _PickledArrays(Path(file), allow_pickle=allow_pickle)
 
 
-class _Npz:
+class _Npz(Archive):
     def __init__(self, file: str) -> None:
         self._file = file
         try:
@@ -112,9 +117,6 @@ class _Npz:
         header, values = self._read(name, header_only=False)
         return reshape(values, header)
 
-    def fact(self, name: str) -> float | None:
-        return float(self.read(name)) if name in self.names() and not self.header(name).shape else None
-
     def _read(self, name: str, *, header_only: bool) -> tuple[Header, np.ndarray]:
         try:
             with self._zip.open(f"{name}.npy") as member:
@@ -130,7 +132,7 @@ class _Npz:
         return header, np.frombuffer(content, header.dtype)
 
 
-class _Hdf5:
+class _Hdf5(Archive):
     def __init__(self, file: str) -> None:
         import h5py
 
@@ -159,9 +161,7 @@ class _Hdf5:
         return values
 
     def fact(self, name: str) -> float | None:
-        if name in self._file.attrs:
-            return float(self._file.attrs[name])
-        return float(self.read(name)) if name in self.names() and not self.header(name).shape else None
+        return float(self._file.attrs[name]) if name in self._file.attrs else super().fact(name)
 
     def _dataset(self, name: str) -> h5py.Dataset:
         dataset = self._file[name]
@@ -170,7 +170,7 @@ class _Hdf5:
         return dataset
 
 
-class _PickledArrays:
+class _PickledArrays(Archive):
     """W-TALC's file of features: one pickle, which has to be read whole; its arrays are named by their numbers."""
 
     def __init__(self, path: Path, *, allow_pickle: bool) -> None:
@@ -183,15 +183,8 @@ class _PickledArrays:
     def names(self) -> list[str]:
         return [str(number) for number in range(len(self._objects))]
 
-    def header(self, name: str) -> Header:
-        values = self.read(name)
-        return Header(values.shape, False, values.dtype)
-
     def read(self, name: str) -> np.ndarray:
         return table_of(self._path, self._objects[int(name)])
-
-    def fact(self, _name: str) -> float | None:
-        return None
 
 
 def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str, ...], Place]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aumn.data.problems import refuse
+from aumn.data.problems import about, refuse
 from aumn.data.sources.arrays import Header
 from aumn.data.sources.containers import Containers, Place
 from aumn.data.sources.releases import JOINT, STREAMS, Release
@@ -110,10 +110,8 @@ def check_features(
 
 def read_features(features: VideoFeatures, dtype: np.dtype, containers: Containers) -> dict[str, np.ndarray]:
     """Every stream's features, T x D in the given dtype: finite, and within the dtype's range."""
-    arrays: dict[Place, np.ndarray] = {}  # a joint array is read once
-    for array in features.streams.values():
-        if array.place not in arrays:
-            arrays[array.place] = containers.read(array.place)
+    places = {array.place for array in features.streams.values()}  # one, where the array is joint
+    arrays = {place: containers.read(place) for place in places}
     return {
         stream: _take_stream(arrays[array.place], array, features.snippets, dtype)
         for stream, array in features.streams.items()
@@ -151,10 +149,8 @@ def _check_video(
 def _share_out(place: Place, name: str, columns: int, joint: Joint) -> dict[str, tuple[int, int]]:
     if name != JOINT:
         return {name: (0, columns)}
-    try:
+    with about(place):
         return joint.split(columns)
-    except InputError as error:
-        raise InputError(f"{place} {error}") from None
 
 
 def _check_header(place: Place, header: Header) -> tuple[int, int]:

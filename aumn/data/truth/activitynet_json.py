@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aumn.data.problems import refuse
-from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive
+from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive, parse_videos
 from aumn.records import InputError
 
 
@@ -23,14 +22,7 @@ def read_json(file: Path) -> list[AnnotatedVideo]:
             f"{file} has no object 'database': ActivityNet's layout is "
             '{"database": {VIDEO: {"subset": SUBSET, "annotations": [{"label": LABEL, "segment": [START_S, END_S]}]}}}.'
         )
-    videos, problems = [], []
-    for video, fields in database.items():
-        try:
-            videos.append(_parse_video(video, fields))
-        except InputError as error:
-            problems.append(f"{file}: video {video!r} {error}")
-    refuse(problems, f"{file}: {len(problems):,} videos of the ground truth cannot be used:")
-    return videos
+    return parse_videos(file, database.items(), _parse_video)
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

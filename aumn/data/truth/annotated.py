@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+from aumn.data.problems import refuse
 from aumn.records import InputError
+
+Entry = TypeVar("Entry")
 
 
 class Instance(NamedTuple):
@@ -32,6 +37,26 @@ class AnnotatedVideo(NamedTuple):
     def labels(self) -> set[str]:
         """Which actions the video holds, whenever."""
         return {instance.label for instance in self.annotations} | set(self.untimed)
+
+
+def parse_videos(
+    source: Path,
+    entries: Iterable[tuple[str, Entry]],
+    parse: Callable[[str, Entry], AnnotatedVideo],
+    where: Callable[[Entry], str] = lambda _entry: "",
+) -> list[AnnotatedVideo]:
+    """Each video of a ground truth, from its name and what stands there about it; all that is wrong is told together.
+
+    `parse` raises errors whose subject is the video; `where` may say at which place of the file that one stands.
+    """
+    videos, problems = [], []
+    for video, entry in entries:
+        try:
+            videos.append(parse(video, entry))
+        except (InputError, TypeError, ValueError) as error:
+            problems.append(f"{source}: video {video!r}{where(entry)} {error}")
+    refuse(problems, f"{source}: {len(problems):,} videos of the ground truth cannot be used:")
+    return videos
 
 
 def parse_instance(label: str, start: Any, end: Any) -> Instance:

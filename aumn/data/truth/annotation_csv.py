@@ -10,8 +10,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from aumn.data.problems import refuse
-from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive
+from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive, parse_videos
 from aumn.records import InputError
 
 REQUIRED = ("video", "label", "start", "end")
@@ -26,15 +25,12 @@ def read_csv(file: Path) -> list[AnnotatedVideo]:
     rows_of: dict[str, list[tuple[int, Row]]] = {}
     for line, row in _read_rows(file):
         rows_of.setdefault(row["video"], []).append((line, row))
-    videos, problems = [], []
-    for video, rows in rows_of.items():
-        try:
-            videos.append(_parse_video(video, rows))
-        except InputError as error:
-            lines = ", ".join(str(line) for line, _ in rows[:5]) + (", ..." if len(rows) > 5 else "")
-            problems.append(f"{file}: video {video!r} (line{'s' * (len(rows) > 1)} {lines}) {error}")
-    refuse(problems, f"{file}: {len(problems):,} videos of the ground truth cannot be used:")
-    return videos
+    return parse_videos(file, rows_of.items(), _parse_video, _lines_of)
+
+
+def _lines_of(rows: list[tuple[int, Row]]) -> str:
+    lines = ", ".join(str(line) for line, _ in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    return f" (line{'s' * (len(rows) > 1)} {lines})"
 
 
 def _read_rows(file: Path) -> list[tuple[int, Row]]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from aumn.data.problems import refuse
 from aumn.data.sources.arrays import read_objects
 from aumn.data.sources.unpickling import plain
-from aumn.data.truth.annotated import AnnotatedVideo, parse_instance, parse_positive
+from aumn.data.truth.annotated import AnnotatedVideo, parse_instance, parse_positive, parse_videos
 from aumn.records import InputError
 
 NAMES = "videoname.npy"
@@ -35,15 +34,8 @@ def read_wtalc(folder: Path, *, allow_pickle: bool) -> list[AnnotatedVideo]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{folder}: {NAMES} names {', '.join(map(repr, twice[:3]))} more than once: correct it.")
-    videos, problems = [], []
-    for index, name in enumerate(names):
-        entry = {column: values[index] for column, values in columns.items() if values}
-        try:
-            videos.append(_parse_video(name, entry))
-        except (InputError, TypeError, ValueError) as error:
-            problems.append(f"{folder}: video {name!r} {error}")
-    refuse(problems, f"{folder}: {len(problems):,} videos of the ground truth cannot be used:")
-    return videos
+    entries = ({column: values[i] for column, values in columns.items() if values} for i in range(len(names)))
+    return parse_videos(folder, zip(names, entries, strict=True), _parse_video)
 
 
 def _read(folder: Path, name: str, allow_pickle: bool) -> list[Any]:

@@ -12,7 +12,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_annotations
 from aumn.records import InputError
 
-ONE_VIDEO = 8  # shard_bytes by which every video gets a shard of its own
+ONE_VIDEO = 8e-6  # shard_mb by which every video gets a shard of its own
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_goes_in_comes_out(published: Any, tmp_path: Path) -> None:
-    report = published.pack(tmp_path / "out", dtype="float32", shard_bytes=200, stride_frames=8)
+    report = published.pack(tmp_path / "out", dtype="float32", shard_mb=200e-6, stride_frames=8)
     shards = ShardSet.open(tmp_path / "out")
     assert (shards.name, shards.classes, shards.streams) == ("small", ("Jump", "Run"), {"rgb": 5, "flow": 3})
     assert (shards.stride_frames, shards.dtype) == (8, np.float32)
@@ -77,8 +77,14 @@ def test_no_match_at_all_shows_both_sides(published: Any, tmp_path: Path) -> Non
         published.pack(tmp_path / "out")
 
 
+def write_classes(folder: Path, *names: str) -> Path:
+    path = folder / "classes.txt"
+    path.write_text("\n".join(names))
+    return path
+
+
 def test_classes_in_a_given_order(published: Any, tmp_path: Path) -> None:
-    published.pack(tmp_path / "out", classes=["Run", "Swim", "Jump"])
+    published.pack(tmp_path / "out", classes=write_classes(tmp_path, "Run", "Swim", "", " Jump "))
     shards = ShardSet.open(tmp_path / "out")
     assert shards.classes == ("Run", "Swim", "Jump")
     assert {video.id: video.labels for video in shards.videos} == {
@@ -103,16 +109,11 @@ def test_several_labels_a_video_are_a_set(published: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"classes": ["Run", "Swim"]},
-            r"gt.json has labels that are not in the list of 2 classes: 'Jump'; add them to",
-        ),
-        ({"classes": ["Run", "Jump", "Run"]}, "The list of classes names 'Run' more than once"),
         ({"dtype": "bfloat16"}, "dtype 'bfloat16' is not one that shards hold: choose float16 or float32"),
         ({"fps": 0.0}, "fps is 0.0; it must be above 0"),
         ({"fps": float("nan")}, "fps is nan; it must be above 0"),
         ({"stride_frames": 0}, "stride_frames is 0; it must be at least 1"),
-        ({"shard_bytes": 0}, "shard_bytes is 0; it must be at least 1"),
+        ({"shard_mb": 0}, "shard_mb is 0; it must be above 0"),
         ({"workers": 0}, "workers is 0; it must be at least 1"),
     ],
 )
@@ -120,6 +121,18 @@ def test_bad_options(published: Any, tmp_path: Path, options: dict[str, Any], me
     with pytest.raises(InputError, match=message):
         published.pack(tmp_path / "out", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["published"]
+
+
+def test_lists_of_classes_that_do_not_fit(published: Any, tmp_path: Path) -> None:
+    for names, message in (
+        (("Run", "Swim"), r"gt.json has labels that are not in the list of 2 classes: 'Jump'; add them to"),
+        (("Run", "Jump", "Run"), "The list of classes names 'Run' more than once"),
+    ):
+        with pytest.raises(InputError, match=message):
+            published.pack(tmp_path / "out", classes=write_classes(tmp_path, *names))
+    (tmp_path / "classes.txt").write_bytes(b"Rn\xfcben")
+    with pytest.raises(InputError, match=r"classes.txt is not UTF-8 text: give a file with a class a line"):
+        published.pack(tmp_path / "out", classes=tmp_path / "classes.txt")
 
 
 def test_frame_rates_and_durations_that_the_ground_truth_lacks(published: Any, tmp_path: Path) -> None:
@@ -141,26 +154,26 @@ def test_nothing_is_overwritten(published: Any, tmp_path: Path) -> None:
         published.pack(tmp_path / "out")
 
 
-@pytest.mark.parametrize("shard_bytes", [ONE_VIDEO, 100, 2**28])
-def test_shards_are_cut_by_subset_and_size(published: Any, tmp_path: Path, shard_bytes: int) -> None:
-    published.pack(tmp_path / "out", shard_bytes=shard_bytes)
+@pytest.mark.parametrize("shard_mb", [ONE_VIDEO, 100e-6, 256])
+def test_shards_are_cut_by_subset_and_size(published: Any, tmp_path: Path, shard_mb: float) -> None:
+    published.pack(tmp_path / "out", shard_mb=shard_mb)
     shards = ShardSet.open(tmp_path / "out")
     for tar in (tmp_path / "out").glob("*.tar"):
         held = [video for index, video in enumerate(shards.videos) if shards.tar_of(index) == tar]
         assert len({video.subset for video in held}) == 1
-        assert len(held) == 1 or sum(video.snippets * 8 * 2 for video in held) <= shard_bytes
+        assert len(held) == 1 or sum(video.snippets * 8 * 2 for video in held) <= shard_mb * 1e6
 
 
 def test_progress_counts_videos(published: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=lambda *counts: seen.append(counts))
+    published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=lambda *counts: seen.append(counts))
     assert seen == [(done, 5) for done in range(6)]
 
 
 def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Path) -> None:
     variants: dict[str, dict[str, Any]] = {
-        "whole": {}, "cut": {"shard_bytes": ONE_VIDEO}, "float32": {"dtype": "float32"}, "stride": {"stride_frames": 8},
-        "classes": {"classes": ["Run", "Jump"]},
+        "whole": {}, "cut": {"shard_mb": ONE_VIDEO}, "float32": {"dtype": "float32"}, "stride": {"stride_frames": 8},
+        "classes": {"classes": write_classes(tmp_path, "Run", "Jump")},
     }  # fmt: skip
     for name, options in variants.items():
         published.pack(tmp_path / name, **options)

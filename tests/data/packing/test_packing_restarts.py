@@ -1,9 +1,12 @@
 """Packing gives the same bytes however it was split among workers, stopped, killed and started again."""
 
+import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +20,7 @@ import pytest
 from aumn.records import InputError
 from tests.launching import aumn
 
-ONE_VIDEO = 8  # shard_bytes by which every video gets a shard of its own
+ONE_VIDEO = 8e-6  # shard_mb by which every video gets a shard of its own
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -27,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_same_bytes_for_any_number_of_workers(publish: Callable[..., Any], tmp_path: Path) -> None:
     published = publish({"training": [f"t{number}" for number in range(9)], "testing": ["x", "y"]})
     for workers in (1, 2, 3):
-        published.pack(tmp_path / f"out{workers}", workers=workers, shard_bytes=200)
+        published.pack(tmp_path / f"out{workers}", workers=workers, shard_mb=200e-6)
     expected = contents(tmp_path / "out1")
     assert len(expected) > 5
     assert contents(tmp_path / "out2") == expected
@@ -60,11 +63,11 @@ def stop_at(videos: int) -> Callable[[int, int], None]:
 
 
 def test_finished_shards_are_kept(published: Any, tmp_path: Path) -> None:
-    published.pack(tmp_path / "whole", shard_bytes=ONE_VIDEO)
+    published.pack(tmp_path / "whole", shard_mb=ONE_VIDEO)
     with pytest.raises(StoppedError):
-        published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=stop_at(3))
+        published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=stop_at(3))
     assert not (tmp_path / "out").exists()
-    left_by_a_kill = tmp_path / "out.partial" / "progress" / "testing-000000.tar.7.writing"
+    left_by_a_kill = tmp_path / "out.partial" / "shards" / ".testing-000000.tar.partial"
     left_by_a_kill.write_bytes(b"half a shard")
     seen: list[int] = []
 
@@ -72,7 +75,7 @@ def test_finished_shards_are_kept(published: Any, tmp_path: Path) -> None:
         seen.append(done)
         assert not left_by_a_kill.exists()
 
-    report = published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=on_progress)
+    report = published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=on_progress)
     assert (report.kept_shards, report.shards, seen) == (3, 5, [3, 4, 5])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
@@ -82,9 +85,9 @@ def test_other_options_start_afresh_and_say_so(
     published: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(StoppedError):
-        published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=stop_at(4))
-    report = published.pack(tmp_path / "out", dtype="float32", shard_bytes=1000)
-    published.pack(tmp_path / "fresh", dtype="float32", shard_bytes=1000)
+        published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=stop_at(4))
+    report = published.pack(tmp_path / "out", dtype="float32", shard_mb=1e-3)
+    published.pack(tmp_path / "fresh", dtype="float32", shard_mb=1e-3)
     assert report.kept_shards == 0
     assert "4 shards in" in caplog.text
     assert "were packed from other files or with other options: they are packed afresh" in caplog.text
@@ -95,23 +98,23 @@ def test_only_shards_of_changed_files_are_redone(
     published: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(StoppedError):
-        published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=stop_at(5))
+        published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=stop_at(5))
     published.save("rgb", "a", published.features["a"]["rgb"] + 1)  # of the same size: its time tells
-    report = published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO)
-    published.pack(tmp_path / "fresh", shard_bytes=ONE_VIDEO)
+    report = published.pack(tmp_path / "out", shard_mb=ONE_VIDEO)
+    published.pack(tmp_path / "fresh", shard_mb=ONE_VIDEO)
     assert report.kept_shards == 4
     assert "1 shards in" in caplog.text
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
 def test_a_damaged_finished_shard_is_redone(published: Any, tmp_path: Path) -> None:
-    published.pack(tmp_path / "whole", shard_bytes=ONE_VIDEO)
+    published.pack(tmp_path / "whole", shard_mb=ONE_VIDEO)
     with pytest.raises(StoppedError):
-        published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, on_progress=stop_at(5))
+        published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=stop_at(5))
     shards = tmp_path / "out.partial" / "shards"
     (shards / "testing-000000.tar").unlink()
     os.truncate(shards / "training-000002.tar", 512)
-    assert published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO).kept_shards == 3
+    assert published.pack(tmp_path / "out", shard_mb=ONE_VIDEO).kept_shards == 3
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -119,18 +122,39 @@ def test_good_shards_survive_bad_videos(published: Any, tmp_path: Path) -> None:
     for video in ("b", "e"):
         published.save("rgb", video, np.full_like(published.features[video]["rgb"], np.nan))
     with pytest.raises(InputError, match=r"2 videos cannot be packed \(3 finished shards of 5 stay in .*out.partial"):
-        published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO)
+        published.pack(tmp_path / "out", shard_mb=ONE_VIDEO)
     for video in ("b", "e"):
         published.save("rgb", video, published.features[video]["rgb"])
-    assert published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO).kept_shards == 3
+    assert published.pack(tmp_path / "out", shard_mb=ONE_VIDEO).kept_shards == 3
 
 
-def test_one_run_at_a_time(published: Any, tmp_path: Path) -> None:
+def test_one_run_at_a_time(published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aumn.files.LOCK_WAIT_S", 0.1)
     (tmp_path / "out.partial").mkdir()
     with (tmp_path / "out.partial" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match=r"Another run is packing into .*out: let it finish, or stop it first"):
             published.pack(tmp_path / "out")
+    published.pack(tmp_path / "out")
+
+
+def test_one_run_at_a_time_on_file_systems_without_flock(
+    published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock's content counts: another machine's holder is refused, one that has ended on this machine succeeded."""
+
+    def no_flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    monkeypatch.setattr("aumn.files.LOCK_WAIT_S", 0.1)
+    lock = tmp_path / "out.partial" / "lock"
+    lock.parent.mkdir()
+    holder = {"pid": os.getpid(), "started": 1, "launch": None}
+    lock.write_text(json.dumps(holder | {"host": "elsewhere"}))
+    with pytest.raises(InputError, match=r"Another run is packing into .*process \d+ on elsewhere holds the lock"):
+        published.pack(tmp_path / "out")
+    lock.write_text(json.dumps(holder | {"host": socket.gethostname()}))
     published.pack(tmp_path / "out")
 
 
@@ -146,7 +170,7 @@ def die(done, total):
 
 if __name__ == "__main__":
     root, out = map(Path, sys.argv[1:])
-    pack(root, out, root / "gt.json", name="small", workers={workers}, shard_bytes=8, on_progress=die)
+    pack(root, out, root / "gt.json", name="small", workers={workers}, shard_mb=8e-6, on_progress=die)
 """
 
 
@@ -164,9 +188,9 @@ def test_killed_and_resumed_is_never_killed(
     for worker in killed.stdout.split():
         wait_until_dead(int(worker))
 
-    report = published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, workers=2)
+    report = published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, workers=2)
     assert videos <= report.kept_shards < videos + 20
-    published.pack(tmp_path / "whole", shard_bytes=ONE_VIDEO)
+    published.pack(tmp_path / "whole", shard_mb=ONE_VIDEO)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -190,9 +214,9 @@ def test_killed_workers_are_said_and_the_run_can_go_on(publish: Callable[..., An
     with pytest.raises(
         InputError, match="A worker process was killed, perhaps for want of memory: run the same command"
     ):
-        published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO, workers=2, on_progress=kill_the_workers)
-    assert published.pack(tmp_path / "out", shard_bytes=ONE_VIDEO).kept_shards >= 3
-    published.pack(tmp_path / "whole", shard_bytes=ONE_VIDEO)
+        published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, workers=2, on_progress=kill_the_workers)
+    assert published.pack(tmp_path / "out", shard_mb=ONE_VIDEO).kept_shards >= 3
+    published.pack(tmp_path / "whole", shard_mb=ONE_VIDEO)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

@@ -57,7 +57,7 @@ def test_temporal_ground_truth_is_never_opened(shard_set: ShardSet) -> None:
 
 def test_more_tars_than_are_kept_open(published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "OPEN_TARS", 2)
-    pack(published.root, tmp_path / "cut", published.annotations, name="cut", workers=1, shard_bytes=8)
+    pack(published.root, tmp_path / "cut", published.annotations, name="cut", workers=1, shard_mb=8e-6)
     shards = ShardSet.open(tmp_path / "cut")
     kept = {index: shards.read(index) for index in (4, 0, 2, 1, 3)}
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / "cut") in line]

@@ -29,7 +29,7 @@ def test_webdataset_streams_the_members(publish: Callable[..., Any], tmp_path: P
     import webdataset
 
     published = publish({"training/1.5": ODD_IDS})
-    published.pack(tmp_path / "out", shard_bytes=300)
+    published.pack(tmp_path / "out", shard_mb=300e-6)
     tars = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     assert len(tars) > 2
     samples = {}

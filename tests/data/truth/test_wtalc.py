@@ -44,7 +44,7 @@ def release(tmp_path: Path) -> Path:
 
 def pack_release(release: Path, **options: Any) -> ShardSet:
     out = release.with_name("packed")
-    options = {"name": "w", "fps": 25.0, "allow_pickle": True, "dtype": "float32", "shard_bytes": 8} | options
+    options = {"name": "w", "fps": 25.0, "allow_pickle": True, "dtype": "float32", "shard_mb": 8e-6} | options
     report = pack(release, out, release.with_name("Annotations"), **options)
     assert "layout wtalc" in report.source
     assert "columns 0-3 rgb, 4-7 flow" in report.source

@@ -1,0 +1,51 @@
+"""What a user may say about packing, declared once; `aumn pack` has its arguments and their help from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from aumn.records import InputError
+
+DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """What to pack, from where and how; what is None is found out."""
+
+    features: Annotated[Path, "Folder or archive of features, each T x D; see --layout."]
+    out: Annotated[Path, "Shard set to make, e.g. data_shards/thumos14."]
+    annotations: Annotated[Path, "Ground truth: ActivityNet's JSON, a CSV, or W-TALC's folder."]
+    name: Annotated[str | None, "Name of the set; default: OUT's."] = None
+    layout: Annotated[
+        str | None, "folders (rgb/VIDEO), suffixes (VIDEO_rgb), joint or wtalc; default: found by looking."
+    ] = None
+    joint: Annotated[str, "Columns of joint arrays: flow,rgb or rgb=2048,flow=1024."] = "rgb,flow"
+    prefix: Annotated[str, "What features' names have before the annotations', e.g. v_."] = ""
+    stride_frames: Annotated[
+        int | None, "Frames from one snippet to the next; default: as an archive tells, else 16."
+    ] = None
+    fps: Annotated[
+        float | None, "Frame rate of the features; default: as an archive tells, else the ground truth's."
+    ] = None
+    classes: Annotated[Path | None, "Text file, a class a line, to fix their order."] = None
+    dtype: Annotated[str, "float16 or float32."] = "float16"
+    shard_mb: Annotated[float, "Size to aim at for a shard, in MB."] = 256
+    workers: Annotated[int | None, "Processes; default: one a core. Changes no byte."] = None
+    trim_streams: Annotated[bool, "Cut a video's longer stream to the shorter."] = False
+    allow_pickle: Annotated[bool, "Read pickled arrays too; nothing but arrays is unpickled."] = False
+
+    def __post_init__(self) -> None:
+        """InputError where a value cannot be meant."""
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
+        for name in ("fps", "shard_mb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}; it must be above 0.")
+        for name in ("stride_frames", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1.")
