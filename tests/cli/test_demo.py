@@ -18,14 +18,14 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Makefile's first steps, as they are written there, and the training videos localized."""
+    """The Makefile's first steps, as they are written there, and the testing videos localized."""
     place, makefile = tmp_path_factory.mktemp("demo"), (REPOSITORY / "Makefile").read_text()
     (place / "configs").symlink_to(REPOSITORY / "configs")
     for command in ("synth", "pack", "train"):
         (line,) = re.findall(rf"aumn ({command} .*)", makefile.replace("$(DEMO)", "build/demo"))
         succeed(aumn(*shlex.split(line), *["tracking.enabled=false"] * (command == "train"), cwd=place, timeout_s=400))
     built = place / "build" / "demo"
-    options = {"model": "demo", "subset": "training", "device": "cpu", "advance": lambda *_: None}
+    options = {"model": "demo", "subset": "testing", "device": "cpu", "advance": lambda *_: None}
     localize_subset(built / "run/model", built / "shards", built / "found", Ranks(), **options, with_scores=True)
     return built
 
