@@ -34,7 +34,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(600)
 def test_units_differ_and_attention_separates(demo: Path) -> None:
     truth = json.loads((demo / "features" / "gt.json").read_text())["database"]
-    rows = read_scores(demo / "found" / "scores")[1]
+    rows = list(read_scores(demo / "found" / "scores")[1])
     for stream in ("rgb", "flow"):
         own = [row for row in rows if row.stream == stream]
         label_T = np.concatenate([labels_of(row, truth[row.video]["annotations"]) for row in own])
