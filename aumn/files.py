@@ -16,14 +16,17 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aumn.records import InputError
 
 CHECKSUMS = "SHA256SUMS"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 LOCK_WAIT_S = 5.0
+SETTLE_S = 1.0
+"""How long it takes at most, where flock is missing, until another machine sees what was written."""
 
 
 class DamagedError(InputError):
@@ -222,31 +225,42 @@ def hold(lock: Path, refusal: str, *, launch: str | None = None) -> Iterator[Non
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     give_up_s = time.monotonic() + LOCK_WAIT_S
-    with lock.open("a+", encoding="utf-8") as file:
-        while not _take(file, launch):
+    with lock.open("ab+", buffering=0) as file:
+        me = _me(launch)
+        while (holder := _take(file, me)) is not None:
             if time.monotonic() >= give_up_s:
-                raise InputError(f"{refusal} ({_describe(_read_holder(file))})")
+                raise InputError(f"{refusal} ({holder})")
             time.sleep(0.1)
-        with suppress(OSError):  # a full disk: flock holds without it
-            _write_holder(file, json.dumps(_me(launch)))
         try:
             yield
         finally:
             with suppress(OSError):
-                _write_holder(file, "")
+                if _read_holder(file) == me:
+                    _write_holder(file, {})
 
 
-def _take(file: IO[str], launch: str | None) -> bool:
+def _take(file: FileIO, me: dict[str, Any]) -> str | None:
+    """Try to become the lock's holder; None: this process is, else a few words on who is."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return _describe(_read_holder(file))
     except OSError:  # a file system without flock
+        return _take_by_content(file, me)
+    with suppress(OSError):  # a full disk: flock holds without it
+        _write_holder(file, me)
+    return None
+
+
+def _take_by_content(file: FileIO, me: dict[str, Any]) -> str | None:
+    holder = _read_holder(file)
+    is_attempt_of_ours = me["launch"] is not None and holder.get("launch") == me["launch"]
+    has_ended = holder.get("host") == me["host"] and started_at(holder["pid"]) != holder["started"]
+    if not holder or is_attempt_of_ours or has_ended:
+        _write_holder(file, me)
+        time.sleep(SETTLE_S)  # whoever else has just found it free has written by now, and the last one holds it
         holder = _read_holder(file)
-        is_mine = launch is not None and holder.get("launch") == launch
-        is_here = holder.get("host") == socket.gethostname()
-        return not holder or is_mine or (is_here and started_at(holder["pid"]) != holder["started"])
-    return True
+    return None if holder == me else f"{_describe(holder)}; if it has ended, remove {file.name}"
 
 
 def started_at(pid: int) -> int | None:
@@ -265,7 +279,7 @@ def _me(launch: str | None) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": pid, "started": started_at(pid), "launch": launch}
 
 
-def _read_holder(file: IO[str]) -> dict[str, Any]:
+def _read_holder(file: FileIO) -> dict[str, Any]:
     file.seek(0)
     try:
         holder: dict[str, Any] = json.loads(file.read())
@@ -278,8 +292,6 @@ def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']} holds the lock" if holder else "another process holds the lock"
 
 
-def _write_holder(file: IO[str], text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
+def _write_holder(file: FileIO, holder: dict[str, Any]) -> None:
+    file.truncate(0)  # the file is open for appending, so what is written next begins it
+    file.write(json.dumps(holder).encode())

@@ -7,7 +7,7 @@ A = F/m key width, K action units, R bottleneck of the value encoder, C classes,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
 
-    told_by_another_rank: bool | None = None  # None: raised before the ranks were connected
+    teller: int | None = None  # the rank that tells it, once the ranks have agreed on one; see `runtime.ending`
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))
@@ -31,7 +31,7 @@ class Stopped(BaseException):
     No Exception, so that no library takes it for a failure of its own; see `runtime.preemption`.
     """
 
-    told_by_another_rank: bool | None = None
+    teller: int | None = None
 
     def __init__(self, sentence: str, *, signal: int, code: int) -> None:
         super().__init__(sentence)
@@ -61,8 +61,8 @@ class Batch:
     drawn from it, so results do not depend on which rank or micro-batch a video falls into.
     """
 
-    videos: tuple[str, ...]
-    lengths: tuple[int, ...]
+    videos: tuple[Video, ...]
+    lengths: tuple[int, ...]  # snippets of each that are here: all of them, or as many as were drawn
     seeds: tuple[int, ...]
     features: dict[str, Tensor]  # stream name -> B x T x D
     mask_BT: Tensor  # bool
@@ -75,7 +75,7 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         features = {stream: move(features_BTD) for stream, features_BTD in self.features.items()}
-        return Batch(self.videos, self.lengths, self.seeds, features, move(self.mask_BT), move(self.labels_BC))
+        return replace(self, features=features, mask_BT=move(self.mask_BT), labels_BC=move(self.labels_BC))
 
 
 @dataclass(frozen=True, slots=True)

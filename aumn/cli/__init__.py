@@ -15,6 +15,10 @@ import typer
 from aumn.cli import data, doctor, evaluation, inspection, jobs, models, report, training
 from aumn.records import InputError, Stopped
 from aumn.runtime import preemption
+from aumn.runtime.ending import as_sentence
+from aumn.runtime.ranks import read_environment
+
+FIRST_TELLS_S = 5
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +36,7 @@ for command in (
     training.localize,
     evaluation.evaluate,
     report.report,
+    jobs.init,
     jobs.submit,
     jobs.jobs,
     jobs.scaling,
@@ -49,7 +54,7 @@ def main() -> None:
     started_s = time.time()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     code = _run(arguments)
-    if "AUMN_PARENT_RUN" in os.environ and _is_first_rank() and code not in preemption.CODES.values():
+    if "AUMN_PARENT_RUN" in os.environ and _rank() == 0 and code not in preemption.CODES.values():
         from aumn.jobs.job_record import record_step
 
         record_step(arguments, code, int(1000 * started_s))
@@ -61,34 +66,42 @@ def _run(arguments: list[str]) -> int:
         app(args=arguments, prog_name="aumn")
     except SystemExit as done:  # how typer ends, well or not
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except (InputError, OSError) as error:
-        if "--debug" in sys.argv:
+    except (InputError, OSError, Stopped) as error:
+        if "--debug" in sys.argv and not isinstance(error, Stopped):
             raise
-        preemption.leaving()
-        if _is_mine_to_tell(error):
-            print(f"aumn: {_sentence(error)}", file=sys.stderr)
-        elif getattr(error, "told_by_another_rank", None) is None:
-            time.sleep(2)  # torchrun ends the others as soon as one has left, and the first one is to be heard
-        return 2
-    except Stopped as stopped:
-        if _is_mine_to_tell(stopped):
-            print(f"aumn: {stopped}", file=sys.stderr)
-        return stopped.code
+        rank = _rank()
+        if rank > 0 and _is_unsettled(error) and "TORCHELASTIC_RUN_ID" in os.environ:
+            preemption.wait_to_be_ended(FIRST_TELLS_S)  # as torchrun does when the first rank has told it and left
+            rank = 0  # it did not find it, so this rank tells it
+        preemption.request_exit()
+        code, message = explain(error, rank)
+        if message is not None:
+            print(f"aumn: {message}", file=sys.stderr)
+        return code
     return 0
 
 
-def _is_mine_to_tell(error: BaseException) -> bool:
-    """Whether no other rank tells it. Before the ranks are connected, all find the same, and the first one speaks."""
-    if not isinstance(error, InputError | Stopped) or error.told_by_another_rank is not None:
-        return not getattr(error, "told_by_another_rank", False)
-    return _is_first_rank()
+def explain(error: InputError | OSError | Stopped, rank: int) -> tuple[int, str | None]:
+    """The exit code, and what this rank says; None: another rank says it.
+
+    Before the ranks are connected all of them find the same, and the first one says it.
+    """
+    code = error.code if isinstance(error, Stopped) else 2
+    teller = getattr(error, "teller", None) or 0
+    sentence = as_sentence(error) if isinstance(error, OSError) else str(error)
+    return code, sentence if teller == rank else None
 
 
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+def _is_unsettled(error: InputError | OSError | Stopped) -> bool:
+    """Whether the ranks could not agree on who tells this error, since they were not connected."""
+    return not isinstance(error, Stopped) and getattr(error, "teller", None) is None
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}. Check the path, its permissions and the free space."
-    return str(error)
+def _rank() -> int:
+    """This process's rank; 0 where neither torchrun nor srun has started it, whatever their variables say."""
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
+        return 0
+    try:
+        return read_environment(os.environ).rank
+    except InputError:
+        return 0

@@ -21,7 +21,7 @@ def doctor(
 
     Example: aumn doctor
     """
-    from aumn.doctor.doctor import examine
+    from aumn.doctor import examine
 
     findings = examine(tracking_uri)
     if as_json:

@@ -33,6 +33,7 @@ def inspect(
     Example: aumn inspect build/demo/shards --picture build/demo/shards.png
     """
     from aumn.cli.console import progress
+    from aumn.files import whole_file
     from aumn.inspect.inspection import inspect_shards
     from aumn.inspect.picture import check_picture, draw
 
@@ -41,7 +42,8 @@ def inspect(
     with progress("inspecting", "videos") as advance:
         found = inspect_shards(shards, sample=sample, workers=workers, advance=advance)
     if json_file:
-        json_file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+        with whole_file(json_file) as file:
+            file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
     if picture:
         draw(found, picture)
     print_inspection(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,24 @@ if TYPE_CHECKING:
     from aumn.jobs.job_folder import JobFolder, PointStatus
 
 REFRESH_S = 5.0
+
+
+def init(folder: Annotated[Path, typer.Argument(help="Where configs/, jobs/ and slurm/ are to lie.")]) -> None:
+    """Lay out the run configurations, jobs and batch scripts that come with aumn, to be edited and used.
+
+    Example: aumn init my_project
+    """
+    import shutil
+
+    from aumn.jobs.sbatch import SHARE
+
+    parts = sorted(part.name for part in SHARE.iterdir())
+    if there := [str(folder / part) for part in parts if (folder / part).exists()]:
+        raise InputError(f"{', '.join(there)} exists already: name another folder, or move it away.")
+    for part in parts:
+        shutil.copytree(SHARE / part, folder / part)
+    print(f"{folder} has {', '.join(f'{part}/' for part in parts)} now. Go on there, for example:")
+    print(f"cd {shlex.quote(str(folder))}; aumn submit jobs/thumos14.yaml --dry-run")
 
 
 def submit(
@@ -46,9 +65,7 @@ def submit(
     if not local:
         require_slurm()
     with JobFolder.lock(plan.folder):
-        from aumn.jobs.job_record import open_folder
-
-        _go_on(open_folder(plan), local=local)
+        _go_on(JobFolder.of(plan), local=local)
 
 
 def jobs(
@@ -85,9 +102,7 @@ def jobs(
 
 
 def scaling(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of a job like jobs/scaling.yaml, with its training runs tracked.")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Folder of a job like jobs/scaling.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder for scaling.md and scaling.png.")],
 ) -> None:
     """Table and figure of a scaling experiment, from its measured runs: videos a second, efficiency, where time went.
@@ -95,21 +110,18 @@ def scaling(
     Example: aumn scaling runs/jobs/scaling --out runs/jobs/scaling/report
     """
     from aumn.jobs.job_folder import JobFolder
-    from aumn.jobs.scaling import METRICS, write_report
-    from aumn.tracking.job_run import nested_runs
+    from aumn.jobs.scaling import write_report
 
-    job = JobFolder.open(folder)
-    if job.tracking_run is None:
-        raise InputError(f"{folder} was submitted with tracking.enabled=false, so nothing holds what was measured.")
-    runs = nested_runs(job.job.tracking.uri, job.tracking_run, METRICS)
-    table = write_report(runs, out, f"the job {folder}")
+    table = write_report(JobFolder.open(folder).job.run_folders, out, f"the job {folder}")
     print(table.read_text())
 
 
 def _go_on(folder: JobFolder, *, local: bool) -> None:
-    from aumn.jobs.job_record import record_end, record_submission
+    from aumn.jobs.job_record import record_end, record_start, record_submission
     from aumn.jobs.submit import run_here, submit
 
+    record_start(folder)
+    folder.write()
     bad: list[str] = []
     try:
         if local:
@@ -160,11 +172,21 @@ def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
             status.nodes,
             str(status.restarts or ""),
             time.strftime("%H:%M:%S", time.gmtime(status.elapsed_s)) if status.elapsed_s else "",
-            folder.last_metric(status),
+            _numbers(folder, status),
             folder.log(status).name if status.job_id else "",
         )
         table.add_row(*map(Text, row))  # as it is: a path may hold what rich takes for markup
     return table
+
+
+def _numbers(folder: JobFolder, status: PointStatus) -> str:
+    """What the point has measured last."""
+    from aumn.jobs.results import describe_training, read_evaluation
+
+    if run := folder.job.run_folders.get(status.label):
+        return describe_training(run)
+    measured = read_evaluation(status.step.points[status.index].arguments, folder.job.directory)
+    return f"mAP {measured['mAP/average']:.1%}" if measured else ""
 
 
 def _say(line: str) -> None:

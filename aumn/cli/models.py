@@ -116,11 +116,11 @@ def deliver(
 ) -> None:
     """Deliver what the tracking store did not take while a run trained: metrics, how it ended, its model.
 
-    Nothing is delivered twice; where nothing waits, nothing happens.
+    Nothing is delivered twice; where nothing waits, nothing happens. Another store gets all of the run.
 
     Example: aumn deliver build/demo/run
     """
-    from aumn.tracking import delivery
+    from aumn.tracking.mirror import push
 
-    delivered = delivery.deliver(folder, tracking_uri)
+    delivered = push(folder, tracking_uri, say=print)
     print(f"{folder}: delivered {delivered}." if delivered else f"{folder}: nothing waits to be delivered.")

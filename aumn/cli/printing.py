@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from aumn.data.packing.packing import PackingReport
     from aumn.evaluation.evaluate import Evaluation
     from aumn.training.footprint import Footprint
@@ -66,17 +68,25 @@ def print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
         print(note)
 
 
-def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table that fits 80 columns with ten thresholds; a log takes it as wide as it is."""
-    from rich import box
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], **options: Any) -> None:
+    """Print a table; a terminal takes it as wide as it is, a log as wide as the table is. Options as for `table`."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table(header, rows, **options))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1, caption: str = "") -> Table:
+    """Cells as they are: a name may hold what rich takes for markup. `words` columns are words; numbers follow them."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=Text(caption), caption_justify="left"
+    )
     for index, name in enumerate(header):
-        table.add_column(name, no_wrap=True, justify="left" if index == 0 else "right")
+        is_word = index < words
+        made.add_column(Text(name), justify="left" if is_word else "right", overflow="fold", no_wrap=not is_word)
     for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console = console if console.is_terminal else Console(width=10_000)
-    console.print(table)
+        made.add_row(*map(Text, row))
+    return made

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aumn.data.buffers import Buffers
-from aumn.records import Batch, InputError, Step, Video
+from aumn.records import Batch, InputError, Step
 
 if TYPE_CHECKING:
     from aumn.data.shards.shard_set import ShardSet
@@ -50,6 +51,7 @@ def split_holdout(indices: Sequence[int], ids: Sequence[str], share: float, seed
     return training, held_out
 
 
+@dataclass
 class TrainingLoader:
     """The steps of a training run as one rank sees them.
 
@@ -57,56 +59,43 @@ class TrainingLoader:
     `global_videos`; the last is smaller where that does not divide, and so is every step where the set itself is
     smaller. A step is cut into `world_size` x micro-batches as evenly as can be. Each rank has the same number of
     micro-batches at every step, since all must take part in the collectives: in a small step some are empty.
-
-    Args:
-        shards: where features are read from.
-        indices: the videos to train on.
-        global_videos: videos of a step over all ranks.
-        micro_videos: most videos of one forward pass; None takes a rank's share of the step at once.
-        snippets: T drawn from each video, one from each of T equal slices of it (see `draw_snippets`); None takes
-            every snippet, padded to the longest video of the micro-batch.
-        seed: of the run.
-        rank: this process.
-        world_size: number of processes.
-        dtype: of the features in the batches, whatever the shards hold.
-        pin_memory: page-locked memory, for copies to CUDA that overlap with compute. Untested for want of a GPU.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        indices: Sequence[int],
-        *,
-        global_videos: int,
-        micro_videos: int | None,
-        snippets: int | None,
-        seed: int,
-        rank: int,
-        world_size: int,
-        dtype: torch.dtype = torch.float32,
-        pin_memory: bool = False,
-    ) -> None:
-        assert 0 <= rank < world_size
-        _check_labels(shards, indices)
-        self.steps_per_epoch = -(-len(indices) // global_videos)
+    shards: ShardSet
+    indices: Sequence[int]
+    """The videos to train on."""
+    _: KW_ONLY
+    global_videos: int
+    """Videos of a step over all ranks."""
+    micro_videos: int | None
+    """Most videos of one forward pass; None takes a rank's share of the step at once."""
+    snippets: int | None
+    """T drawn from each video (see `draw_snippets`); None takes every one, padded to the longest of the micro-batch."""
+    seed: int
+    """Of the run."""
+    rank: int
+    world_size: int
+    dtype: torch.dtype = torch.float32
+    """Of the features in the batches, whatever the shards hold."""
+    pin_memory: bool = False
+    """Page-locked memory, for copies to CUDA that overlap with compute. Untested for want of a GPU."""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.world_size
+        _check_labels(self.shards, self.indices)
+        self.steps_per_epoch = -(-len(self.indices) // self.global_videos)
         self.wait_s = 0.0  # how long the consumer of `steps` has waited for data so far
-        self._shards = shards
-        self._indices = np.asarray(indices)
-        self._global_videos = global_videos
-        self._micro_count = count_micro_batches(global_videos, micro_videos, world_size)
-        self._snippets = snippets
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._reader = _Reader(shards, dtype, pin_memory)
+        self._indices = np.asarray(self.indices)
+        self._micro_count = count_micro_batches(self.global_videos, self.micro_videos, self.world_size)
+        self._reader = _Reader(self.shards, self.dtype, self.pin_memory)
 
     def load(self, step: int) -> Step:
         """Any step's data, at once."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        first = position * self._global_videos
-        places = _epoch_order(self._seed, epoch, len(self._indices))[first : first + self._global_videos]
-        pieces = np.array_split(self._indices[places], self._world_size * self._micro_count)
-        mine = pieces[self._rank * self._micro_count : (self._rank + 1) * self._micro_count]
+        first = position * self.global_videos
+        places = _epoch_order(self.seed, epoch, len(self.indices))[first : first + self.global_videos]
+        pieces = np.array_split(self._indices[places], self.world_size * self._micro_count)
+        mine = pieces[self.rank * self._micro_count : (self.rank + 1) * self._micro_count]
         return Step(step, epoch, len(places), tuple(self._load_batch(piece.tolist(), epoch) for piece in mine))
 
     def steps(self, first: int, last: int) -> Generator[Step]:
@@ -121,13 +110,13 @@ class TrainingLoader:
                 yield step
 
     def _load_batch(self, indices: list[int], epoch: int) -> Batch:
-        videos = [self._shards.videos[index] for index in indices]
-        seeds = [_hash63("video", self._seed, epoch, video.id) for video in videos]
+        videos = [self.shards.videos[index] for index in indices]
+        seeds = [_hash63("video", self.seed, epoch, video.id) for video in videos]
         rows = [
-            np.arange(video.snippets) if self._snippets is None else draw_snippets(video.snippets, self._snippets, seed)
+            np.arange(video.snippets) if self.snippets is None else draw_snippets(video.snippets, self.snippets, seed)
             for video, seed in zip(videos, seeds, strict=True)
         ]
-        return self._reader.read(indices, videos, rows, seeds)
+        return self._reader.read(indices, rows, seeds)
 
 
 def _check_labels(shards: ShardSet, indices: Sequence[int]) -> None:
@@ -167,14 +156,13 @@ def whole_videos(
     shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int, dtype: torch.dtype = torch.float32
 ) -> Generator[Batch]:
     """Every snippet of one video a batch, for localization: each video once over all ranks, the next one read ahead."""
-    own = deal(shards, indices, rank=rank, world_size=world_size)
-    reader = _Reader(shards, dtype, pin_memory=False)
+    reader = _Reader(shards, dtype)
 
     def load(index: int) -> Batch:
-        video = shards.videos[index]
-        return reader.read([index], [video], [np.arange(video.snippets)], seeds=[0])  # nothing is random here
+        rows = [np.arange(shards.videos[index].snippets)]
+        return reader.read([index], rows, seeds=[0])  # nothing is random here
 
-    return _prefetch(load, own, threads=1, ahead=1)
+    return _prefetch(load, deal(shards, indices, rank=rank, world_size=world_size), threads=1, ahead=1)
 
 
 def deal(shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int) -> list[int]:
@@ -185,26 +173,25 @@ def deal(shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int
     return shards.longest_first(indices)[rank::world_size]
 
 
+@dataclass
 class _Reader:
     """Features of several videos, from the shards' memory maps straight into one tensor a stream."""
 
-    def __init__(self, shards: ShardSet, dtype: torch.dtype, pin_memory: bool) -> None:
-        self._shards = shards
-        self._dtype = dtype
-        self._pin_memory = pin_memory
-        self._buffers = Buffers()
+    shards: ShardSet
+    dtype: torch.dtype
+    pin_memory: bool = False
+    buffers: Buffers = field(default_factory=Buffers)
 
-    def read(
-        self, indices: Sequence[int], videos: Sequence[Video], rows: Sequence[np.ndarray], seeds: Sequence[int]
-    ) -> Batch:
+    def read(self, indices: Sequence[int], rows: Sequence[np.ndarray], seeds: Sequence[int]) -> Batch:
         """A batch of these videos' snippets `rows`. Without videos it is 0 x 1 x D."""
-        lengths = tuple(len(rows_T) for rows_T in rows)
+        videos = tuple(self.shards.videos[index] for index in indices)
+        lengths = tuple(map(len, rows))
         longest, count = max(lengths, default=1), len(videos)
-        features = {stream: self._empty(count, longest, width) for stream, width in self._shards.streams.items()}
-        labels_BC = torch.zeros(count, len(self._shards.classes))
+        features = {stream: self._empty(count, longest, width) for stream, width in self.shards.streams.items()}
+        labels_BC = torch.zeros(count, len(self.shards.classes))
         for place, (index, video, rows_T) in enumerate(zip(indices, videos, rows, strict=True)):
             labels_BC[place, list(video.labels)] = 1
-            for stream, source_TD in self._shards.read(index).items():
+            for stream, source_TD in self.shards.read(index).items():
                 # Gathering first costs little, as the copy lies in cache when it is converted; memory maps are
                 # read-only, which torch tensors cannot be.
                 gathered_TD = torch.from_numpy(source_TD.take(rows_T, axis=0))
@@ -212,12 +199,12 @@ class _Reader:
                 target_TD[: len(rows_T)].copy_(gathered_TD)
                 target_TD[len(rows_T) :].zero_()
         mask_BT = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
-        return Batch(tuple(video.id for video in videos), lengths, tuple(seeds), features, mask_BT, labels_BC)
+        return Batch(videos, lengths, tuple(seeds), features, mask_BT, labels_BC)
 
     def _empty(self, *shape: int) -> Tensor:
-        if self._pin_memory:
-            return torch.empty(shape, dtype=self._dtype, pin_memory=True)  # torch keeps such blocks for the next time
-        return self._buffers.empty(shape, self._dtype)
+        if self.pin_memory:
+            return torch.empty(shape, dtype=self.dtype, pin_memory=True)  # torch keeps such blocks for the next time
+        return self.buffers.empty(shape, self.dtype)
 
 
 def _prefetch(load: Callable[[Item], Loaded], items: Iterable[Item], threads: int, ahead: int) -> Generator[Loaded]:

@@ -6,7 +6,7 @@ Videos go through the network one by one, whole, so a video's detections do not 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +19,10 @@ from aumn.files import partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
 from aumn.inference.parts import part_of, write_part
-from aumn.inference.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.proposals import VideoDetections, detect
 from aumn.inference.scoring import ScoreKeeper
-from aumn.records import Batch, Detections, InputError, Video, VideoScores
+from aumn.inference.settings import LocalizeSettings
+from aumn.records import Batch, Detections, InputError, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
@@ -36,14 +37,13 @@ class Localizer(Protocol):
 def localize(
     network: Localizer,
     batches: Iterable[Batch],
-    videos: Mapping[str, Video],
     card: ModelCard,
     *,
-    rules: DetectionRules,
+    rules: LocalizeSettings,
     advance: Callable[[int], None] = lambda _done: None,
     keep: Callable[[Batch, dict[str, VideoScores], VideoDetections], None] | None = None,
 ) -> Detections:
-    """The detections of the batches' videos; `videos` holds the facts of every video that a batch may name.
+    """The detections of the batches' videos, of which each batch has one.
 
     `keep` is shown each video's scores before they are dropped.
     """
@@ -51,11 +51,12 @@ def localize(
     counts: list[int] = []
     columns: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0), np.zeros(0), np.zeros(0))]
     for batch in batches:
+        (video,) = batch.videos
         scores = network.localize(batch)
-        found = detect(scores, videos[batch.videos[0]], card.stride_frames, rules)
+        found = detect(scores, video, card.stride_frames, rules)
         if keep:
             keep(batch, scores, found)
-        names.append(batch.videos[0])
+        names.append(video.id)
         counts.append(len(found.score_N))
         columns.append((found.label_N, found.score_N, found.start_s_N, found.end_s_N))
         advance(len(names))
@@ -90,21 +91,19 @@ def localize_subset(
     check_fit(card, model, shards)
     indices = shards.indices(subset)
     own = deal(shards, indices, rank=ranks.rank, world_size=ranks.size)
-    videos = {video.id: video for video in map(shards.videos.__getitem__, own)}
     network = network.to(place)
 
     def batches() -> Iterator[Batch]:
         whole = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
         return (batch.to(place) for batch in whole)
 
-    keeper = ScoreKeeper.of(network, batches, videos, card, ranks) if with_scores else None
+    keeper = ScoreKeeper.of(network, batches, card, ranks) if with_scores else None
     advance(0, len(own))
     detections = localize(
         network,
         batches(),
-        videos,
         card,
-        rules=DetectionRules(**card.localize),
+        rules=card.localize,
         advance=lambda done: advance(done, len(own)),
         keep=keeper,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.inference.proposals import DetectionRules, VideoDetections, detect
+from aumn.inference.proposals import VideoDetections, detect
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Video
 from aumn.runfolder.checkpoint import ModelCard, read_model
@@ -50,14 +50,14 @@ def localize_video(
     duration_s, fps = _clock(snippets * card.stride_frames, fps, duration_s)
     video = Video("video", "", snippets, (), duration_s, fps)
     batch = Batch(
-        videos=(video.id,),
+        videos=(video,),
         lengths=(snippets,),
         seeds=(0,),  # nothing is random here
         features={stream: torch.from_numpy(features[stream].astype(np.float32))[None] for stream in card.streams},
         mask_BT=torch.ones(1, snippets, dtype=torch.bool),
         labels_BC=torch.zeros(1, len(card.classes)),
     )
-    return detect(network.localize(batch), video, card.stride_frames, DetectionRules(**card.localize))
+    return detect(network.localize(batch), video, card.stride_frames, card.localize)
 
 
 def _clock(frames: int, fps: float | None, duration_s: float | None) -> tuple[float, float]:

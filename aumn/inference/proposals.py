@@ -8,29 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import Video, VideoScores
-
-
-@dataclass(frozen=True, slots=True)
-class DetectionRules:
-    """How scores become detections; theta weighs RGB against FLOW (Eq. 16).
-
-    `proposals` says what stands above its mean in one: a stream's attention (the paper), or, beyond the paper and for
-    each class on its own, what Eq. 16 averages: both streams' attention times class activation.
-    """
-
-    theta: float = 0.3
-    class_threshold: float = 0.1
-    nms_tiou: float = 0.3
-    proposals: Literal["attention", "class_activation"] = "attention"
-
-    def weight(self, stream: str) -> float:
-        """A stream's share in Eq. 16."""
-        return self.theta if stream == "rgb" else 1 - self.theta
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +27,7 @@ class VideoDetections:
 
 
 def detect(
-    scores: Mapping[str, VideoScores], video: Video, stride_frames: int, rules: DetectionRules
+    scores: Mapping[str, VideoScores], video: Video, stride_frames: int, rules: LocalizeSettings
 ) -> VideoDetections:
     """Every kept class's confidence on every proposal, after NMS; a stream of no weight proposes nothing.
 
@@ -65,7 +48,7 @@ def detect(
     return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
-def _fused(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarray:
+def _fused(scores: Mapping[str, VideoScores], rules: LocalizeSettings) -> np.ndarray:
     """What Eq. 16 averages over a proposal, T x C: the streams' weighted attention times class activation."""
     return np.asarray(
         sum(rules.weight(name) * part.attention_T[:, None] * part.cas_TC for name, part in scores.items())
@@ -78,7 +61,7 @@ class _Proposals(NamedTuple):
     apart_PP: np.ndarray  # whether both may stay after NMS
 
 
-def _propose(curves: Sequence[np.ndarray], video: Video, stride_frames: int, rules: DetectionRules) -> _Proposals:
+def _propose(curves: Sequence[np.ndarray], video: Video, stride_frames: int, rules: LocalizeSettings) -> _Proposals:
     """Each curve's maximal runs of snippets above its mean.
 
     Where there is none, the whole video is the proposal: a curve that is the same everywhere stands above its mean
@@ -99,7 +82,7 @@ def _runs(above_T: np.ndarray) -> np.ndarray:
     return edges.reshape(-1, 2)
 
 
-def _kept_classes(scores: Mapping[str, VideoScores], rules: DetectionRules) -> np.ndarray:
+def _kept_classes(scores: Mapping[str, VideoScores], rules: LocalizeSettings) -> np.ndarray:
     video_C = sum(rules.weight(stream) * score.video_C for stream, score in scores.items())
     assert isinstance(video_C, np.ndarray)
     kept = np.flatnonzero(video_C > rules.class_threshold)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from aumn.inference.snippet_scores import (
     write_scores,
 )
 from aumn.model.aumn import TwoStream
-from aumn.records import Batch, Video, VideoScores
+from aumn.records import Batch, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
@@ -27,30 +27,23 @@ from aumn.runtime.ranks import Ranks
 class ScoreKeeper:
     """Gathers a rank's videos; called with each one as it is localized."""
 
-    def __init__(
-        self, network: TwoStream, videos: Mapping[str, Video], card: ModelCard, units: dict[str, list[int]]
-    ) -> None:
-        self.network, self.videos, self.card, self.units = network, videos, card, units
+    def __init__(self, network: TwoStream, card: ModelCard, units: dict[str, list[int]]) -> None:
+        self.network, self.card, self.units = network, card, units
         self.rows: list[SnippetScores] = []
 
     @classmethod
     def of(
-        cls,
-        network: TwoStream,
-        batches: Callable[[], Iterable[Batch]],
-        videos: Mapping[str, Video],
-        card: ModelCard,
-        ranks: Ranks,
+        cls, network: TwoStream, batches: Callable[[], Iterable[Batch]], card: ModelCard, ranks: Ranks
     ) -> ScoreKeeper:
         """A keeper on each rank. A memory of many units needs a pass over the videos first, to choose those to keep."""
-        count = int(card.model["units"])
+        count = card.model.units
         if count <= KEPT_UNITS:
-            return cls(network, videos, card, {stream: list(range(count)) for stream in card.streams})
-        return cls(network, videos, card, _most_similar(network, batches(), card, ranks))
+            return cls(network, card, {stream: list(range(count)) for stream in card.streams})
+        return cls(network, card, _most_similar(network, batches(), card, ranks))
 
     def __call__(self, batch: Batch, scores: dict[str, VideoScores], found: VideoDetections) -> None:
         """Keep one video's scores."""
-        video = self.videos[batch.videos[0]]
+        (video,) = batch.videos
         classes = classes_to_keep(scores, video, found.label_N.tolist())
         similarity = self.network.similarity(batch, self.units)
         for stream, score in scores.items():
@@ -69,15 +62,13 @@ class ScoreKeeper:
     def write(self, detections: Path, model: str, rank: int) -> None:
         """Write what this rank gathered, beside its detections."""
         card = self.card
-        facts = ScoredModel(model, card.classes, int(card.model["units"]), float(card.localize["theta"]))
+        facts = ScoredModel(model, card.classes, card.model.units, card.localize.theta)
         write_scores(detections / FOLDER, rank, self.rows, facts)
 
 
 def _most_similar(network: TwoStream, batches: Iterable[Batch], card: ModelCard, ranks: Ranks) -> dict[str, list[int]]:
     """The units that the subset's snippets are most similar to, by the mean over videos of their mean; at any ranks."""
-    means: dict[str, Tensor] = {
-        stream: torch.zeros(int(card.model["units"]), dtype=torch.float64) for stream in card.streams
-    }
+    means: dict[str, Tensor] = {stream: torch.zeros(card.model.units, dtype=torch.float64) for stream in card.streams}
     for batch in batches:
         for stream, sums_BK in network.unit_sums(batch).items():
             means[stream] += sums_BK[0].double().cpu() / batch.lengths[0]

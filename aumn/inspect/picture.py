@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aumn.files import whole_file
 from aumn.inspect.inspection import Inspection
 from aumn.records import InputError
 
@@ -29,18 +30,20 @@ def check_picture(path: Path) -> None:
 
 
 def draw(found: Inspection, path: Path) -> None:
-    """Write the picture; its kind follows from the suffix."""
+    """Write the picture; its kind follows from the suffix. Names stand in it as they are, dollar signs and all."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    figure.suptitle(f"{found.name}   {found.path}" + (f"   values of {found.read:,} videos" if found.is_sample else ""))
-    lengths, durations, values, classes = figure.subplots(2, 2).flat
-    _draw_lengths(lengths, found)
-    _draw_durations(durations, found)
-    _draw_values(values, found)
-    _draw_classes(classes, found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with rc_context({"text.parse_math": False}), whole_file(path) as file:
+        figure = Figure(figsize=(13, 9), layout="constrained")
+        sampled = f"   values of {found.read:,} videos" if found.is_sample else ""
+        figure.suptitle(f"{found.name}   {found.path}{sampled}")
+        lengths, durations, values, classes = figure.subplots(2, 2).flat
+        _draw_lengths(lengths, found)
+        _draw_durations(durations, found)
+        _draw_values(values, found)
+        _draw_classes(classes, found)
+        figure.savefig(file, dpi=110, format=path.suffix[1:].lower())
 
 
 def _draw_lengths(axes: Axes, found: Inspection) -> None:
@@ -48,7 +51,9 @@ def _draw_lengths(axes: Axes, found: Inspection) -> None:
     bins = list(np.linspace(0, longest + 1, 41))
     for subset, colour in zip(found.subsets, COLOURS * 9, strict=False):
         snippets = [row.snippets for row in found.population if row.subset == subset]
-        axes.hist(snippets, bins, histtype="step", linewidth=2, color=colour, label=f"{subset} ({len(snippets):,})")
+        axes.hist(
+            snippets, bins, histtype="step", linewidth=2, color=colour, label=_label(f"{subset} ({len(snippets):,})")
+        )
     axes.set(title="Length", xlabel="snippets", ylabel="videos")
     axes.legend()
 
@@ -73,7 +78,12 @@ def _draw_values(axes: Axes, found: Inspection) -> None:
 
 def _dots(axes: Axes, number: int, label: str, x: list[float], y: list[float]) -> None:
     marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
-    axes.plot(x, y, linestyle="none", marker=marker, color=colour, markersize=4, alpha=0.6, label=label)
+    axes.plot(x, y, linestyle="none", marker=marker, color=colour, markersize=4, alpha=0.6, label=_label(label))
+
+
+def _label(name: str) -> str:
+    """Of a legend, which leaves out what starts with an underscore."""
+    return f" {name}"
 
 
 def _draw_classes(axes: Axes, found: Inspection) -> None:
@@ -82,7 +92,13 @@ def _draw_classes(axes: Axes, found: Inspection) -> None:
     for subset, colour in zip(found.subsets, COLOURS * 9, strict=False):
         counts = np.array([found.classes[label][subset] for label in ranked])
         axes.bar(
-            range(len(ranked)), counts, bottom=bottom, color=colour, edgecolor="white", linewidth=0.3, label=subset
+            range(len(ranked)),
+            counts,
+            bottom=bottom,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.3,
+            label=_label(subset),
         )
         bottom += counts
     named = len(ranked) <= MOST_CLASSES_NAMED

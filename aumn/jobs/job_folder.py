@@ -1,45 +1,48 @@
 """A job's own folder: what was asked for, what was submitted, and how each point ended. All state is in these files.
 
-job.json          the job, and the tracking run that holds its steps
-submitted.jsonl   a line a submission: step, points, and the job's number (SLURM's, or local-PID)
+job.json          the job as asked for, where it was submitted from, and the tracking run that holds its steps
+submitted.jsonl   a line before each submission (step, points, our comment for it) and one with the job's number
 points/STEP/N     arguments of a sweep's point N, a line each
 outcomes/STEP.N   "NUMBER CODE NODES RESTARTS SECONDS" of the point's last end, written by the batch script
 logs/             what the points printed
+
+The folder may be moved, and looked at from anywhere: where it is now counts, not where it was.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import TypeAdapter
-
-from aumn.jobs.job import Job, Step
-from aumn.jobs.queue import Task, look_up
-from aumn.jobs.sbatch import log_path, points_folder, script_arguments
+from aumn.files import hold, started_at, whole_file
+from aumn.jobs.job import Job, Step, build
+from aumn.jobs.job_schema import JobPlan
+from aumn.jobs.queue import Key, Task, look_up
+from aumn.jobs.sbatch import log_path, points_folder, sbatch_name, script_arguments
 from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
-NEVER = "DependencyNeverSatisfied"
-_LOCAL = "local-"
-_METRIC = re.compile(r"^(step \d+/\d+  loss \S+.*?videos/s|step \d+: .*mAP.*|\s*mAP +[\d. ]+)", re.MULTILINE)
+NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
+_LOCAL, _PLAN = "local-", '"plan":'
+_STATES: Mapping[str, State] = {
+    "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
+    "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
+    DONE: "done", "CANCELLED": "cancelled",
+}  # fmt: skip
+"""What we make of SLURM's words; any other says that the point has failed."""
 
 
-class End(NamedTuple):
-    """How a point ended, by what it left on the disk; a point that ran here knows of no nodes."""
+class Sent(NamedTuple):
+    """The last submission of a point: the comment that SLURM knows it by, and its number once that is known."""
 
+    comment: str
     job_id: str
-    code: int
-    nodes: str = ""
-    restarts: int = 0
-    elapsed_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,30 +79,46 @@ class PointStatus:
         return self.state in {"queued", "running"}
 
 
+@dataclass
 class JobFolder:
     """The folder of a job that was submitted at least once."""
 
-    def __init__(self, job: Job, tracking_run: str | None) -> None:
-        self.job, self.tracking_run = job, tracking_run
-        self.path = job.folder
+    job: Job
+    identity: str  # stays the job's wherever its folder goes
+    tracking_run: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.job.folder
+
+    @classmethod
+    def of(cls, job: Job) -> JobFolder:
+        """Of a job to be submitted: new, or as an earlier submission left it."""
+        if _PLAN not in _read(job.folder):  # there is none, or it is an older aumn's
+            return cls(job, secrets.token_hex(4))
+        before = cls.open(job.folder)
+        before._refuse_another(job)
+        return cls(job, before.identity, before.tracking_run)
 
     @classmethod
     def open(cls, path: Path) -> JobFolder:
         """Of a job that `aumn submit` knows."""
-        try:
-            facts = json.loads((path / "job.json").read_text())
-            return cls(TypeAdapter(Job).validate_python(facts["job"]), facts["tracking_run"])
-        except FileNotFoundError:
+        path = Path(os.path.abspath(path))
+        text = _read(path)
+        if not text:
+            raise InputError(f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME.")
+        if _PLAN not in text:
             raise InputError(
-                f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME."
-            ) from None
+                f"{path} was submitted by an older aumn: give its `aumn submit` once more, which goes on with it."
+            )
+        try:
+            facts = json.loads(text)
+            job = build(JobPlan.model_validate(facts["plan"]), path, Path(facts["directory"]))
+            run_folders = {label: path / folder for label, folder in facts["run_folders"].items()}
+            return cls(replace(job, run_folders=run_folders), facts["identity"], facts["tracking_run"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}/job.json cannot be read ({error}): remove {path} to start anew.") from None
-
-    @classmethod
-    def exists(cls, path: Path) -> bool:
-        """Whether a job was submitted from here before."""
-        return (path / "job.json").exists()
 
     def write(self) -> None:
         """Put the job and each point's arguments on the disk."""
@@ -110,12 +129,88 @@ class JobFolder:
                 file = points_folder(self.job, step) / str(index)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("".join(f"{word}\n" for word in script_arguments(step, index)))
-        facts = {"job": TypeAdapter(Job).dump_python(self.job, mode="json"), "tracking_run": self.tracking_run}
-        partial = self.path / ".job.json.partial"
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-        partial.replace(self.path / "job.json")
+        facts = {
+            "identity": self.identity,
+            "plan": self.job.plan.model_dump(mode="json"),
+            "directory": str(self.job.directory),
+            "run_folders": {label: self._relative(folder) for label, folder in self.job.run_folders.items()},
+            "tracking_run": self.tracking_run,
+        }
+        with whole_file(self.path / "job.json") as file:
+            file.write_text(json.dumps(facts, indent=1) + "\n")
 
-    def refuse_another(self, job: Job) -> None:
+    @staticmethod
+    def lock(path: Path) -> AbstractContextManager[None]:
+        """One `aumn submit` at a time."""
+        return hold(path / "lock", f"{path} is being submitted or run by another aumn: wait until that is done")
+
+    def announce(self, step: str, indices: Sequence[int]) -> str:
+        """Remember that these points are about to be submitted; the comment by which SLURM will know the job.
+
+        A job whose number never came is found by it: `aumn:JOB:STEP:` and something that no other submission has.
+        """
+        comment = f"aumn:{self.identity}:{step}:{secrets.token_hex(4)}"
+        self.record(step, indices, comment=comment)
+        for index in indices:
+            self._outcome_file(step, index).unlink(missing_ok=True)
+        return comment
+
+    def record(self, step: str, indices: Sequence[int], *, comment: str = "", job_id: str = "") -> None:
+        """Remember a submission, on the disk before anything else happens."""
+        line = json.dumps({"step": step, "points": list(indices), "comment": comment, "job_id": job_id})
+        with (self.path / "submitted.jsonl").open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def record_local(self, step: str, index: int, pid: int) -> str:
+        """Remember a process of this machine that runs a point: what stands for the job's number."""
+        name = f"{_LOCAL}{pid}-{started_at(pid)}"
+        self.record(step, [index], job_id=name)
+        return name
+
+    def record_outcome(self, step: str, index: int, job_id: str, code: int) -> None:
+        """What the batch scripts do, for points that run here."""
+        self._outcome_file(step, index).write_text(f"{job_id} {code}\n")
+
+    def sent(self) -> dict[Key, Sent]:
+        """The last submission of each point, by step and index."""
+        found: dict[Key, Sent] = {}
+        with suppress(FileNotFoundError):
+            for line in (self.path / "submitted.jsonl").read_text().splitlines():
+                facts = json.loads(line)
+                last = Sent(facts.get("comment", ""), facts["job_id"])
+                found |= dict.fromkeys(((facts["step"], index) for index in facts["points"]), last)
+        return found
+
+    def statuses(self) -> list[PointStatus]:
+        """Every point, in the order of the steps; asks SLURM about those that have not ended well, all at once."""
+        ends, sent = self._ends(), self.sent()
+        asked = {
+            key: last
+            for key, last in sent.items()
+            if not last.job_id.startswith(_LOCAL) and (key not in ends or ends[key].state != DONE)
+        }
+        names = {sbatch_name(self.job, step) for step, _ in asked}
+        tasks = look_up(names, {last.job_id for last in asked.values() if last.job_id})
+        numbers = {task.comment: task.job_id for task in tasks.values()}
+        found = []
+        for step, index in self._points():
+            last, end = sent.get((step.name, index), Sent("", "")), ends.get((step.name, index))
+            job_id = last.job_id or numbers.get(last.comment, "")
+            found.append(_status(step, index, job_id, end, tasks.get((job_id, index))))
+        return found
+
+    def not_done(self) -> set[str]:
+        """Labels of the points that have not ended well, by what they left on the disk alone."""
+        done = {key for key, end in self._ends().items() if end.state == DONE}
+        return {step.label(index) for step, index in self._points() if (step.name, index) not in done}
+
+    def log(self, status: PointStatus) -> Path:
+        """Where the point's output is."""
+        return log_path(self.job, status.step, status.index)
+
+    def _refuse_another(self, job: Job) -> None:
         """A job's points are what they are; only what they take, and when, may change."""
         before = {step.name: (step.needs, [point.arguments for point in step.points]) for step in self.job.steps}
         now = {step.name: (step.needs, [point.arguments for point in step.points]) for step in job.steps}
@@ -125,111 +220,54 @@ class JobFolder:
                 "another --folder."
             )
 
-    @staticmethod
-    @contextmanager
-    def lock(path: Path) -> Iterator[None]:
-        """One `aumn submit` at a time."""
-        path.mkdir(parents=True, exist_ok=True)
-        with (path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{path} is being submitted or run by another aumn: wait until that is done."
-                ) from None
-            yield
+    def _points(self) -> list[tuple[Step, int]]:
+        return [(step, index) for step in self.job.steps for index in range(len(step.points))]
 
-    def record(self, step: str, indices: Sequence[int], job_id: str) -> None:
-        """Remember a submission, on the disk before anything else happens."""
-        line = json.dumps({"step": step, "points": list(indices), "job_id": job_id})
-        with (self.path / "submitted.jsonl").open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def _relative(self, path: Path) -> str:
+        """Seen from this folder where it lies in it, so that it moves along."""
+        return str(path.relative_to(self.path) if path.is_relative_to(self.path) else path)
 
-    def forget_outcomes(self, step: str, indices: Sequence[int]) -> None:
-        """Of points that are about to run again."""
-        for index in indices:
-            (self.path / "outcomes" / f"{step}.{index}").unlink(missing_ok=True)
+    def _outcome_file(self, step: str, index: int) -> Path:
+        return self.path / "outcomes" / f"{step}.{index}"
 
-    def record_outcome(self, step: str, index: int, job_id: str, code: int) -> None:
-        """What the batch scripts do, for points that run here."""
-        (self.path / "outcomes" / f"{step}.{index}").write_text(f"{job_id} {code}\n")
-
-    def job_ids(self) -> dict[tuple[str, int], str]:
-        """The last submission of each point."""
-        found: dict[tuple[str, int], str] = {}
-        with suppress(FileNotFoundError):
-            for line in (self.path / "submitted.jsonl").read_text().splitlines():
-                facts = json.loads(line)
-                found |= dict.fromkeys(((facts["step"], index) for index in facts["points"]), facts["job_id"])
+    def _ends(self) -> dict[Key, Task]:
+        """How points ended, by what they left on the disk; one that ran here knows of no nodes."""
+        found = {}
+        for step, index in self._points():
+            with suppress(OSError, ValueError):
+                job_id, code, *facts = self._outcome_file(step.name, index).read_text().split()
+                nodes, restarts, elapsed_s = facts or ("", 0, 0)
+                state, how = DONE if code == "0" else "FAILED", f"exit code {code}"
+                found[step.name, index] = Task(job_id, state, how, nodes, int(restarts), int(elapsed_s))
         return found
 
-    def statuses(self) -> list[PointStatus]:
-        """Every point, in the order of the steps; asks SLURM about those that have left no word."""
-        ids = self.job_ids()
-        keys = [(step, index) for step in self.job.steps for index in range(len(step.points))]
-        ends = {(step.name, index): self._outcome(step.name, index) for step, index in keys}
-        tasks = look_up(job_id for job_id in ids.values() if not job_id.startswith(_LOCAL))
-        return [
-            _status(step, index, ids.get((step.name, index), ""), ends[step.name, index], tasks) for step, index in keys
-        ]
 
-    def not_done(self) -> set[str]:
-        """Labels of the points that have not ended well, by what they left on the disk alone."""
-        keys = [(step, index) for step in self.job.steps for index in range(len(step.points))]
-        ends = {step.label(index): self._outcome(step.name, index) for step, index in keys}
-        return {label for label, end in ends.items() if end is None or end.code != 0}
-
-    def log(self, status: PointStatus) -> Path:
-        """Where the point's output is."""
-        return log_path(self.job, status.step, status.index)
-
-    def last_metric(self, status: PointStatus) -> str:
-        """The last line of the point's output that holds a number to look at."""
-        with suppress(OSError), self.log(status).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            found = _METRIC.findall(file.read().decode(errors="replace"))
-            return " ".join(found[-1].split()) if found else ""
+def _read(path: Path) -> str:
+    """What a job's folder says of it; nothing where none was submitted."""
+    try:
+        return (path / "job.json").read_text()
+    except FileNotFoundError:
         return ""
 
-    def _outcome(self, step: str, index: int) -> End | None:
-        with suppress(OSError, ValueError, IndexError):
-            job_id, code, *facts = (self.path / "outcomes" / f"{step}.{index}").read_text().split()
-            return End(job_id, int(code), facts[0], int(facts[1]), int(facts[2])) if facts else End(job_id, int(code))
-        return None
 
-
-def _status(step: Step, index: int, job_id: str, end: End | None, tasks: Mapping[tuple[str, int], Task]) -> PointStatus:
-    task = tasks.get((job_id, index))
+def _status(step: Step, index: int, job_id: str, end: Task | None, task: Task | None) -> PointStatus:
     known = task or end  # SLURM may have forgotten it
     facts: Any = (known.nodes, known.restarts, known.elapsed_s) if known else ()
-    if end is not None and end.code == 0:
-        return PointStatus(step, index, "done", job_id, "", *facts)
-    if not job_id:
-        return PointStatus(step, index, "waiting")
-    if job_id.startswith(_LOCAL):
-        return PointStatus(step, index, *_local_state(job_id, end))
-    how = f"exit code {end.code}" if end else "ended without a word, and SLURM has forgotten it"
+    if job_id.startswith(_LOCAL) and not (end and end.job_id == job_id):
+        running = _is_running(job_id)
+        return PointStatus(step, index, "running" if running else "failed", job_id, "" if running else NO_WORD)
+    if end is not None and (end.state == DONE or task is None):
+        reason = "" if end.state == DONE else end.reason
+        return PointStatus(step, index, _STATES.get(end.state, "failed"), job_id or end.job_id, reason, *facts)
     if task is None:
-        return PointStatus(step, index, "failed", job_id, how, *facts)
-    state = _state(task)
-    reason = task.reason
-    if state == "failed":
-        reason = how if task.state == "FAILED" and end else task.state
+        how: tuple[State, str] = ("failed", f"{NO_WORD}, and SLURM has forgotten it") if job_id else ("waiting", "")
+        return PointStatus(step, index, how[0], job_id, how[1])
+    state = "cancelled" if task.reason == NEVER else _STATES.get(task.state, "failed")
+    reason = task.reason if state != "failed" else end.reason if end and task.state == "FAILED" else task.state
     return PointStatus(step, index, state, job_id, reason, *facts)
 
 
-def _local_state(job_id: str, end: End | None) -> tuple[State, str, str]:
-    if end is not None and end.job_id == job_id:
-        return "failed", job_id, f"exit code {end.code}"
-    running = Path(f"/proc/{job_id.removeprefix(_LOCAL)}").exists()
-    return ("running", job_id, "") if running else ("failed", job_id, "ended without a word")
-
-
-def _state(task: Task) -> State:
-    if task.state in {"PENDING", "REQUEUED"}:
-        return "cancelled" if task.reason == NEVER else "queued"
-    if task.is_active:
-        return "running"
-    return {"COMPLETED": "done", "CANCELLED": "cancelled"}.get(task.state, "failed")  # type: ignore[return-value]
+def _is_running(job_id: str) -> bool:
+    """Whether a process of this machine has the number and the start that were noted: numbers are given again."""
+    pid, _, start = job_id.removeprefix(_LOCAL).partition("-")
+    return start.isdigit() and started_at(int(pid)) == int(start)

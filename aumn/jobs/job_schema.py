@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +15,12 @@ StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Scalar = bool | int | float | str
 Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 Choices = Annotated[dict[str, dict[str, Scalar]], Field(min_length=1)]
-OURS = ("array", "dependency", "export", "job-name", "open-mode", "output", "parsable", "wait", "wrap")
+OURS = (
+    "array", "chdir", "comment", "dependency", "export", "job-name", "open-mode", "output", "parsable", "wait", "wrap",
+)  # fmt: skip
 """Options of sbatch that `aumn submit` sets itself, or that would take the place of the script."""
+
+RESOURCES = "resources."
 
 
 class _Part(BaseModel):
@@ -67,6 +73,23 @@ class Sweep(_Part):
     axes: dict[str, Values | Choices] = Field(min_length=1)
     at_most: Count | None = Field(None, description="How many points run at once; null: as many as fit.")
 
+    def choices(self) -> list[Mapping[str, dict[str, Scalar]]]:
+        """Each axis's choices by name; a plain value's name is that of its field and the value."""
+        return [
+            choices
+            if isinstance(choices, Mapping)
+            else {f"{axis.rpartition('.')[2]}={text_of(value)}": {axis: value} for value in choices}
+            for axis, choices in self.axes.items()
+        ]
+
+    def points(self) -> Iterator[tuple[str, dict[str, Scalar]]]:
+        """Each point's name and fields."""
+        for chosen in itertools.product(*(choices.items() for choices in self.choices())):
+            yield (
+                ",".join(name for name, _ in chosen),
+                {field: v for _, fields in chosen for field, v in fields.items()},
+            )
+
 
 class StepPlan(_Part):
     """One step, as the YAML has it."""
@@ -75,6 +98,15 @@ class StepPlan(_Part):
     needs: tuple[StepName, ...] = Field((), description="Steps that must have ended well before.")
     resources: Resources = Resources()
     sweep: Sweep | None = None
+
+    def points(self) -> Iterator[tuple[str, dict[str, Scalar]]]:
+        """Each point's name and fields; without a sweep, one point without a name."""
+        return self.sweep.points() if self.sweep else iter([("", {})])
+
+    def resources_of(self, fields: Mapping[str, Scalar]) -> Resources:
+        """What a point takes: the step's, with the sweep's own in place of some."""
+        own = {name.removeprefix(RESOURCES): value for name, value in fields.items() if name.startswith(RESOURCES)}
+        return Resources.model_validate({**self.resources.model_dump(), **own})
 
 
 class Tracking(_Part):
@@ -99,6 +131,24 @@ class JobPlan(_Part):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     settings: dict[str, Scalar] = {}
-    scripts: Path = Field(Path("slurm"), description="Folder with train.sbatch and step.sbatch.")
+    scripts: Path = Field(
+        Path("slurm"), description="Folder with train.sbatch and step.sbatch; where it is not there, aumn's own."
+    )
     tracking: Tracking = Tracking()
     steps: dict[StepName, StepPlan] = Field(min_length=1)
+
+    def in_order(self) -> list[str]:
+        """Names of the steps, each behind those it needs and else as written; a circle is left out."""
+        ordered: list[str] = []
+
+        def is_ready(name: str) -> bool:
+            return name not in ordered and not set(self.steps[name].needs) & self.steps.keys() - set(ordered)
+
+        while ready := next(filter(is_ready, self.steps), None):
+            ordered.append(ready)
+        return ordered
+
+
+def text_of(value: Scalar) -> str:
+    """A value as a word of a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What SLURM knows of jobs: scontrol for those it remembers, sacct for older ones where accounting is on."""
+"""What SLURM knows of jobs: one call of squeue for all of them, and one of sacct for those that it has forgotten."""
 
 from __future__ import annotations
 
@@ -6,44 +6,38 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aumn.records import InputError
 
 TIMEOUT_S = 60
-ACTIVE = {
-    "PENDING",
-    "CONFIGURING",
-    "RUNNING",
-    "COMPLETING",
-    "REQUEUED",
-    "RESIZING",
-    "SUSPENDED",
-    "STOPPED",
-    "SIGNALING",
-}
+COLUMNS = {
+    "ArrayJobID": 20, "ArrayTaskID": 20, "State": 20, "RestartCnt": 10, "TimeUsed": 20, "Comment": 60, "Reason": 60,
+    "NodeList": 300,
+}  # fmt: skip
+"""What squeue is asked, with the width that it cuts each answer to."""
+
+Key = tuple[str, int]
+"""A job's number, and the index in its array or 0."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, or one task of an array, as SLURM sees it."""
+    """A job, or one task of an array, as SLURM sees it or as it said itself at its end."""
 
+    job_id: str  # of an array, its own
     state: str  # SLURM's word, such as PENDING, NODE_FAIL
     reason: str = ""
     nodes: str = ""
     restarts: int = 0
     elapsed_s: int = 0
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is waiting or running."""
-        return self.state in ACTIVE
+    comment: str = ""
 
 
 def require_slurm() -> None:
     """Refuse at once where there is no SLURM to submit to."""
-    missing = [name for name in ("sbatch", "scontrol", "scancel") if shutil.which(name) is None]
+    missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
     if missing:
         raise InputError(
             f"{', '.join(missing)} not found on PATH: run this where SLURM's commands are, such as a login node, or "
@@ -54,102 +48,84 @@ def require_slurm() -> None:
 def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """Submit; the job's number."""
     try:
-        done = subprocess.run(
-            argv,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        done = _run(argv, {**os.environ, **environment})
     except subprocess.TimeoutExpired:
-        raise InputError(f"sbatch did not answer within {TIMEOUT_S} s: look at `sinfo`, then submit again.") from None
-    if done.returncode:
-        said = " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
-        if "configuration source" in said or "Unable to contact slurm controller" in said:
-            raise InputError(
-                "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
-                "the steps here with --local."
-            )
         raise InputError(
-            f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again."
+            f"sbatch did not answer within {TIMEOUT_S} s: look at `sinfo`, then submit again. A job that SLURM took "
+            "all the same is found then, and not submitted twice."
+        ) from None
+    if done.returncode == 0:
+        return done.stdout.strip().partition(";")[0]
+    said = " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
+    if "configuration source" in said or "Unable to contact slurm controller" in said:
+        raise InputError(
+            "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
+            "the steps here with --local."
         )
-    return done.stdout.strip().partition(";")[0]
+    raise InputError(f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again.")
 
 
 def cancel(job_ids: Iterable[str]) -> None:
     """End jobs, those of an array all together; one that has ended is none to cancel."""
     if ids := list(job_ids):
-        _client("scancel", "--quiet", *ids)
+        _ask("scancel", "--quiet", *ids)
 
 
-def look_up(job_ids: Iterable[str]) -> dict[tuple[str, int], Task]:
-    """Tasks by (job's number, index in its array or 0); what SLURM has forgotten is left out."""
-    found: dict[tuple[str, int], Task] = {}
-    for job_id in dict.fromkeys(job_ids):
-        tasks = dict(read_scontrol(_client("scontrol", "show", "job", "--oneliner", job_id)))
-        found |= tasks or dict(read_sacct(_accounts(job_id)))
+def look_up(names: Collection[str], job_ids: Collection[str]) -> dict[Key, Task]:
+    """All that SLURM knows of jobs with these names, and of these numbers; what it has forgotten is left out."""
+    if not names:
+        return {}
+    columns = ",".join(f"{name}:{width}|" for name, width in COLUMNS.items())
+    jobs = f"--name={','.join(sorted(names))}"
+    found = dict(read_squeue(_ask("squeue", "--noheader", "--states=all", "--array", jobs, f"--Format={columns}")))
+    forgotten = sorted(set(job_ids) - {job_id for job_id, _ in found})
+    if forgotten and shutil.which("sacct"):
+        columns = "JobID,State,NodeList,ElapsedRaw"
+        with_ids = ("--parsable2", "--noheader", "-X", "-j", ",".join(forgotten), "-o", columns)
+        found |= dict(read_sacct(_ask("sacct", *with_ids, unless="accounting storage is disabled")))
     return found
 
 
-def read_scontrol(text: str) -> Iterator[tuple[tuple[str, int], Task]]:
-    """Tasks of `scontrol show job --oneliner`; the pending rest of an array is one line."""
+def read_squeue(text: str) -> Iterator[tuple[Key, Task]]:
+    """Tasks of `squeue --Format` with COLUMNS, each followed by |; the last may hold anything."""
     for line in text.splitlines():
-        fields: dict[str, str] = {}
-        for name, value in re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(\S*)", line):
-            fields.setdefault(name, value)
-        if "JobState" not in fields:
-            continue
-        task = Task(
-            fields["JobState"],
-            fields.get("Reason", "").removeprefix("None"),
-            fields.get("NodeList", "").removeprefix("(null)"),
-            int(fields.get("Restarts", "0")),
-            _seconds(fields.get("RunTime", "")),
+        job_id, index, state, restarts, elapsed, comment, reason, nodes = (
+            word.strip() for word in line.split("|", len(COLUMNS) - 1)
         )
-        job_id = fields.get("ArrayJobId", fields["JobId"])
-        yield from (((job_id, index), task) for index in _indices(fields.get("ArrayTaskId", "0")))
+        reason = "" if reason in {"None", "(null)"} else reason
+        task = Task(job_id, state, reason, nodes.rstrip("| "), int(restarts), _seconds(elapsed), comment)
+        yield (job_id, int(index) if index.isdigit() else 0), task
 
 
-def read_sacct(text: str) -> Iterator[tuple[tuple[str, int], Task]]:
-    """Tasks of `sacct --parsable2 --noheader -o JobID,State,NodeList,ElapsedRaw`."""
+def read_sacct(text: str) -> Iterator[tuple[Key, Task]]:
+    """Tasks of `sacct --parsable2 --noheader -o JobID,State,NodeList,ElapsedRaw`; 7_[0-2,5%2] waits as one line."""
     for line in text.splitlines():
         name, state, nodes, elapsed_s = line.split("|")
-        job_id, _, index = name.partition("_")
-        for number in _indices(index.strip("[]") or "0"):
-            yield (job_id, number), Task(state.split()[0], nodes=nodes, elapsed_s=int(elapsed_s or 0))
+        job_id, _, indices = name.partition("_")
+        for part in (indices.strip("[]").partition("%")[0] or "0").split(","):
+            first, _, last = part.partition("-")
+            for index in range(int(first), int(last or first) + 1):
+                yield (job_id, index), Task(job_id, state.split()[0], nodes=nodes, elapsed_s=int(elapsed_s or 0))
 
 
-def _accounts(job_id: str) -> str:
-    if shutil.which("sacct") is None:
-        return ""
-    return _client("sacct", "--parsable2", "--noheader", "-X", "-j", job_id, "-o", "JobID,State,NodeList,ElapsedRaw")
-
-
-def _client(*argv: str) -> str:
-    """What a command says; nothing where SLURM does not know the job."""
+def _ask(*argv: str, unless: str | None = None) -> str:
+    """What a command of SLURM says; nothing where it has no answer for a reason that is none of ours."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = _run(argv)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"{argv[0]} did not answer ({error}): look at `sinfo`, then try again.") from None
-    lost = re.search(r"Unable to contact slurm controller|Connection refused|Socket timed out", done.stderr)
-    if done.returncode and lost:
-        raise InputError(f"{argv[0]} did not answer ({lost[0]}): look at `sinfo`, then try again.")
-    return done.stdout if done.returncode == 0 else ""
+    if done.returncode and not (unless and unless in done.stderr):
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise InputError(f"{argv[0]} did not answer ({said}): look at `sinfo`, then try again.")
+    return done.stdout
 
 
-def _indices(text: str) -> Iterator[int]:
-    """0, 1, 2, 5 of 0-2,5%2."""
-    for part in text.partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            yield from range(int(first), int(last or first) + 1)
+def _run(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 def _seconds(text: str) -> int:
-    """Of D-HH:MM:SS."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if not match:
-        return 0
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    """Of D-HH:MM:SS, of which squeue leaves out what is zero in front."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -13,22 +13,24 @@ from pathlib import Path
 from aumn.jobs.job import Job, Step
 from aumn.jobs.job_schema import Resources
 
+SHARE = Path(__file__).parents[1] / "share"
+"""configs/, jobs/ and slurm/ as they come with aumn; in the repository, links to the folders beside `aumn/`."""
+
 
 @dataclass(frozen=True)
 class Submission:
     """One call of sbatch: a step, or those of its points that take the same resources."""
 
     name: str  # a shell variable's, for the job's number in `text`
-    step: str
     indices: tuple[int, ...]
     environment: Mapping[str, str]
     options: tuple[str, ...]
     command: tuple[str, ...]  # the batch script and its arguments
 
-    def argv(self, dependencies: Sequence[str]) -> list[str]:
-        """What is run; `dependencies` are such as afterok:123."""
+    def argv(self, dependencies: Sequence[str], comment: str) -> list[str]:
+        """What is run; `dependencies` are such as afterok:123, and by the comment the job is found again."""
         after = (f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes") if dependencies else ()
-        return ["sbatch", *self.options, *after, *self.command]
+        return ["sbatch", *self.options, f"--comment={comment}", *after, *self.command]
 
     def text(self, dependencies: Sequence[str]) -> str:
         """The same as a line for a shell; `dependencies` may name another submission's number, as afterok:$train."""
@@ -43,21 +45,30 @@ def submissions(job: Job, step: Step, indices: Sequence[int], environment: Mappi
     groups: dict[Resources, list[int]] = {}
     for index in indices:
         groups.setdefault(step.points[index].resources, []).append(index)
+    arguments = ("--points", str(points_folder(job, step))) if step.is_sweep else script_arguments(step, 0)
     for number, (resources, members) in enumerate(groups.items()):
+        name = step.name if number == 0 else f"{step.name}_{number}"
         variables = {**environment, "AUMN_STEP": step.name, "AUMN_MOST_RESTARTS": str(resources.restarts)}
-        yield Submission(
-            step.name if number == 0 else f"{step.name}_{number}",
-            step.name,
-            tuple(members),
-            variables,
-            tuple(_options(job, step, members, resources)),
-            tuple(_command(job, step)),
-        )
+        options = tuple(_options(job, step, members, resources))
+        yield Submission(name, tuple(members), variables, options, (str(script(job, step)), *arguments))
 
 
 def log_path(job: Job, step: Step, index: int | str) -> Path:
     """Where a point's output goes, restarts and retries included."""
     return job.folder / "logs" / (f"{step.name}.{index}.log" if step.is_sweep else f"{step.name}.log")
+
+
+def sbatch_name(job: Job, step: str) -> str:
+    """What squeue lists a step under."""
+    return f"{job.plan.name}.{step}"
+
+
+def script(job: Job, step: Step) -> Path:
+    """The batch script that runs a step: the job's own copy or, where it names none, aumn's."""
+    folder = job.directory / job.plan.scripts
+    if job.plan.scripts == Path("slurm") and not folder.exists():
+        folder = SHARE / "slurm"
+    return folder / ("train.sbatch" if step.command == "train" else "step.sbatch")
 
 
 def script_arguments(step: Step, index: int) -> tuple[str, ...]:
@@ -73,7 +84,8 @@ def points_folder(job: Job, step: Step) -> Path:
 
 def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources) -> Iterator[str]:
     yield "--parsable"
-    yield f"--job-name={job.name}.{step.name}"
+    yield f"--job-name={sbatch_name(job, step.name)}"
+    yield f"--chdir={job.directory}"
     yield f"--output={log_path(job, step, '%a')}"
     yield from ("--open-mode=append", "--export=ALL", f"--nodes={resources.nodes}")
     yield f"--ntasks-per-node={resources.ranks_per_node}"
@@ -88,24 +100,5 @@ def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources)
     if step.command == "train":
         yield f"--signal=USR1@{resources.signal_s}"
     if step.is_sweep:
-        yield f"--array={_ranges(indices)}" + (f"%{step.at_most}" if step.at_most else "")
+        yield f"--array={','.join(map(str, indices))}" + (f"%{step.at_most}" if step.at_most else "")
     yield from resources.options
-
-
-def _command(job: Job, step: Step) -> Iterator[str]:
-    yield str(job.scripts / ("train.sbatch" if step.command == "train" else "step.sbatch"))
-    if step.is_sweep:
-        yield from ("--points", str(points_folder(job, step)))
-    else:
-        yield from script_arguments(step, 0)
-
-
-def _ranges(indices: Sequence[int]) -> str:
-    """0-2,5 for 0, 1, 2, 5."""
-    parts: list[list[int]] = []
-    for index in sorted(indices):
-        if parts and index == parts[-1][1] + 1:
-            parts[-1][1] = index
-        else:
-            parts.append([index, index])
-    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)

@@ -1,20 +1,21 @@
 """What a scaling experiment showed: videos a second, efficiency, and where the time went, by ranks and K.
 
-Every number is read from a run that was measured: the tracking store's nested runs of one job (jobs/scaling.yaml). Runs
-that lack a number are left out and named, never filled in.
+Every number is read from the folder of a run that was measured (jobs/scaling.yaml). Runs that lack a number are left
+out and named, never filled in.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from aumn.records import InputError
-from aumn.tracking.job_run import NestedRun
+from aumn.runfolder.folder import RunFolder
+from aumn.runfolder.metrics import read_metrics
 
-METRICS = ("videos_per_s", "data_wait_share", "communication_wait_share")
 WARM_UP = 1
 """Readings left out of each run: the first one holds what happens once."""
 
@@ -36,32 +37,28 @@ class Row:
     """A measurement against the run on one rank."""
 
     mode: str  # strong: as many videos a step at any number of ranks; weak: as many a rank
+    base_videos: int  # a step of the run on one rank
     measured: Measurement
     efficiency: float  # videos a second, over those of one rank times the ranks
 
 
-def read_measurements(runs: Iterable[NestedRun]) -> tuple[list[Measurement], list[str]]:
-    """Of the training runs among a job's; and the names of those that hold too little."""
-    found, lacking = [], []
-    for run in runs:
-        if "model.units" not in run.params:  # another step than training
-            continue
-        rates = run.metrics.get("videos_per_s", [])[WARM_UP:]
-        if not rates or not run.tags.get("ranks"):
-            lacking.append(run.name)
-            continue
-        waits = run.metrics.get("communication_wait_share", [])[WARM_UP:]
-        found.append(
-            Measurement(
-                units=int(run.params["model.units"]),
-                ranks=int(run.tags["ranks"]),
-                global_videos=int(run.params["batch.global_videos"]),
-                videos_per_s=statistics.median(rates),
-                data_share=statistics.median(run.metrics["data_wait_share"][WARM_UP:]),
-                communication_share=statistics.median(waits) if waits else None,
-            )
-        )
-    return found, lacking
+def read_measurement(run: Path) -> Measurement | None:
+    """Of a run's folder; None where it holds too little."""
+    folder = RunFolder(run)
+    config, ranks = folder.config(), folder.status().facts.get("ranks")
+    readings = [line for line in read_metrics(run) if "videos_per_s" in line][WARM_UP:]
+    if not (config and ranks and readings):
+        return None
+
+    def median(name: str) -> float | None:
+        values = [line[name] for line in readings if line.get(name) is not None]
+        return statistics.median(values) if values else None
+
+    rate, data_share = median("videos_per_s"), median("data_wait_share")
+    assert rate is not None, run
+    assert data_share is not None, run
+    units, videos = config["model"]["units"], config["batch"]["global_videos"]
+    return Measurement(units, int(ranks), videos, rate, data_share, median("communication_wait_share"))
 
 
 def compare(measurements: Sequence[Measurement]) -> list[Row]:
@@ -69,20 +66,18 @@ def compare(measurements: Sequence[Measurement]) -> list[Row]:
     rows = []
     for base in (found for found in measurements if found.ranks == 1):
         alike = [found for found in measurements if found.units == base.units]
-        for mode, videos_a_rank in (("strong", 0), ("weak", base.global_videos)):
-            group = [
-                found for found in alike if found.global_videos == (videos_a_rank * found.ranks or base.global_videos)
-            ]
+        for mode in ("strong", "weak"):
+            group = [f for f in alike if f.global_videos == base.global_videos * (f.ranks if mode == "weak" else 1)]
             if len(group) > 1:
                 rate = base.videos_per_s
-                rows += [Row(mode, found, found.videos_per_s / (rate * found.ranks)) for found in group]
-    return sorted(rows, key=lambda row: (row.mode, row.measured.units, row.measured.ranks, row.measured.global_videos))
+                rows += [Row(mode, base.global_videos, f, f.videos_per_s / (rate * f.ranks)) for f in group]
+    return sorted(rows, key=lambda row: (row.mode, row.measured.units, row.base_videos, row.measured.ranks))
 
 
-def write_report(runs: Sequence[NestedRun], out: Path, source: str) -> Path:
-    """A table in Markdown with a figure beside it; the table's path."""
-    measurements, lacking = read_measurements(runs)
-    rows = compare(measurements)
+def write_report(runs: Mapping[str, Path], out: Path, source: str) -> Path:
+    """A table in Markdown with a figure beside it, of run folders by name; the table's path."""
+    found = {name: read_measurement(run) for name, run in runs.items()}
+    rows = compare([measurement for measurement in found.values() if measurement])
     if not rows:
         raise InputError(
             f"{source} holds no two training runs to compare, one of them on one rank, with {WARM_UP + 1} or more "
@@ -90,7 +85,7 @@ def write_report(runs: Sequence[NestedRun], out: Path, source: str) -> Path:
         )
     out.mkdir(parents=True, exist_ok=True)
     _draw(rows, out / "scaling.png")
-    (out / "scaling.md").write_text(_table(rows, lacking, source))
+    (out / "scaling.md").write_text(_table(rows, [name for name in found if found[name] is None], source))
     return out / "scaling.md"
 
 
@@ -116,30 +111,23 @@ def _table(rows: Sequence[Row], lacking: Sequence[str], source: str) -> str:
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
     """Videos a second and efficiency by ranks: a line for each K and mode, told apart without colour."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (rate, share) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    markers = "osD^vPX*"
-    lines: dict[tuple[str, int, int], list[Row]] = {}
-    for row in rows:
-        found = row.measured
-        per_base = found.global_videos if row.mode == "strong" else found.global_videos // found.ranks
-        lines.setdefault((row.mode, found.units, per_base), []).append(row)
-    for number, ((mode, units, _), points) in enumerate(lines.items()):
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    rate, share = figure.subplots(1, 2)
+    lines = groupby(rows, lambda row: (row.mode, row.measured.units, row.base_videos))
+    for marker, ((mode, units, _), line) in zip("osD^vPX*" * len(rows), lines, strict=False):
+        points = list(line)
         ranks = [point.measured.ranks for point in points]
-        style = {"marker": markers[number % len(markers)], "linestyle": "-" if mode == "strong" else "--"}
-        rate.plot(ranks, [point.measured.videos_per_s for point in points], label=f"{mode}, K={units:,}", **style)
-        share.plot(ranks, [point.efficiency for point in points], **style)
+        style = f"{marker}{'-' if mode == 'strong' else '--'}"
+        rate.plot(ranks, [point.measured.videos_per_s for point in points], style, label=f"{mode}, K={units:,}")
+        share.plot(ranks, [point.efficiency for point in points], style)
     rate.set(xlabel="ranks", ylabel="videos a second", xscale="log", yscale="log")
     share.set(xlabel="ranks", ylabel="efficiency", xscale="log", ylim=(0, None))
+    ticks = sorted({row.measured.ranks for row in rows})
     for axes in (rate, share):
-        ticks = sorted({row.measured.ranks for row in rows})
-        axes.set_xticks(ticks, labels=map(str, ticks), minor=False)
+        axes.set_xticks(ticks, labels=map(str, ticks))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -12,7 +12,7 @@ from pathlib import Path
 from aumn.jobs import queue
 from aumn.jobs.job import Job, Step
 from aumn.jobs.job_folder import NEVER, JobFolder, PointStatus
-from aumn.jobs.sbatch import points_folder, script_arguments, submissions
+from aumn.jobs.sbatch import points_folder, script, script_arguments, submissions
 from aumn.records import InputError
 
 Say = Callable[[str], None]
@@ -26,7 +26,7 @@ def dry_run(job: Job) -> Iterator[str]:
             yield from _describe_points(job, step)
         after = [f"${name}" for need in step.needs for name in names[need]]
         mine = names.setdefault(step.name, [])
-        for call in submissions(job, step, range(len(step.points)), step_environment(job, None)):
+        for call in submissions(job, step, range(len(step.points)), step_environment(JobFolder(job, job.plan.name))):
             yield call.text(_dependencies(after, [f"${name}" for name in mine]))
             mine.append(call.name)
 
@@ -35,23 +35,21 @@ def submit(folder: JobFolder, say: Say) -> None:
     """Hand to SLURM whatever is neither done nor under way; `say` takes a line a submission."""
     queue.require_slurm()
     job = folder.job
-    _check_scripts(job)
+    _check_places(job)
     statuses = folder.statuses()
     fresh: dict[str, list[str]] = {}  # step -> jobs submitted now
     for step in job.steps:
-        mine = [status for status in statuses if status.step.name == step.name]
-        again = _to_submit(mine, stale=bool(fresh.keys() & set(step.needs)))
+        wanted = {"waiting", "failed", "cancelled"}
+        if fresh.keys() & set(step.needs):
+            wanted |= {"queued"}  # for a job whose place another one takes now
+        again = [status for status in statuses if status.step.name == step.name and status.state in wanted]
         queue.cancel(status.task_id for status in again if status.is_active or status.reason == NEVER)
-        if not again:
-            continue
         after = [job_id for need in step.needs for job_id in _to_wait_for(need, statuses, fresh)]
-        for call in submissions(
-            job, step, [status.index for status in again], step_environment(job, folder.tracking_run)
-        ):
-            folder.forget_outcomes(step.name, call.indices)
-            argv = call.argv(_dependencies(after, fresh.get(step.name, [])))
+        for call in submissions(job, step, [status.index for status in again], step_environment(folder)):
+            comment = folder.announce(step.name, call.indices)
+            argv = call.argv(_dependencies(after, fresh.get(step.name, [])), comment)
             job_id = queue.run_sbatch(argv, call.environment)
-            folder.record(step.name, call.indices, job_id)
+            folder.record(step.name, call.indices, comment=comment, job_id=job_id)
             fresh.setdefault(step.name, []).append(job_id)
             say(f"{_describe(step, call.indices)}: submitted as job {job_id}")
     if fresh:
@@ -93,31 +91,28 @@ def cancel_job(folder: JobFolder, say: Say) -> None:
     say(f"cancelled: {', '.join(status.label for status in active) or 'nothing was under way'}")
 
 
-def step_environment(job: Job, tracking_run: str | None) -> dict[str, str]:
+def step_environment(folder: JobFolder) -> dict[str, str]:
     """What tells a step which job it belongs to; neither a secret nor anything that would have to be one."""
-    variables = {"AUMN_JOB_FOLDER": str(job.folder), "AUMN": _program()}
-    if tracking_run:
-        variables["AUMN_PARENT_RUN"] = tracking_run
-    if job.tracking.uri:
-        variables["MLFLOW_TRACKING_URI"] = job.tracking.uri
+    variables = {"AUMN_JOB": folder.identity, "AUMN_JOB_FOLDER": str(folder.path), "AUMN": _program()}
+    if folder.tracking_run:
+        variables["AUMN_PARENT_RUN"] = folder.tracking_run
+    if uri := folder.job.plan.tracking.uri:
+        variables["MLFLOW_TRACKING_URI"] = uri
     return variables
 
 
 def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
     """Whether it ended well."""
-    job, step, index = folder.job, status.step, status.index
+    step, index = status.step, status.index
     label, log = status.label, folder.log(status)
     ranks = step.points[index].resources.ranks
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     argv = [sys.executable, *launcher, "-m", "aumn", *step.points[index].arguments]
-    own = {"AUMN_STEP": step.name, "AUMN_POINT": str(index)}
+    own = {**step_environment(folder), "AUMN_STEP": step.name, "AUMN_POINT": str(index)}
     say(f"{label}: {ranks} rank{'s' * (ranks > 1)}, log in {log}")
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            argv, env={**os.environ, **step_environment(job, folder.tracking_run), **own}, stdout=out, stderr=out
-        )
-        name = f"local-{process.pid}"
-        folder.record(step.name, [index], name)
+        process = subprocess.Popen(argv, cwd=folder.job.directory, env={**os.environ, **own}, stdout=out, stderr=out)
+        name = folder.record_local(step.name, index, process.pid)
         try:
             code = process.wait()
         except BaseException:  # we are asked to stop; Ctrl-C reached the step too, another signal did not
@@ -127,15 +122,6 @@ def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
     folder.record_outcome(step.name, index, name, code)
     say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {_last_line(log)}")
     return code == 0
-
-
-def _to_submit(mine: Sequence[PointStatus], *, stale: bool) -> list[PointStatus]:
-    """Points to submit (again): neither done nor under way, or waiting for a job whose place another one now takes."""
-    return [
-        status
-        for status in mine
-        if status.state in {"waiting", "failed", "cancelled"} or (stale and status.state == "queued")
-    ]
 
 
 def _to_wait_for(need: str, statuses: Sequence[PointStatus], fresh: Mapping[str, list[str]]) -> Iterator[str]:
@@ -152,12 +138,15 @@ def _dependencies(after: Collection[str], groups_before: Sequence[str]) -> list[
     return well + [f"afterany:{job_id}" for job_id in groups_before[-1:]]
 
 
-def _check_scripts(job: Job) -> None:
-    for script in ("train.sbatch", "step.sbatch"):
-        if not (job.scripts / script).is_file():
+def _check_places(job: Job) -> None:
+    """What sbatch would find out only when the job has begun."""
+    if not job.directory.is_dir():
+        raise InputError(f"{job.directory}, from which this job was submitted, is gone: give its `aumn submit` again.")
+    for step in job.steps:
+        if not script(job, step).is_file():
             raise InputError(
-                f"{job.scripts / script} does not exist: run this where the folder slurm/ lies, or let `scripts` in "
-                "the job's YAML name a folder with copies of it."
+                f"{script(job, step)} does not exist: let `scripts` in the job's YAML name a folder with train.sbatch "
+                "and step.sbatch, or leave it out."
             )
 
 

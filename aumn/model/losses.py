@@ -12,7 +12,7 @@ Shapes: B videos, T snippets, F embedding width, K action units, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,27 +20,74 @@ from torch import Tensor
 from torch.nn import functional
 
 from aumn.model.products import product
-from aumn.records import Batch, Scores
+from aumn.model.settings import LossSettings
+from aumn.records import Batch, Scores, Step
 
 
 @dataclass(frozen=True, slots=True)
-class LossWeights:
-    """Eq. 14's alpha, beta and gamma, and how Eq. 13 reduces over time.
+class Objective:
+    """Eq. 14 of a run: its weights, its number of steps, and whether Eq. 9 asks class by class."""
 
-    Beyond the paper, the weight of pseudo-labels and from when on it counts, and whether Eq. 9 asks class by class.
-    """
-
-    diversity: float
-    homogeneity: float
-    sparsity: float
-    sparsity_reduction: Literal["mean", "sum"]
-    pseudo_labels: float = 0.0
-    pseudo_labels_from: float = 0.0
+    settings: LossSettings
+    steps: int
     independent_classes: bool = False
 
-    def at(self, share: float) -> LossWeights:
-        """The weights after a share of all steps: pseudo-labels count from `pseudo_labels_from` on."""
-        return self if share >= self.pseudo_labels_from else replace(self, pseudo_labels=0.0)
+    def factors(self, stream: str, step: int, num_units: int) -> dict[str, float]:
+        """What each term counts. A single unit has neither diversity nor homogeneity, as in the paper's Figure 4."""
+        settings, several = self.settings, float(num_units > 1)
+        labelled = step / self.steps >= settings.pseudo_labels_from
+        return {
+            "classification": 1.0,
+            "diversity": several * settings.diversity,
+            "homogeneity": several * settings.homogeneity,
+            "sparsity": settings.sparsity(stream),
+            "pseudo_labels": settings.pseudo_labels if labelled else 0.0,
+        }
+
+
+def batch_losses(
+    scores: Mapping[str, Scores],
+    batch: Batch,
+    share_sums: Mapping[str, Tensor],
+    step: Step,
+    objective: Objective,
+    *,
+    diversity_parts: int | None,
+) -> dict[str, dict[str, Tensor]]:
+    """Each stream's share of Eq. 9 to 14 for one micro-batch; sums over the step's micro-batches and ranks.
+
+    Args:
+        scores: by stream.
+        batch: what was scored.
+        share_sums: by stream, Eq. 11 summed over every video of the step (K).
+        step: which one it is, and how many videos it has over all ranks.
+        objective: the run's.
+        diversity_parts: Eq. 10 is of the step and not of a video; in how many equal parts it is handed in. None: this
+            micro-batch hands in none.
+
+    Returns:
+        By stream the terms, unweighted, and `total`, their weighted sum.
+    """
+    found = {}
+    action_BT: Tensor | None = None
+    for stream, score in scores.items():
+        factors = objective.factors(stream, step.index, len(score.units_KF))
+        terms = {
+            "classification": classification(
+                score.logits_BC, batch.labels_BC, independent_classes=objective.independent_classes
+            ),
+            "homogeneity": homogeneity(score.unit_sums_BK, share_sums[stream]),
+            "sparsity": sparsity(score.attention_BT, batch.mask_BT, objective.settings.sparsity_reduction),
+        }
+        if factors["pseudo_labels"]:
+            action_BT = teach(scores, batch) if action_BT is None else action_BT
+            terms["pseudo_labels"] = pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
+        terms = {name: term / step.global_videos for name, term in terms.items()}
+        if diversity_parts is not None:
+            terms["diversity"] = diversity(score.units_KF) / diversity_parts
+        total = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
+        found[stream] = {**terms, "total": total}
+    return found
 
 
 def classification(logits_BC: Tensor, labels_BC: Tensor, *, independent_classes: bool) -> Tensor:
@@ -60,16 +107,17 @@ def sparsity(attention_BT: Tensor, mask_BT: Tensor, reduction: Literal["mean", "
     return (total_B / mask_BT.sum(1) if reduction == "mean" else total_B).sum()
 
 
-def teach(cas_BTC: Mapping[str, Tensor], labels_BC: Tensor, mask_BT: Tensor) -> Tensor:
+def teach(scores: Mapping[str, Scores], batch: Batch) -> Tensor:
     """Which snippets the streams together take for an action, bool B x T: what every stream's attention is taught.
 
     Those whose class activation (Eq. 15), the highest among the video's own classes and the mean of the streams, stands
     above its mean over the video. No gradient.
     """
-    absent_B1C = (labels_BC == 0)[:, None]
-    evidence_BT = torch.stack([cas.detach().masked_fill(absent_B1C, 0).amax(2) for cas in cas_BTC.values()]).mean(0)
-    mean_B1 = (evidence_BT * mask_BT).sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True)
-    return (evidence_BT > mean_B1) & mask_BT
+    absent_B1C = (batch.labels_BC == 0)[:, None]
+    cas_BTC = [score.cas_BTC for score in scores.values() if score.cas_BTC is not None]
+    evidence_BT = torch.stack([cas.masked_fill(absent_B1C, 0).amax(2) for cas in cas_BTC]).mean(0)
+    mean_B1 = (evidence_BT * batch.mask_BT).sum(1, keepdim=True) / batch.mask_BT.sum(1, keepdim=True)
+    return (evidence_BT > mean_B1) & batch.mask_BT
 
 
 def pseudo_labels(attention_BT: Tensor, action_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -83,9 +131,10 @@ def unit_shares(unit_sums_BK: Tensor) -> Tensor:
     return unit_sums_BK.softmax(1)
 
 
-def homogeneity_direction(share_sum_K: Tensor) -> Tensor:
-    """Eq. 12's gradient with respect to the mean share, a unit vector; `share_sum_K` is summed over every rank."""
-    return functional.normalize(share_sum_K.detach(), dim=0)
+def homogeneity(unit_sums_BK: Tensor, share_sum_K: Tensor) -> Tensor:
+    """Eq. 12, summed over the videos: <direction, p>; `share_sum_K` is Eq. 11 summed over every video of the step."""
+    direction_K = functional.normalize(share_sum_K.detach(), dim=0)
+    return (unit_shares(unit_sums_BK) @ direction_K).sum()
 
 
 def diversity(units_KF: Tensor) -> Tensor:
@@ -98,30 +147,3 @@ def diversity(units_KF: Tensor) -> Tensor:
     small = product(units_KF, units_KF.T) if num_units <= width else product(units_KF.T, units_KF)
     norm: Tensor = torch.linalg.matrix_norm(small - torch.eye(len(small), dtype=small.dtype, device=small.device))
     return norm if num_units <= width else torch.sqrt(norm.square() + (num_units - width))
-
-
-def batch_losses(
-    scores: Scores, batch: Batch, direction_K: Tensor, global_videos: int, weights: LossWeights
-) -> dict[str, Tensor]:
-    """One stream's share of Eq. 9, 12 and 13 for one micro-batch, unweighted; sums over micro-batches and ranks."""
-    terms = {
-        "classification": classification(
-            scores.logits_BC, batch.labels_BC, independent_classes=weights.independent_classes
-        ),
-        "homogeneity": (unit_shares(scores.unit_sums_BK) @ direction_K).sum(),
-        "sparsity": sparsity(scores.attention_BT, batch.mask_BT, weights.sparsity_reduction),
-    }
-    return {name: term / global_videos for name, term in terms.items()}
-
-
-def total(terms: dict[str, Tensor], weights: LossWeights, num_units: int) -> Tensor:
-    """Eq. 14 of the given terms. A single unit has neither diversity nor homogeneity, as in the paper's Figure 4."""
-    several = float(num_units > 1)
-    factors = {
-        "classification": 1.0,
-        "diversity": several * weights.diversity,
-        "homogeneity": several * weights.homogeneity,
-        "sparsity": weights.sparsity,
-        "pseudo_labels": weights.pseudo_labels,
-    }
-    return torch.stack([factors[name] * term for name, term in terms.items()]).sum()

@@ -16,6 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from aumn.files import whole_file
+
 SCRIPTS = (
     "base",
     "charts",
@@ -34,10 +36,8 @@ SCRIPTS = (
 def write_page(out: Path, title: str, contents: Mapping[str, Any], videos: Sequence[str] = ()) -> int:
     """Write the page, whole or not at all; its size in bytes. Equal contents make equal bytes."""
     page = render(title, contents, videos).encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(page)
-    partial.replace(out)
+    with whole_file(out) as file:
+        file.write_bytes(page)
     return len(page)
 
 

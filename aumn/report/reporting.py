@@ -13,7 +13,7 @@ from aumn.inference.detections import read_detections
 from aumn.inference.snippet_scores import FOLDER
 from aumn.records import InputError
 from aumn.report.build import Report, write_comparison, write_report
-from aumn.report.runs import Run, Training, facts_of, is_run, open_run
+from aumn.report.runs import Run, is_run, open_run
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]
@@ -41,11 +41,12 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the file to write, such as {out / 'report.html'}.")
-    run = open_run(what) if is_run(what) else None
-    tious = _choose_tious(run, choices)
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
+        localizes = is_run(what) and not choices.detections
+        run = open_run(what, Path(temporary) / "model" if localizes else None) if is_run(what) else None
+        tious = _choose_tious(run, choices)
         detections = choices.detections or what
-        if run and not choices.detections:
+        if run and localizes:
             shards = choices.shards or Path(run.config["data"]["shards"])
             choices = replace(choices, subset=choices.subset or _other_subset(run, shards))
             read_ground_truth(choices.annotations, choices.subset)  # what is wrong with it is told before the work
@@ -84,7 +85,7 @@ def _localize(run: Run, shards: Path, out: Path, choices: Choices, advance: Adva
         shards,
         out,
         Ranks(),
-        model=str(run.model),
+        model=str(run.folder),
         subset=choices.subset,
         device=choices.device,
         advance=advance,
@@ -113,7 +114,7 @@ def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...
         facts=_facts(run, detections, choices.annotations, subset, metadata),
         scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
         durations_s=read_durations(choices.annotations),
-        training=_training(run, choices.tracking_uri) if run else None,
+        training=run.training() if run else None,
     )
     return write_report(out, report, found, truth, tious).evaluation
 
@@ -129,27 +130,11 @@ def _sentence(out: Path, evaluation: Evaluation) -> str:
 def _facts(
     run: Run | None, detections: Path, annotations: Path, subset: str | None, metadata: dict[str, str]
 ) -> dict[str, str]:
-    facts = facts_of(run) if run else {"Detections": str(detections), "Model": metadata.get("model", "not said")}
+    facts = run.facts() if run else {"Detections": str(detections), "Model": metadata.get("model", "not said")}
     facts |= {"Subset": subset or "the only one annotated", "Ground truth": str(annotations)}
     if "dataset" in metadata:
         facts["Localized in"] = f"{metadata['dataset']} ({metadata['dataset_identity']})"
     return facts
-
-
-def _training(run: Run, tracking_uri: str | None) -> Training:
-    """The run's metrics over its steps: those that its store has, and those that still wait in its folder."""
-    if not run.config["tracking"]["enabled"]:
-        return Training({}, "This run was not tracked (tracking.enabled=false), so there are no training curves.")
-    from aumn.tracking.history import read_metrics, read_undelivered
-
-    waiting = read_undelivered(run.folder)
-    note = f"Some of the metrics wait for the store: `aumn deliver {run.folder}` brings them." if waiting else None
-    try:
-        stored = read_metrics(run.tracking_run, tracking_uri or run.tracking_uri) if run.tracking_run else {}
-    except InputError as error:
-        stored, note = {}, f"Only metrics that wait in the run's folder can be shown. {error}"
-    names = sorted(stored.keys() | waiting.keys())
-    return Training({name: stored.get(name, {}) | waiting.get(name, {}) for name in names}, note)
 
 
 def _attach(run: Run, run_id: str, out: Path, tracking_uri: str | None, say: Say) -> None:
@@ -157,7 +142,7 @@ def _attach(run: Run, run_id: str, out: Path, tracking_uri: str | None, say: Say
     from aumn.tracking.history import attach
 
     try:
-        attach(run_id, out, "report", tracking_uri or run.tracking_uri)
+        attach(run_id, out, "report", tracking_uri or run.config["tracking"]["uri"])
     except InputError as error:
         say(f"{out} is written, but is not kept with the run in MLflow. {error}")
     else:

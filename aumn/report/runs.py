@@ -1,13 +1,28 @@
-"""A run's folder as the report reads it: its model, its settings, and what was recorded while it trained."""
+"""A run's folder as the report reads it, which may be training: model, settings, where it stands, curves."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, last_checkpoint, read_card, read_trainer_facts
+from aumn.runfolder.folder import RunFolder, Status
+from aumn.runfolder.metrics import Curve, read_curves
+
+MOST_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Each metric's values by step, and where some are missing a sentence that says why."""
+
+    curves: dict[str, Curve]
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,22 +33,33 @@ class Run:
     model: Path  # the finished model, or the last checkpoint of a run that is not done
     card: ModelCard
     config: dict[str, Any]
-    step: int
-    tracking_run: str | None
+    step: int  # of the model
+    status: Status
+    tracking_run: str | None  # id of its MLflow run
 
-    @property
-    def tracking_uri(self) -> str | None:
-        """The store that the run was recorded in, as its config names it."""
-        uri: str | None = self.config["tracking"]["uri"]
-        return uri
+    def facts(self) -> dict[str, str]:
+        """Where the model comes from, for people."""
+        card, status = self.card, self.status
+        unfinished = f" of {status.steps:,}, {status.state}" if status.state != "finished" and status.steps else ""
+        return {
+            "Run": f"{self.folder}, step {self.step:,}{unfinished}",
+            "Trained on": f"{card.dataset} ({card.dataset_identity})",
+            "Network": ", ".join(f"{name} {value}" for name, value in dict(card.model).items()),
+            "Code": f"aumn {card.aumn_version}, commit {card.commit or 'unknown'}",
+        }
 
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """Each metric's values by step, and where some are missing a sentence that says why."""
-
-    curves: dict[str, dict[int, float]]
-    note: str | None = None
+    def training(self) -> Training:
+        """The curves of metrics.jsonl, and where those of aumn 0.1 are, which wrote no such file."""
+        curves = read_curves(self.folder)
+        first = min((min(curve) for curve in curves.values()), default=None)
+        if (self.folder / "run.json").exists():
+            uri = self.config["tracking"]["uri"] or "the store that MLFLOW_TRACKING_URI named then"
+            kept = f"in MLflow alone: run {self.tracking_run} of {uri}" if self.tracking_run else "nowhere"
+            what = "This run's curves" if first is None else f"This run's curves up to step {first:,}"
+            return Training(
+                curves, f"{what} are {kept}. aumn 0.1 (commit 0e01a02) trained it and wrote no metrics.jsonl."
+            )
+        return Training(curves, None if curves else f"{self.folder} holds no metrics.jsonl, so there are no curves.")
 
 
 def is_run(path: Path) -> bool:
@@ -41,22 +67,50 @@ def is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def open_run(path: Path) -> Run:
-    """Read what a run left in its folder."""
+def open_run(path: Path, copy: Path | None = None) -> Run:
+    """Read what a run has left in its folder so far.
+
+    A run that still trains drops old checkpoints: where it drops the one that is being read, this reads again from the
+    newest. With `copy` the model is copied to that new folder, where it stays, and the Run names it there.
+    """
+    for _ in range(MOST_TRIES):
+        before = _checkpoints(path)
+        try:
+            return _read(path, copy)
+        except (InputError, OSError):
+            if _checkpoints(path) == before:
+                raise
+            if copy:
+                shutil.rmtree(copy, ignore_errors=True)
+    raise InputError(f"{path}: training drops its checkpoints faster than they are read: wait until it has ended.")
+
+
+def _checkpoints(path: Path) -> set[str]:
+    return {checkpoint.name for checkpoint in path.glob("checkpoints/step_*")}
+
+
+def _read(path: Path, copy: Path | None) -> Run:
     checkpoint = last_checkpoint(path)
     if checkpoint is None:
         raise InputError(f"{path} holds no checkpoint yet: give a run that has trained, or a folder of detections.")
-    facts = read_trainer_facts(checkpoint)
-    model = path / "model" if (path / "model").exists() else checkpoint
-    return Run(path, model, read_card(model), facts["config"], facts["step"], facts["tracking_run"])
+    facts, status = read_trainer_facts(checkpoint), RunFolder(path).status()
+    finished = (path / "model").exists()
+    model = path / "model" if finished else checkpoint
+    if copy:
+        shutil.copytree(model, copy, ignore=shutil.ignore_patterns("trainer.*"))
+        model = copy
+    return Run(
+        folder=path,
+        model=model,
+        card=read_card(model),
+        config=RunFolder(path).config() or facts["config"],
+        step=(finished and status.published_step) or facts["step"],
+        status=status,
+        tracking_run=_tracking_run(path) or facts.get("tracking_run"),
+    )
 
 
-def facts_of(run: Run) -> dict[str, str]:
-    """Where a run's model comes from, for people."""
-    card = run.card
-    return {
-        "Run": f"{run.folder}, step {run.step:,}",
-        "Trained on": f"{card.dataset} ({card.dataset_identity})",
-        "Network": ", ".join(f"{name} {value}" for name, value in card.model.items()),
-        "Code": f"aumn {card.aumn_version}, commit {card.commit or 'unknown'}",
-    }
+def _tracking_run(path: Path) -> str | None:
+    with suppress(OSError, ValueError):
+        return json.loads((path / "mirror.json").read_bytes()).get("run") or None
+    return None

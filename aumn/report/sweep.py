@@ -7,36 +7,27 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aumn.config.run_config import RunConfig
+from aumn.config.run_config import says, settings_of
 from aumn.records import InputError
 from aumn.report.runs import Run
 
 SEED = "run.seed"
-NOT_COMPARED = (
-    "run.folder",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "data.shards",
-    "tracking.",
-)
-"""Settings that make no other model."""
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """What the page says of these runs. Those that differ in nothing but the seed are one line, a mean over them."""
     measured = _measured_on(runs)
     tious = _tious(runs, measured)
-    settings = [dict(_flatten(run.config)) for run in runs]
+    settings = [settings_of(run.config) for run in runs]
     names = sorted({*(name for found in settings for name in found)} - {SEED})
-    differing = [name for name in names if not name.startswith(NOT_COMPARED) and _differs(name, settings)]
+    differing = [name for name in names if not says(name, "same_model") and _differs(name, settings)]
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for run, found in zip(runs, settings, strict=True):
-        values = {name: _value(name, found) for name in differing}
+        values = {name: found.get(name) for name in differing}
         group = groups.setdefault(tuple(map(repr, values.values())), {"settings": values, "runs": []})
         group["runs"].append(_run(run, found[SEED], measured, tious))
     return {
@@ -44,7 +35,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "tious": list(tious),
         "data": sorted({f"{run.card.dataset} ({run.card.dataset_identity})" for run in runs}),
         "differing": differing,
-        "common": {name: _value(name, settings[0]) for name in ("model.units", *_LOSSES) if name not in differing},
+        "common": {name: settings[0][name] for name in ("model.units", *_LOSSES) if name not in differing},
         "groups": [group | _over_seeds(group["runs"]) for group in groups.values()],
     }
 
@@ -86,19 +77,9 @@ def _tious(runs: Sequence[Run], measured: str) -> tuple[str, ...]:
     return next(iter(found))
 
 
-def _flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for section, fields in config.items():
-        for name, value in fields.items():
-            yield f"{section}.{name}", value
-
-
-def _value(name: str, settings: Mapping[str, Any]) -> Any:
-    """A setting; one that the run is too old to know had what is its default now."""
-    return settings[name] if name in settings else RunConfig.default(*name.split(".", 1))
-
-
 def _differs(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
-    return len({repr(_value(name, found)) for found in settings}) > 1
+    """Among the runs in which it was in force."""
+    return len({repr(found[name]) for found in settings if name in found}) > 1
 
 
 def _run(run: Run, seed: int, measured: str, tious: Sequence[str]) -> dict[str, Any]:

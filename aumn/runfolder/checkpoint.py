@@ -28,13 +28,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aumn import __version__
 from aumn.files import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, standing, whole_folder
+from aumn.inference.settings import LocalizeSettings
+from aumn.model.settings import ModelSettings
 from aumn.records import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+"""Of every JSON here. It goes up when a field, a setting of the card among them, is removed or means something else;
+what an older aumn wrote is then read by code of its own, or refused in one sentence."""
 
 Read = TypeVar("Read")
 
@@ -46,10 +51,10 @@ class ModelCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: dict[str, Any]
-    """Settings of the network."""
-    localize: dict[str, Any]
-    """Settings of localization, those that the metrics were measured with."""
+    model: ModelSettings
+    """The network's."""
+    localize: LocalizeSettings
+    """Those that the metrics were measured with."""
     classes: tuple[str, ...]
     """In the order of the network's outputs."""
     streams: dict[str, int]
@@ -102,8 +107,15 @@ def read_card(path: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(facts)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        raise InputError(f"{path / 'model.json'} is no model card: save it with save_model.", *problems) from None
+        problems = error.errors()
+        names = [".".join(map(str, problem["loc"])) for problem in problems]
+        if all(problem["type"] == "extra_forbidden" for problem in problems):
+            raise InputError(
+                f"{path / 'model.json'} has {', '.join(names)}, which aumn {__version__} does not know: use the aumn "
+                f"that wrote it, {facts.get('aumn_version')} (commit {facts.get('commit')}), or train the model again."
+            ) from None
+        details = [f"{name}: {problem['msg']}" for name, problem in zip(names, problems, strict=True)]
+        raise InputError(f"{path / 'model.json'} is no model card: save it with save_model.", *details) from None
 
 
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep_last: int, best: bool = False) -> Path:
@@ -199,8 +211,11 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    file.touch()
+    mode = file.stat().st_mode
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        file.chmod(mode)  # by the umask, as every other file's; safetensors lets nobody else read what it writes
     except SafetensorError as error:  # its only errors here are the disk's
         raise OSError(f"{file} cannot be written: {error}") from None
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,21 +64,29 @@ class RunFolder:
 
     @contextmanager
     def writing(self, launch: str | None = None) -> Iterator[None]:
-        """Be the folder's one writer for the length of a `with` block; InputError where another process is."""
-        with hold(
-            self.path / "lock",
+        """Be the folder's one writer for the length of a `with` block; InputError where another process is.
+
+        `launch` is what all attempts of one launch share; see `runtime.attempts.launch_id`.
+        """
+        refusal = (
             f"run.folder={self.path} is in use: another process trains this run or delivers its metrics. Wait until "
-            "it has ended, or name another run.folder",
-            launch=launch,
-        ):
+            "it has ended, or name another run.folder"
+        )
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold(self.path / "lock", refusal, launch=launch))
+            except OSError as error:
+                raise InputError(
+                    f"run.folder={self.path} cannot be written: {error}. Choose a folder that you may write to."
+                ) from None
             yield
 
     def status(self) -> Status:
-        """What is known of the run; an empty Status where nothing is."""
+        """What is known of the run; an empty Status where nothing can be read, which costs a convenience."""
         file = self.path / "status.json"
         try:
             return Status.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
+        except OSError:
             return self._status_before()
         except ValidationError as error:
             problem = error.errors()[0]

@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -29,7 +30,10 @@ Curve = dict[int, float]
 
 
 class MetricsWriter:
-    """Appends to a run's metrics; for the one process that holds the run's lock."""
+    """Appends to a run's metrics; for the one process that holds the run's lock.
+
+    One thread appends and another may `sync` meanwhile; appending never waits for the disk.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 0) -> None:
         """Go on behind the first `keep` lines of the file; what stands behind them is cut off."""
@@ -39,28 +43,38 @@ class MetricsWriter:
         self.count = len(lines)  # of the lines logged so far, whether the disk took them or not
         self._lines: list[bytes] = []  # since the last sync
         self._written = 0  # of these
+        self._rewrites = 0  # how often some of them had to be written anew
         self._synced_bytes = sum(map(len, lines))
         self._file.truncate(self._synced_bytes)
+        self._lock = threading.Lock()
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log numbers of a step. What the disk refuses is kept in memory and written later."""
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         record = {"step": step, "at_ms": time.time_ns() // 1_000_000, **numbers}
-        self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self.count += 1
-        with suppress(OSError):  # `sync` tries again, and tells
+        with self._lock, suppress(OSError):  # `sync` tries again, and tells
+            self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self.count += 1
             self._write()
 
     def sync(self) -> None:
         """Return once all numbers so far outlive a crash of the machine. OSError where the disk refuses."""
-        self._write()
-        try:
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._written = 0  # what the disk has failed to take may be gone, though it counts as written
-            raise
-        self._synced_bytes += sum(map(len, self._lines))
-        self._lines, self._written = [], 0
+        synced = False
+        while not synced:
+            with self._lock:
+                self._write()
+                lines, rewrites = len(self._lines), self._rewrites
+            try:
+                os.fsync(self._file.fileno())
+            except OSError:
+                with self._lock:  # what the disk has failed to take may be gone, though it counts as written
+                    self._write_anew()
+                raise
+            with self._lock:
+                synced = self._rewrites == rewrites
+                if synced:
+                    self._synced_bytes += sum(map(len, self._lines[:lines]))
+                    self._lines, self._written = self._lines[lines:], self._written - lines
 
     def close(self) -> None:
         """Let go of the file."""
@@ -75,9 +89,12 @@ class MetricsWriter:
             if self._file.write(text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         except OSError:
-            self._written = 0
+            self._write_anew()
             raise
         self._written = len(self._lines)
+
+    def _write_anew(self) -> None:
+        self._written, self._rewrites = 0, self._rewrites + 1
 
 
 def read_metrics(folder: Path, first: int = 0) -> Iterator[dict[str, Any]]:

@@ -1,49 +1,83 @@
-"""Checkpoints written while training goes on: one at a time, by a thread of their own.
+"""What a run leaves in its folder as it goes: metrics, checkpoints, status; see `folder`.
 
-A disk that refuses ends no training: it is told once, the next checkpoint is the next try, and nothing is said to be
-saved that is not.
+Checkpoints are written while training goes on: one at a time, by a thread of their own. A disk that refuses ends no
+training: it is told once, the next checkpoint is the next try, and nothing is said to be saved that is not.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aumn.runfolder.checkpoint import Checkpoint, save_checkpoint
+from aumn.runfolder.folder import RunFolder, Status
+from aumn.runfolder.metrics import MetricsWriter
 
 
-class CheckpointWriter:
-    """Writes the checkpoints of a run; `last` is the last whole one, if there is any yet.
+class RunWriter:
+    """Writes a run's folder, in the one process that is inside `RunFolder.writing`.
 
-    `secure` is called before each one is written: whatever a run that goes on from it relies on. OSError where the disk
-    refuses. Both it and `say` are called in the writing thread.
+    `last` is the last whole checkpoint, if there is any yet. `lines` of the metrics are kept, those that it counts on.
+    `changed` is called whenever there is something new in the folder, and `say` takes lines for people; the thread that
+    writes checkpoints calls both, too.
     """
 
     def __init__(
         self,
-        run_dir: Path,
+        folder: Path,
         *,
         keep_last: int,
-        last: Path | None,
-        secure: Callable[[], None],
         say: Callable[[str], None],
+        last: Path | None = None,
+        lines: int = 0,
+        status: Status | None = None,
     ) -> None:
-        self.last = last
-        self._run_dir, self._keep_last, self._secure, self._say = run_dir, keep_last, secure, say
+        self.last, self.status = last, status or Status()
+        self.metrics = MetricsWriter(folder, keep=lines)
+        self.changed: Callable[[], None] = lambda: None
+        self._folder, self._keep_last, self._say = RunFolder(folder), keep_last, say
         self._thread = ThreadPoolExecutor(1, "aumn-checkpoint")
         self._writing: Future[bool] | None = None
-        self._refused = False
+        self._refused = self._status_refused = False
+
+    def begin(self, settings: Mapping[str, Any], **facts: Any) -> None:
+        """Write the run's settings, and that it runs."""
+        try:
+            self._folder.write_config(settings)
+        except OSError as error:
+            self._say(f"The run's settings, {self._folder.path / 'config.yaml'}, cannot be written: {error}.")
+        self.note(state="running", why="", ended_ms=None, **facts)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append numbers of a step to the metrics; never waits for the disk."""
+        self.metrics.append(step, metrics)
+        self.changed()
+
+    def note(self, **facts: Any) -> None:
+        """Put what is new into the run's status. A disk that refuses it costs a convenience, and ends nothing."""
+        self.status = self.status.model_copy(update=facts)
+        try:
+            self._folder.write_status(self.status)
+        except OSError as error:
+            if not self._status_refused:
+                self._say(f"The run's status, {self._folder.path / 'status.json'}, cannot be written: {error}.")
+            self._status_refused = True
+        self.changed()
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
         """Have the checkpoint written as it is now; returns when its tensors may change, having waited for `wait`."""
         self.wait()
         weights, tensors = _Snapshot(checkpoint.weights), _Snapshot(checkpoint.trainer_tensors)
-        self._writing = self._thread.submit(self._write, checkpoint, weights, tensors, best)
+        facts = {**checkpoint.trainer_facts, "metrics_lines": self.metrics.count}
+        frozen = replace(checkpoint, trainer_facts=facts)
+        self._writing = self._thread.submit(self._write, frozen, weights, tensors, best)
 
     def wait(self) -> bool:
         """Until nothing is being written; whether the checkpoint last asked for is on the disk."""
@@ -52,18 +86,23 @@ class CheckpointWriter:
     def close(self) -> None:
         """Let what is being written be finished."""
         self._thread.shutdown()
+        self.metrics.close()
 
     def _write(self, checkpoint: Checkpoint, weights: _Snapshot, tensors: _Snapshot, best: bool) -> bool:
         frozen = replace(checkpoint, weights=weights.read(), trainer_tensors=tensors.read())
         try:
-            self._secure()
-            self.last = save_checkpoint(self._run_dir, frozen, keep_last=self._keep_last, best=best)
+            self.metrics.sync()  # a run that goes on from the checkpoint counts on them
+            self.last = save_checkpoint(self._folder.path, frozen, keep_last=self._keep_last, best=best)
+            if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
+                Path(note).write_text(f"{self.last}\n")
         except OSError as error:
             self._tell_refusal(checkpoint.step, error)
             return False
         if self._refused:
             self._refused = False
             self._say(f"Checkpoints can be written again: {self.last} is whole.")
+        facts = checkpoint.trainer_facts
+        self.note(step=checkpoint.step, **{name: facts[name] for name in ("best", "best_step") if name in facts})
         return True
 
     def _tell_refusal(self, step: int, error: OSError) -> None:
@@ -98,7 +137,8 @@ class _Snapshot:
     def read(self) -> dict[str, Tensor]:
         """The copies, once they are complete."""
         if self._device is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._device):  # a thread's own current device is the first one
+                self._copied.synchronize()
         return self._tensors
 
 

@@ -23,8 +23,8 @@ def is_restart(environment: Mapping[str, str]) -> bool:
 
 def launch_id(environment: Mapping[str, str]) -> str | None:
     """What all attempts of one launch have in common and no other launch has; None: nobody would start it again."""
-    if folder := environment.get("AUMN_JOB_FOLDER"):
-        return f"step {environment.get('AUMN_STEP')}, point {environment.get('AUMN_POINT')} of the job {folder}"
+    if job := environment.get("AUMN_JOB"):
+        return f"step {environment.get('AUMN_STEP')}, point {environment.get('AUMN_POINT')} of the job {job}"
     if job := environment.get("SLURM_JOB_ID"):
         return f"SLURM job {job} of {environment.get('SLURM_CLUSTER_NAME', 'the cluster')}"
     if run := environment.get("TORCHELASTIC_RUN_ID"):

@@ -63,14 +63,19 @@ AGAIN = "nothing is half-written; run the same command again"
 
 def stopped(number: int, state: str = AGAIN) -> Stopped:
     """What to raise when a signal has asked this rank, or another one, to stop; `state` says how to go on."""
-    leaving()
     name, code = signal.Signals(number).name, CODES[signal.Signals(number)]
     return Stopped(f"Stopped by {name}: {state} (exit code {code}).", signal=number, code=code)
 
 
-def leaving() -> None:
-    """This process is about to end anyway: torchrun's SIGTERM, sent as soon as another rank has left, is no news."""
+def request_exit() -> None:
+    """This process is about to end: a first signal from now on is no news, such as torchrun's when a rank has left."""
     _request.heard.set()
+
+
+def wait_to_be_ended(seconds: float) -> None:
+    """Give the launcher time to end this process by SIGTERM, which ends it without a word."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(seconds)
 
 
 @contextmanager
@@ -82,6 +87,9 @@ def finish_first(state: str = AGAIN) -> Iterator[None]:
     _request.finishing = True
     try:
         yield
+    except Stopped:  # another rank was asked
+        request_exit()
+        raise
     finally:
         _request.finishing = False
     if number := asked():
@@ -93,7 +101,7 @@ def _handle(number: int, _frame: object) -> None:
     if _request.heard.is_set():
         return
     _request.signal = signal.Signals(number)
-    _request.heard.set()
+    request_exit()
     if not _request.finishing:
         raise stopped(number)
 

@@ -3,31 +3,27 @@
 A process alone is a world of size 1, not a special case. Importing this file imports no torch: a world of size 1 needs
 none, so `aumn evaluate` of a small set starts at once. The only importer of torch.distributed.
 
-Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untested here on CUDA for want of a GPU.
+Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untested on CUDA for want of a GPU.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError, Stopped
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.preemption import leaving, stopped
+from aumn.runtime.ending import START_S, Ending, as_sentence
+from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-TIMEOUT_S = 600
-POLL_S = 0.1
-_LEFT, _DONE, _KNOWN = "left_for_a_reason", "first_rank_is_done", "know_that_it_is"
 
 
 @dataclass
@@ -52,7 +48,10 @@ class Ranks:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """This rank's device of a kind: on CUDA, each of a machine's ranks has its own. Untested for want of a GPU."""
+        """This rank's device of a kind: on CUDA, each of a machine's ranks has its own, which becomes the current one.
+
+        What names no device, such as an event or a library's own memory, then lies there and not on the first GPU.
+        """
         import torch
 
         if name not in {"cpu", "cuda"}:
@@ -64,16 +63,22 @@ class Ranks:
                 f"device=cuda needs a GPU a rank, and this machine has {torch.cuda.device_count()} for local rank "
                 f"{self.local_rank}: start fewer ranks on it, or choose device=cpu."
             )
-        return torch.device("cuda", self.local_rank)
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place; no gradient flows through."""
         if self.size > 1:
-            import torch.distributed as dist
-
             start_s = time.perf_counter()
-            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            _dist().all_reduce(tensor)
             self.sums.total_s += time.perf_counter() - start_s
+        return tensor
+
+    def copy_first_(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor on every rank, in place."""
+        if self.size > 1:
+            _dist().broadcast(tensor, src=0)
         return tensor
 
     def ask(self, question: Callable[[], int]) -> Callable[[], int]:
@@ -85,10 +90,9 @@ class Ranks:
         if self.size == 1:
             return question
         import torch
-        import torch.distributed as dist
 
         answer = torch.tensor([question()])  # on the host whatever the device, so that no device is waited for
-        work = dist.all_reduce(answer, op=dist.ReduceOp.MAX, async_op=True)
+        work = _dist().all_reduce(answer, op=_dist().ReduceOp.MAX, async_op=True)
 
         def highest() -> int:
             work.wait()
@@ -100,28 +104,22 @@ class Ranks:
         """Every rank's value (any picklable object of our own making), in rank order, on every rank."""
         if self.size == 1:
             return [value]
-        import torch.distributed as dist
-
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        _dist().all_gather_object(values, value)
         return values
 
     def broadcast(self, value: Any) -> Any:
         """The first rank's value on every rank."""
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        _dist().broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+            _dist().barrier()
 
 
 def read_environment(environment: Mapping[str, str]) -> Ranks:
@@ -148,144 +146,83 @@ def read_environment(environment: Mapping[str, str]) -> Ranks:
 
 
 @contextmanager
-def connect(*, cuda: bool = False, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
+def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks]:
     """Join the run's other ranks for the length of a `with` block; alone, nothing is joined and nothing imported.
 
-    A rank that waits for another one for longer than `timeout_s` ends with an error. To start they have TIMEOUT_S.
+    A rank that waits for another one for longer than `timeout_s` ends with an error. To start they have START_S.
+    How they end together is `ending`'s affair; an OSError of one rank leaves as the InputError that tells it.
     """
     ranks = read_environment(os.environ)
     end_with_launcher(os.environ)
     if ranks.size == 1:
         yield ranks
         return
-    import torch.distributed as dist
-
-    store = _store(dist)
-    _wait_for_all(store, ranks)
-    dist.init_process_group(
-        _backend(cuda),
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    dist = _dist()
+    serves = ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = _store(serves=serves)
+    ending = Ending(store, ranks.rank, ranks.size, serves=serves)
     try:
+        ending.wait_for_all()
+        dist.init_process_group(
+            _backend(cuda),
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=timedelta(seconds=timeout_s),
+        )
         yield ranks
+        ending.wait_for_first()
     except (InputError, Stopped) as error:
-        leaving()
-        error.told_by_another_rank = _tell(store, error)
+        ending.announce(error)
         raise
-    except (RuntimeError, OSError):
-        if silent := _reason_of_another(store):  # which broke our collective, or took its unfinished files away
-            raise silent from None
-        raise
-    else:
-        _wait_for_first(store, ranks)
+    except (RuntimeError, OSError) as error:
+        if reason := ending.find():  # which broke our collective, or took our unfinished files away
+            ending.announce(reason)
+            raise reason from None
+        if not isinstance(error, OSError):
+            raise
+        own = InputError(as_sentence(error))
+        ending.announce(own)
+        raise own from error
     finally:
-        if ranks.is_first:
-            with suppress(RuntimeError):
-                store.set(_DONE, "")
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        ending.leave()
 
 
 def backends() -> dict[str, bool]:
     """Which ways for ranks to talk this torch has."""
-    import torch.distributed as dist
-
+    dist = _dist()
     here = dist.is_available()
     return {"gloo": here and dist.is_gloo_available(), "nccl": here and dist.is_nccl_available()}
 
 
 def group_of_one(*, cuda: bool = False) -> None:
     """A process group of this process alone, for a library that will not do without one; it is never closed."""
+    if not _dist().is_initialized():
+        store = _dist().TCPStore("127.0.0.1", 0, is_master=True)
+        _dist().init_process_group(_backend(cuda), store=store, rank=0, world_size=1)
+
+
+def _dist() -> Any:
+    """Imported by the first use, so not at all where there is one rank."""
     import torch.distributed
 
-    dist: Any = torch.distributed
-    if not dist.is_initialized():
-        dist.init_process_group(
-            _backend(cuda), store=dist.TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1
-        )
-
-
-def _tell(store: Any, error: InputError | Stopped) -> bool:
-    """Let the others know that this rank leaves for a reason; whether another one tells that very reason."""
-    with suppress(RuntimeError):  # the first rank, which may serve the store, can be gone
-        if isinstance(error, Stopped) and store.check([_LEFT]):
-            return True  # torchrun sends SIGTERM to the others as soon as one has left
-        store.set(_LEFT, str(error.signal if isinstance(error, Stopped) else 0))
-        return bool(store.add(f"told/{error}", 1) > 1)
-    return True
-
-
-def _reason_of_another(store: Any) -> InputError | Stopped | None:
-    """What to raise, without a word, where another rank left for a reason that it tells."""
-    with suppress(RuntimeError):
-        if store.check([_LEFT]):
-            number = int(store.get(_LEFT))
-            silent = stopped(number) if number else InputError("Another rank stopped and said why.")
-            silent.told_by_another_rank = True
-            return silent
-    return None
+    return torch.distributed
 
 
 def _backend(cuda: bool) -> str:
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
-def _wait_for_all(store: Any, ranks: Ranks) -> None:
-    """However long a rank takes to start, up to TIMEOUT_S, it is no hang. One that is asked to stop tells the others.
-
-    They look again and again, rather than wait in C, where no signal could reach them and no word of another rank.
-    """
-    if store.add("started", 1) == ranks.size:
-        store.set("all_started", "")
-    give_up_s = time.monotonic() + TIMEOUT_S
-    try:
-        while not store.check(["all_started"]):
-            if silent := _reason_of_another(store):
-                raise silent
-            if time.monotonic() > give_up_s:
-                here = store.add("started", 0)
-                raise RuntimeError(f"Only {here} of {ranks.size} ranks have started in {TIMEOUT_S} s: see their logs.")
-            time.sleep(POLL_S)
-    except Stopped as stop:
-        stop.told_by_another_rank = _tell(store, stop)
-        if ranks.is_first and not stop.told_by_another_rank:
-            time.sleep(10 * POLL_S)  # it may serve the store, and the others are to hear of it
-        raise
-
-
-def _wait_for_first(store: Any, ranks: Ranks) -> None:
-    """Stay until the first rank leaves too: it may publish for longer than a collective would wait, and srun ends the
-    last ranks some time after the first has gone (`--wait`). The first one stays until all know, since it may serve the
-    store, whose end would fill the others' logs.
-    """
-    with suppress(RuntimeError):
-        if ranks.is_first:
-            store.set(_DONE, "")
-            give_up_s = time.monotonic() + 10
-            while store.add(_KNOWN, 0) < ranks.size - 1 and time.monotonic() < give_up_s:
-                time.sleep(0.02)
-            return
-        while not store.check([_DONE]):
-            time.sleep(POLL_S)
-        silent = _reason_of_another(store)
-        store.add(_KNOWN, 1)
-        if silent:
-            raise silent
-
-
-def _store(dist: Any) -> Any:
+def _store(*, serves: bool) -> Any:
     """The rendezvous store, with a prefix for this attempt.
 
     torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
     """
-    timeout = timedelta(seconds=TIMEOUT_S)
-    agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = rendezvous()
-    first = read_environment(os.environ).is_first
-    store = dist.TCPStore(host, port, is_master=first and not agent_serves, timeout=timeout)
-    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
+    store = _dist().TCPStore(host, port, is_master=serves, timeout=timedelta(seconds=START_S))
+    return _dist().PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
 
 
 def rendezvous() -> tuple[str, int]:
@@ -297,7 +234,5 @@ def rendezvous() -> tuple[str, int]:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise InputError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or srun.")
-    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    hosts = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
     number = int(os.environ["SLURM_JOB_ID"]) + 7_919 * int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return hosts[0], 20_000 + number % 20_000
+    return node_names(os.environ["SLURM_JOB_NODELIST"])[0], 20_000 + number % 20_000

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from aumn.tracking.store import artifact_location, explain, open_store
 
 PARENT = "mlflow.parentRunId"
-
-
-@dataclass(frozen=True, slots=True)
-class NestedRun:
-    """A finished or running part of a job."""
-
-    run_id: str
-    name: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, list[float]]  # every value, in the order of the steps
 
 
 def job_tags(environment: Mapping[str, str]) -> dict[str, str]:
@@ -51,14 +39,16 @@ def begin_job(uri: str | None, experiment: str, name: str, tags: Mapping[str, st
 
 
 def tag_job(uri: str | None, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
-    """Add to what a job's run says, and end it where a status is given."""
+    """Add to what a job's run says, and give it a status; one that it has already stays, with the time of its end."""
     client = open_store(uri)
     with explain(client.tracking_uri):
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
+        if status is None or client.get_run(run_id).info.status == status:
+            return
         if status == "RUNNING":
             client.update_run(run_id, status)
-        elif status:
+        else:
             client.set_terminated(run_id, status)
 
 
@@ -74,26 +64,3 @@ def record_step(
         for key, value in metrics.items():
             client.log_metric(run.info.run_id, key, value)
         client.set_terminated(run.info.run_id, "FAILED" if code else "FINISHED", time.time_ns() // 1_000_000)
-
-
-def nested_runs(uri: str | None, parent: str, metrics: Collection[str]) -> list[NestedRun]:
-    """All that is nested in a job, oldest first, with these of its metrics."""
-    client = open_store(uri)
-    with explain(client.tracking_uri):
-        experiment_id = client.get_run(parent).info.experiment_id
-        found = client.search_runs(
-            [experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=50_000, order_by=["start_time ASC"]
-        )
-        return [
-            NestedRun(
-                run.info.run_id,
-                run.info.run_name,
-                dict(run.data.params),
-                dict(run.data.tags),
-                {
-                    name: [metric.value for metric in client.get_metric_history(run.info.run_id, name)]
-                    for name in run.data.metrics.keys() & set(metrics)
-                },
-            )
-            for run in found
-        ]

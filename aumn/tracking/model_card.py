@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aumn.config.section import Section
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.tracking.measure import measure
 
@@ -57,5 +58,5 @@ def _arrays(card: ModelCard) -> str:
     return ", ".join(f'"{stream}": {stream}_TD' for stream in card.streams)
 
 
-def _inline(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "the defaults"
+def _inline(settings: Section) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.model_dump().items())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aumn.config.run_config import says, settings_of
 from aumn.records import InputError
 from aumn.tracking.measure import measure, why_incomparable
 from aumn.tracking.registry import Description, check_names, check_version, describe, find_model, read_description
@@ -13,9 +14,6 @@ from aumn.tracking.store import explain, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_OF_THE_PLACE = ("run.folder", "data.shards", "tracking.")
-"""Settings that say where a run was, not what it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +98,15 @@ def _why_incomparable(first: Description, second: Description) -> str | None:
 
 def _settings(of: Description, other: Description) -> dict[str, Any]:
     """All of the run's where both have them, else those of the network and of localization."""
-    sections: Mapping[str, Any] = {"model": of.card.model, "localize": of.card.localize}
+    sections: Mapping[str, Any] = of.card.model_dump(include={"model", "localize"})
     if of.config and other.config:
         sections = of.config
-    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+    return {name: value for name, value in settings_of(sections).items() if not says(name, "same_model")}
 
 
 def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name in {**ours, **theirs}:
-        if ours.get(name) != theirs.get(name) and not name.startswith(_OF_THE_PLACE):
+        if ours.get(name) != theirs.get(name):
             yield name, ours.get(name), theirs.get(name)
 
 

@@ -27,18 +27,17 @@ _DIGEST = "files_sha256"
 def register(
     folder: Path,
     name: str,
-    alias: str | None = None,
     *,
     run_id: str,
     config: Mapping[str, Any] | None = None,
     uri: str | None = None,
 ) -> ModelVersion:
-    """Upload a model artifact as the next version of a name, new or not; the version takes over the alias.
+    """Upload a model artifact as the next version of a name, new or not.
 
     A run registers the same files once: killed and repeated at any moment, this finds the version that is there.
     `config` is the run's.
     """
-    check_names(name, alias)
+    check_names(name)
     card = read_card(folder)
     digest = hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
     client = open_store(uri)
@@ -50,8 +49,6 @@ def register(
         version, *doubles = _registered(client, name, run_id, digest)
         for double in doubles:
             client.delete_model_version(name, double)
-        if alias:
-            client.set_registered_model_alias(name, alias, version)
         return as_version(client.get_model_version(name, version), find_model(client, name).aliases)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from aumn.addresses import public
 from aumn.files import CHECKSUMS
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, read_card
-from aumn.tracking.store import explain, open_store, without_password
+from aumn.tracking.store import explain, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,9 +160,7 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
     names = [model.name for model in pages(client.search_registered_models, order_by=["name ASC"])]
-    raise InputError(
-        f"No model is registered as {name} in {without_password(client.tracking_uri)}; {_choices('names', names)}."
-    )
+    raise InputError(f"No model is registered as {name} in {public(client.tracking_uri)}; {_choices('names', names)}.")
 
 
 def _find_alias(client: MlflowClient, name: str, alias: str) -> int:

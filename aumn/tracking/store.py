@@ -7,14 +7,17 @@ aumn creates. A server knows its own place, and experiments made by others keep 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from aumn.addresses import hide, public
 from aumn.records import InputError
 
 if TYPE_CHECKING:
@@ -30,12 +33,16 @@ _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and told by us
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# With its own numbers MLflow tries for four minutes before it says that nobody answers; a courier tries again itself.
+# With its own numbers MLflow tries for four minutes before it says that nobody answers; the mirror tries again itself.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 class StoreError(InputError):
     """The store did not do what it was asked, or did not answer at all."""
+
+
+class RefusedForGoodError(StoreError):
+    """The store answered, and will never take what it was sent."""
 
 
 def open_store(uri: str | None = None) -> MlflowClient:
@@ -49,8 +56,9 @@ def open_store(uri: str | None = None) -> MlflowClient:
     with explain(address):
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri=address, registry_uri=address)
-        client.search_experiments(max_results=1)
+        with _one_at_a_time(address):
+            client = MlflowClient(tracking_uri=address, registry_uri=address)
+            client.search_experiments(max_results=1)
     return client
 
 
@@ -67,17 +75,18 @@ def explain(address: str) -> Iterator[None]:
     try:
         yield
     except _refusals() as error:
-        raise StoreError(
-            f"The tracking store {without_password(address)} refused: {_reason(error)}. {_remedy(address)}"
+        for_good = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+        raise (RefusedForGoodError if for_good else StoreError)(
+            f"The tracking store {public(address)} refused: {reason(error, address)}. {_remedy(address)}"
         ) from error
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """MLflow lets through what its database, its HTTP client (an OSError) and a missing database driver raise."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, OSError, ImportError
+def reason(error: BaseException | None, address: str) -> str:
+    """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
+    text = " ".join(str(getattr(error, "orig", None) or error).split()).partition(" [SQL: ")[0]
+    layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
+    cause = layers[1] if layers else text.rstrip(".")
+    return textwrap.shorten(hide(cause, address), 300, placeholder=" [...]")
 
 
 def find_address(uri: str | None) -> str:
@@ -92,19 +101,50 @@ def find_address(uri: str | None) -> str:
         if not address.removeprefix(_SQLITE) or not address.startswith(_SQLITE):
             raise InputError(f"The tracking store {address} names no file: write {_SQLITE}<folder>/mlflow.db.")
         return f"{_SQLITE}{_database(address)}"
+    if address.startswith("http") and not _is_readable(address):
+        raise InputError(
+            f"The tracking store {public(address)} is no address: write a password's / : @ ? # and % as %2F %3A %40 "
+            "%3F %23 and %25, a space as %20."
+        )
     return address
+
+
+@contextmanager
+def _one_at_a_time(address: str) -> Iterator[None]:
+    """Several processes that make a new sqlite store's tables at once break it, so its folder is locked meanwhile."""
+    if not address.startswith(_SQLITE):
+        yield
+        return
+    folder = None
+    with suppress(OSError):  # a folder that is not there is told by MLflow; some file systems have no flock
+        folder = os.open(_database(address).parent, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def _is_readable(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        return False
+    return "@" not in address.replace(parts.netloc, "", 1) and not re.search(r"\s", address)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """MLflow lets through what its database, its HTTP client (an OSError) and a missing database driver raise."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError, ImportError
 
 
 def _database(address: str) -> Path:
     return Path(address.removeprefix(_SQLITE)).absolute()
-
-
-def _reason(error: Exception) -> str:
-    """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split()).partition(" [SQL: ")[0]
-    layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
-    cause = layers[1] if layers else text.rstrip(".")
-    return without_password(textwrap.shorten(cause, 300, placeholder=" [...]"))
 
 
 def _remedy(address: str) -> str:
@@ -113,8 +153,3 @@ def _remedy(address: str) -> str:
     if address.startswith(_SQLITE):
         return "Let tracking.uri or MLFLOW_TRACKING_URI name a file that MLflow can write and no other program locks."
     return f"Correct tracking.uri or MLFLOW_TRACKING_URI, or use {DEFAULT_STORE}."
-
-
-def without_password(text: str) -> str:
-    """The text without what stands before the @ of an address."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)

@@ -69,8 +69,7 @@ class HostCopy:
         self._values = values
         if values.is_cuda:
             self._values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._event = torch.cuda.current_stream(values.device).record_event()
 
     def read(self) -> dict[str, float]:
         """By name, on the host."""
@@ -106,6 +105,6 @@ def _videos_not_finite(engine: Engine, step: Step) -> list[str]:
         for score in engine.forward(batch.to(engine.device)).values():
             sums_B = score.logits_BC.sum(1) + score.attention_BT.sum(1) + score.unit_sums_BK.sum(1)
             found += [
-                video for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
+                video.id for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
             ]
     return found

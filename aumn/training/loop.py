@@ -1,4 +1,7 @@
-"""The loop around a training step; see `step`."""
+"""The loop: after each step, in this order, log, evaluate, save, stop, where each is due.
+
+Every rank makes the same decisions at the same step; what lasts is written by the first one.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,27 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from typing import Protocol
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from aumn.config.run_config import OptimizerConfig, RunSection
-from aumn.model.losses import LossWeights
+from aumn.config.run_config import RunConfig
+from aumn.model.aumn import TwoStream
+from aumn.model.losses import Objective
 from aumn.records import Step
+from aumn.runfolder.checkpoint import Checkpoint
+from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
 from aumn.training.finite import FiniteWatch, HostCopy
+from aumn.training.resume import Progress
 from aumn.training.step import learning_rate, train_step
+
+if TYPE_CHECKING:
+    from aumn.training.validation import Validation  # which opens temporal ground truth; training does not
 
 
 class StepSource(Protocol):
@@ -30,52 +42,130 @@ class StepSource(Protocol):
         """Steps first, ..., last - 1, prefetched."""
 
 
-def train(
-    engine: Engine,
-    loader: StepSource,
-    run: RunSection,
-    optimizer: OptimizerConfig,
-    weights: Mapping[str, LossWeights],
-    *,
-    first_step: int,
-    watch: FiniteWatch,
-    after_step: Callable[[int, dict[str, float] | None, int], None],
-) -> None:
-    """Run steps `first_step`, ..., `run.steps` - 1.
+@dataclass
+class Run:
+    """A run put together, the same on every rank, but for the writer, which the first one alone has."""
 
-    `after_step(done, metrics, signal)` is called on every rank after each step: with the number of steps done; on the
-    steps that `run.log_every` names with the metrics, summed over ranks; and with the signal that asked some rank to
-    stop (0: none did), the same on every rank. It then keeps what is to be kept and raises `Stopped`. Who keeps what a
-    step leaves settles `watch` first.
+    config: RunConfig
+    network: TwoStream
+    engine: Engine
+    loader: StepSource
+    watch: FiniteWatch
+    progress: Progress
+    validation: Validation | None = None
+    writer: RunWriter | None = None
+    say: Callable[[str], None] = lambda _line: None
+    advance: Callable[[int, int], None] = lambda _done, _steps: None
+    all_stop: bool = False  # every rank has been told to stop, at the same step
+
+
+def train(run: Run) -> None:
+    """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them."""
+    config, engine, progress, ranks = run.config.run, run.engine, run.progress, run.engine.ranks
+    objective = Objective(run.config.loss, config.steps, run.config.model.independent_classes)
+    clock = _Clock(run.loader, engine)
+    with closing(run.loader.steps(progress.step, config.steps)) as steps:  # type: ignore[type-var]
+        # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
+        for step in chain([None] if progress.evaluation_due else [], steps):
+            signal = 0
+            if step is not None:
+                asked = ranks.ask(preemption.asked)  # answered while the step computes
+                report = train_step(engine, step, objective)
+                rate = learning_rate(run.config.optimizer, step.index, config.steps)
+                norms = engine.update(rate)
+                run.watch.add(step, report, norms)
+                progress.step, last = step.index + 1, step.index + 1 == config.steps
+                clock.videos += step.global_videos
+                if progress.step % config.log_every == 0 or last:
+                    run.watch.settle()
+                    metrics = _summed(engine, report) | _engine_metrics(engine, norms) | clock.read()
+                    _log(run, metrics | {"learning_rate": rate, "epoch": progress.step / run.loader.steps_per_epoch})
+                progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
+                due = progress.step % run.config.evaluation.every == 0 or last
+                progress.evaluation_due = due and run.validation is not None
+                signal = asked()
+
+            best = None
+            if progress.evaluation_due and not signal:  # a signal goes first: who resumes begins with the evaluation
+                best = _evaluate(run)
+                signal = ranks.ask(preemption.asked)() if progress.evaluation_due else 0  # it was broken off
+
+            if best is not None:
+                _save_best(run, best)
+            elif progress.step % config.checkpoint_every == 0 or progress.step == config.steps or signal:
+                _save(run)
+
+            if signal:
+                run.all_stop = True
+                raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run, run.writer)))
+            run.advance(progress.step, config.steps)
+
+
+def _evaluate(run: Run) -> float | None:
+    """Measure and log; the mAP if it is the best so far, which only held-out videos may decide.
+
+    Evaluation stays due where a rank was asked to stop meanwhile.
     """
-    clock = _Clock(loader, engine)
-    with closing(loader.steps(first_step, run.steps)) as steps:  # type: ignore[type-var]
-        for step in steps:
-            answer = engine.ranks.ask(preemption.asked)
-            report = train_step(engine, step, _weights_at(weights, step.index / run.steps))
-            rate = learning_rate(optimizer, step.index, run.steps)
-            norms = engine.update(rate)
-            watch.add(step, report, norms)
-            clock.videos += step.global_videos
-            done = step.index + 1
-            metrics = None
-            if done % run.log_every == 0 or done == run.steps:
-                watch.settle()
-                metrics = _summed(engine, report) | _engine_metrics(engine, norms)
-                metrics |= {"learning_rate": rate, "epoch": done / loader.steps_per_epoch, **clock.read()}
-            after_step(done, metrics, answer())
+    validation, engine, progress = run.validation, run.engine, run.progress
+    assert validation is not None
+    run.watch.settle()
+    with engine.whole_network():
+        metrics = validation.measure(run.network, engine.ranks, engine.device)
+    if metrics is None:
+        return None
+    progress.evaluation_due = False
+    named = {f"{validation.name}/{name}": value for name, value in metrics.items()}
+    if run.writer:
+        run.writer.log(progress.step, named)
+    run.say(f"step {progress.step}: {validation.describe(metrics)}")
+    progress.card = progress.card.model_copy(update={"metrics": named})
+    average = metrics["mAP/average"]
+    return average if validation.is_held_out and average > progress.best else None
 
 
-def _weights_at(weights: Mapping[str, LossWeights], share: float) -> dict[str, LossWeights]:
-    """The weights after a share of the run's steps."""
-    return {name: weight.at(share) for name, weight in weights.items()}
+def _save_best(run: Run, best: float) -> None:
+    """What is not on the disk is not the best, so training waits for this one."""
+    progress, ranks = run.progress, run.engine.ranks
+    before = progress.best, progress.best_step
+    progress.best, progress.best_step = best, progress.step
+    _save(run, best=True)
+    if not ranks.broadcast(run.writer and run.writer.wait()):
+        progress.best, progress.best_step = before
+        stays = f"the best that is saved is still step {before[1]}" if before[1] else "no best one is saved yet"
+        run.say(f"Step {progress.step} has the best mAP so far, {best:.1%}, but could not be saved: {stays}.")
 
 
-def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, float]:
-    """A norm that is not finite is no number to plot; it shows as a loss scale that fell."""
-    found = {f"{name}/gradient_norm": norm for name, norm in HostCopy(norms).read().items() if math.isfinite(norm)}
-    scales = {name: scale.value.item() for name, scale in engine.scales.items() if scale.is_dynamic}
-    return found | {f"{name}/loss_scale": value for name, value in scales.items()}
+def _save(run: Run, *, best: bool = False) -> None:
+    """Begin to write a checkpoint."""
+    run.watch.settle()
+    tensors, optimizer = run.engine.trainer_state()
+    weights, progress = run.engine.weights(), run.progress
+    if run.writer:
+        facts = {**progress.facts(), "optimizer": optimizer}
+        run.writer.save(Checkpoint(progress.step, weights, progress.card, tensors, facts), best=best)
+
+
+def _how_to_go_on(run: Run, writer: RunWriter | None) -> str | None:
+    """After being stopped, by the first rank; true whatever the disk did."""
+    if writer is None:
+        return None
+    step = f"step {run.progress.step} of {run.config.run.steps}"
+    if writer.wait():
+        return f"{writer.last} holds {step}; go on by the same command with --resume"
+    if writer.last is None:
+        return f"{step} could not be saved, and no checkpoint is whole; start again by the same command"
+    return f"{step} could not be saved; go on from {writer.last} by the same command with --resume"
+
+
+def _log(run: Run, metrics: Mapping[str, float]) -> None:
+    done, steps = run.progress.step, run.config.run.steps
+    if run.writer:
+        run.writer.log(done, metrics)
+    attention = ", ".join(f"{stream} {metrics[f'{stream}/attention_mean']:.2f}" for stream in ("rgb", "flow"))
+    run.say(
+        f"step {done}/{steps}  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.1e}  "
+        f"{metrics['videos_per_s']:,.0f} videos/s  waiting {metrics['data_wait_share']:.1%}  attention {attention}"
+    )
 
 
 def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
@@ -83,6 +173,13 @@ def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
     values = engine.ranks.sum_(torch.stack(list(report.values())).double()).tolist()
     metrics = dict(zip(report, values, strict=True))
     return metrics | {"loss": sum(value for name, value in metrics.items() if name.endswith("/total"))}
+
+
+def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """A norm that is not finite is no number to plot; it shows as a loss scale that fell."""
+    found = {f"{name}/gradient_norm": norm for name, norm in HostCopy(norms).read().items() if math.isfinite(norm)}
+    scales = {name: scale.value.item() for name, scale in engine.scales.items() if scale.is_dynamic}
+    return found | {f"{name}/loss_scale": value for name, value in scales.items()}
 
 
 class _Clock:
@@ -105,5 +202,5 @@ class _Clock:
         totals = {"elapsed": time.perf_counter(), "data": self.loader.wait_s}
         gradients_s = self.engine.communication_s()
         if gradients_s is not None:
-            totals["communication"] = gradients_s + self.engine.ranks.sums.total_s
+            totals["communication"] = gradients_s
         return totals

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,11 @@ from aumn.runfolder.checkpoint import (
     read_last_checkpoint,
     source_commit,
 )
-from aumn.runfolder.run_record import RunRecord
+from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
-
-FREE_ON_RESUME = (
-    "data.shards",
-    "batch.micro_videos",
-    "run.folder",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.hang_timeout_s",
-    "run.engine",
-    "engine.zero_stage",
-    "engine.offload",
-    "engine.compile_ops",
-    "tracking.",
-)
-"""Settings that a resumed run may change, and run.steps where the learning rate does not depend on it; another value of
-any other setting would make it another run. The shard set may have moved, since its identity is checked."""
+from aumn.tracking.mirror import registered
 
 
 @dataclass
@@ -48,7 +33,6 @@ class Progress:
 
     card: ModelCard
     step: int = 0
-    tracking_run: str | None = None
     best: float = -1.0
     best_step: int = 0
     evaluation_due: bool = False  # of this very step: the run was stopped before, or in the midst of it
@@ -56,18 +40,31 @@ class Progress:
 
     def facts(self) -> dict[str, Any]:
         """For a checkpoint, beside its step and its card."""
-        names = ("tracking_run", "best", "best_step", "evaluation_due", "config")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in FACTS}
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Progress:
+        """Where the run stood when the checkpoint was written."""
+        return cls(checkpoint.card, checkpoint.step, **{name: checkpoint.trainer_facts[name] for name in FACTS})
+
+
+FACTS = ("best", "best_step", "evaluation_due", "config")
 
 
 @dataclass
 class Start:
-    """Where to start, the same on every rank. Without a checkpoint: from the beginning."""
+    """Where to start, the same on every rank, but for the status, which the first one alone knows.
+
+    Without a checkpoint: from the beginning. `lines` of the metrics were logged up to it; checkpoints of commit 0e01a02
+    say nothing of them, since metrics.jsonl begins behind those.
+    """
 
     progress: Progress
-    record: RunRecord
+    status: Status
+    resumed: bool = False
     path: Path | None = None
     checkpoint: Checkpoint | None = None
+    lines: int = 0
 
     def load_into(self, engine: Engine) -> None:
         """Let the engine go on from the checkpoint, if there is one; what it held is let go."""
@@ -76,59 +73,40 @@ class Start:
             engine.load_state(checkpoint.weights, checkpoint.trainer_tensors, checkpoint.trainer_facts["optimizer"])
 
 
-def find_start(config: RunConfig, shards: ShardSet, ranks: Ranks, *, resume: bool) -> Start:
+def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool) -> Start:
     """Go on with the run in `run.folder` if the user says so, or if a launcher has started this very launch again.
 
-    The first rank looks, and the others follow: a shared file system may show them different things.
+    `card` is that of a run which begins here. The first rank, which holds the folder's lock, looks, and the others
+    follow: a shared file system may show them different things.
     """
-    found, record = _look(config.run.folder, resume=resume) if ranks.is_first else (None, RunRecord())
-    path, record = ranks.broadcast((found and found[0], record))
+    resumed, status, found = _look(config.run.folder, resume=resume) if ranks.is_first else (False, Status(), None)
+    path = ranks.broadcast(found and found[0])
     if path is None:
-        return Start(_begin(config, shards, record.tracking_run), record)
+        return Start(Progress(card, config=config.model_dump(mode="json")), status, resumed)
     checkpoint = found[1] if found else read_checkpoint(path)
-    facts = {name: value for name, value in checkpoint.trainer_facts.items() if name != "optimizer"}
-    progress = Progress(card=checkpoint.card, step=checkpoint.step, **facts)
-    _refuse_another_run(progress, config, shards, path)
+    progress = Progress.of(checkpoint)
+    _refuse_another_run(progress, config, card, path)
     progress.config = config.model_dump(mode="json")
     if ranks.is_first and progress.best_step == progress.step:
         mark_best(config.run.folder, path)  # a run may have been killed just before it did
-    return Start(progress, record, path, checkpoint)
+    return Start(progress, status, resumed, path, checkpoint, checkpoint.trainer_facts.get("metrics_lines", 0))
 
 
 def is_finished(config: RunConfig, start: Start) -> bool:
-    """Whether the run has all its steps, and its model is wherever it should be."""
-    run, tracking = config.run, config.tracking
-    return (
-        start.progress.step == run.steps
-        and start.record.finished
-        and start.record.holds(run.steps, tracking.model_name if tracking.enabled else None)
-        and (run.folder / "model" / "model.json").exists()
-    )
+    """Whether the run has all its steps, and its model is wherever it should be; the first rank knows."""
+    run, tracking, status = config.run, config.tracking, start.status
+    if not (start.progress.step == status.published_step == run.steps and status.state == "finished"):
+        return False
+    name = tracking.model_name if tracking.enabled else None
+    is_registered = name is None or registered(run.folder, name) is not None
+    return is_registered and (run.folder / "model" / "model.json").exists()
 
 
-def _look(folder: Path, *, resume: bool) -> tuple[tuple[Path, Checkpoint] | None, RunRecord]:
-    """The checkpoint to go on from, and the run's record, renewed for this launch."""
-    record, launch = RunRecord.read(folder), launch_id(os.environ)
-    again = is_restart(os.environ) and record.launch is not None and record.launch == launch
-    exists = (folder / "model").exists() or any((folder / "checkpoints").glob("step_*"))
-    if exists and not (resume or again):
-        raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
-    found = read_last_checkpoint(folder) if resume or again else None
-    if found is None and (folder / "model").exists():
-        raise InputError(
-            f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use "
-            f"{folder / 'model'}, or name another run.folder."
-        )
-    if found is None and resume:
-        raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
-    _check_writable(folder)
-    return found, replace(record, launch=launch) if resume or again else RunRecord(launch=launch)
-
-
-def _begin(config: RunConfig, shards: ShardSet, tracking_run: str | None) -> Progress:
-    card = ModelCard(
-        model=config.model.model_dump(),
-        localize=config.localize.model_dump(),
+def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
+    """The card of a model that this code is about to train."""
+    return ModelCard(
+        model=config.model,
+        localize=config.localize,
         classes=shards.classes,
         streams=shards.streams,
         stride_frames=shards.stride_frames,
@@ -138,22 +116,42 @@ def _begin(config: RunConfig, shards: ShardSet, tracking_run: str | None) -> Pro
         aumn_version=__version__,
         commit=source_commit(),
     )
-    return Progress(card, tracking_run=tracking_run, config=config.model_dump(mode="json"))
 
 
-def _check_writable(folder: Path) -> None:
-    """Find out now, not at the first checkpoint."""
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise InputError(f"run.folder={folder} cannot be written in {nearest}: choose a folder that you may write to.")
-
-
-def _refuse_another_run(progress: Progress, config: RunConfig, shards: ShardSet, path: Path) -> None:
-    """The checkpoint must be of this run: the same settings, the same training data, and steps that are asked for."""
-    _refuse_other_settings(progress.config, config.model_dump(mode="json"), path)
-    if progress.card.dataset_identity != shards.identity:
+def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Checkpoint] | None]:
+    """Whether the folder's run goes on, its status or a new run's, and the checkpoint to go on from."""
+    status, launch = RunFolder(folder).status(), launch_id(os.environ)
+    again = is_restart(os.environ) and launch is not None and status.launch == launch
+    resumed = resume or again
+    exists = (folder / "model").exists() or any((folder / "checkpoints").glob("step_*"))
+    if exists and not resumed:
+        raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
+    found = read_last_checkpoint(folder) if resumed else None
+    if found is None and (folder / "model").exists():
         raise InputError(
-            f"{shards.path} is not what {path} was trained on (identity {shards.identity}, not "
+            f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use "
+            f"{folder / 'model'}, or name another run.folder."
+        )
+    if found is None and resume:
+        raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
+    if not resumed:
+        (folder / "run.json").unlink(
+            missing_ok=True
+        )  # of a run by commit 0e01a02 that ended before its first checkpoint
+        status = Status(started_ms=time.time_ns() // 1_000_000)
+    return resumed, status.model_copy(update={"launch": launch}), found
+
+
+def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, path: Path) -> None:
+    """The checkpoint must be of this run: the same settings, the same training data, and steps that are asked for."""
+    if differing := config.differing_from(progress.config):
+        raise InputError(
+            f"{path} is of a run with other settings; resume with those it started with:",
+            *(f"{name}: the run has {before!r}, now {now!r}" for name, (before, now) in differing.items()),
+        )
+    if progress.card.dataset_identity != card.dataset_identity:
+        raise InputError(
+            f"{config.data.shards} is not what {path} was trained on (identity {card.dataset_identity}, not "
             f"{progress.card.dataset_identity}): resume with the shard set {progress.card.dataset!r} as it was."
         )
     if progress.step > config.run.steps:
@@ -161,17 +159,3 @@ def _refuse_another_run(progress: Progress, config: RunConfig, shards: ShardSet,
             f"{path} is at step {progress.step}, beyond run.steps={config.run.steps}: set run.steps to "
             f"{progress.step} or more."
         )
-
-
-def _refuse_other_settings(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    """A field that the run is too old to know had what is its default now."""
-    free = FREE_ON_RESUME if given["optimizer"]["schedule"] != "constant" else (*FREE_ON_RESUME, "run.steps")
-    differing = [
-        f"{section}.{name}: the run has {before!r}, now {value!r}"
-        for section, fields in given.items()
-        for name, value in fields.items()
-        if not f"{section}.{name}".startswith(free)
-        and (before := saved.get(section, {}).get(name, RunConfig.default(section, name))) != value
-    ]
-    if differing:
-        raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *differing)

@@ -1,4 +1,4 @@
-"""A training run put together: shards, loader, network, engine, tracker; then steps, and a model in the end.
+"""A training run put together: shards, loader, network, engine, folder, mirror; then steps, and a model in the end.
 
 Training opens features and video-level labels. The mAP that a run may follow meanwhile is measured by `Validation`,
 which alone opens temporal ground truth.
@@ -7,9 +7,11 @@ which alone opens temporal ground truth.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,20 +19,25 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
 from aumn.records import InputError, Stopped
-from aumn.runfolder.saving import CheckpointWriter
+from aumn.runfolder.checkpoint import save_model
+from aumn.runfolder.folder import RunFolder
+from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
-from aumn.runtime.engines import Engine, build_engine
+from aumn.runtime.attempts import launch_id
+from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.tracking.tracker import NullTracker, Tracker
+from aumn.tracking.job_run import job_tags
+from aumn.tracking.mirror import Mirror
+from aumn.tracking.sent import NAME as MIRROR
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train
-from aumn.training.recorder import Recorder
-from aumn.training.resume import Progress, find_start, is_finished
+from aumn.training.loop import Run, train
+from aumn.training.resume import Start, find_start, is_finished, new_card
 from aumn.training.validation import Validation
 
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
+
+Say = Callable[[str], None]
 
 
 def run_training(
@@ -38,7 +45,7 @@ def run_training(
     ranks: Ranks,
     *,
     resume: bool,
-    say: Callable[[str], None],
+    say: Say,
     advance: Callable[[int, int], None],
 ) -> None:
     """Train as `config` says, on all ranks together; checkpoints, the final model and its registration included.
@@ -51,71 +58,135 @@ def run_training(
         indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
     )
     loader = _build_loader(shards, training, config, ranks)
-    start = find_start(config, shards, ranks, resume=resume)
-    if ranks.broadcast(is_finished(config, start)):  # a shared file system may show the ranks different things
-        say(
-            f"{config.run.folder} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
-            f"{config.run.folder / 'model'}. Set run.steps higher to go on."
-        )
+    device = ranks.device(config.run.device)
+    card = new_card(config, shards)
+    validation = Validation.of(config, shards, held_out, card)
+    with _sole_writer(config.run.folder, ranks, resume=resume):
+        start = find_start(config, card, ranks, resume=resume)
+        if ranks.broadcast(ranks.is_first and is_finished(config, start)):
+            say(
+                f"{config.run.folder} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
+                f"{config.run.folder / 'model'}. Set run.steps higher to go on."
+            )
+            return
+        torch.manual_seed(config.run.seed)
+        labels = config.loss.pseudo_labels > 0
+        network = TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+        how = config.run.engine
+        engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
+        start.load_into(engine)
+        watch = FiniteWatch(engine)
+        run = Run(config, network, engine, loader, watch, start.progress, validation, say=say, advance=advance)
+        try:
+            with _recorded(run, start) as mirror:
+                say(
+                    f"{config.run.folder}: {len(training)} training videos, {len(held_out)} held out; steps "
+                    f"{start.progress.step} to {config.run.steps} of {config.batch.global_videos} videos on "
+                    f"{ranks.size} rank{'s' * (ranks.size > 1)}."
+                )
+                with preemption.finish_first(GO_ON):
+                    train(run)
+                _publish(run, mirror)
+        finally:
+            if run.all_stop:
+                ranks.barrier()  # a launcher ends the others as soon as one has left
+
+
+@contextmanager
+def _sole_writer(folder: Path, ranks: Ranks, *, resume: bool) -> Iterator[None]:
+    """The first rank holds the folder's lock for all of the run."""
+    if resume and not folder.exists():
+        raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
+    with RunFolder(folder).writing(launch_id(os.environ)) if ranks.is_first else nullcontext():
+        yield
+
+
+@contextmanager
+def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
+    """Give the first rank's run its writer and its mirror, if it is tracked; both are told how the block ended."""
+    if not run.engine.ranks.is_first:
+        yield None
         return
-    torch.manual_seed(config.run.seed)
-    network = TwoStream.build(shards.streams, len(shards.classes), config.network_settings())
-    engine = _build_engine(config, network, ranks)
-    start.load_into(engine)
-    progress = start.progress
-    validation = Validation.of(config, shards, held_out, progress.card)
-    tracker = _open_tracker(config, ranks, progress, say)
-    say(
-        f"{config.run.folder}: {len(training)} training videos, {len(held_out)} held out; steps {progress.step} to "
-        f"{config.run.steps} of {config.batch.global_videos} videos on {ranks.size} rank{'s' * (ranks.size > 1)}."
+    config = run.config
+    mirror = _open_mirror(config, start, run.say)  # before anything is replaced in the folder
+    writer = RunWriter(
+        config.run.folder,
+        keep_last=config.run.keep_checkpoints,
+        say=run.say,
+        last=start.path,
+        lines=start.lines,
+        status=start.status,
     )
-    run, watch, record = config.run, FiniteWatch(engine), start.record
-    writer = CheckpointWriter(
-        run.folder, keep_last=run.keep_checkpoints, last=start.path, secure=tracker.flush, say=say
-    )
-    recorder = Recorder(config, engine, network, watch, validation, tracker, progress, record, writer, say, advance)
     try:
-        with _outcome(tracker), closing(writer):
-            _train_and_publish(config, engine, loader, watch, recorder)
-    finally:
-        if recorder.all_stop:
-            ranks.barrier()  # a launcher ends the others as soon as one has left
-    recorder.note(finished=True)
+        with closing(writer):
+            if mirror:
+                writer.changed = mirror.wake
+            writer.begin(config.model_dump(mode="json"), **_facts(run))
+            run.writer = writer
+            yield mirror
+    except BaseException as error:
+        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        why = str(error).partition("\n")[0] or type(error).__name__
+        writer.note(state=state, why=why, ended_ms=_now_ms())
+        if mirror:
+            with suppress(InputError):  # a store that cannot be told must not hide what went wrong
+                mirror.close(hasty=True)
+        raise
+    writer.note(state="finished", ended_ms=_now_ms())
+    if mirror:
+        mirror.close(hasty=False)
 
 
-def _train_and_publish(
-    config: RunConfig, engine: Engine, loader: TrainingLoader, watch: FiniteWatch, recorder: Recorder
-) -> None:
-    progress = recorder.progress
-    recorder.note(tracking_run=progress.tracking_run, finished=False)
-    with preemption.finish_first(GO_ON):
-        recorder.catch_up()
-        train(
-            engine,
-            loader,
-            config.run,
-            config.optimizer,
-            _loss_weights(config),
-            first_step=progress.step,
-            watch=watch,
-            after_step=recorder.after_step,
-        )
+def _open_mirror(config: RunConfig, start: Start, say: Say) -> Mirror | None:
+    if not config.tracking.enabled:
+        if not start.resumed:
+            (config.run.folder / MIRROR).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        return None
+    return Mirror.open(config.run.folder, config.tracking, resumed=start.resumed, say=say)
+
+
+def _publish(run: Run, mirror: Mirror | None) -> None:
+    """The finished model, in the run's folder and, if it has a name, in the registry; by the first rank."""
     try:
-        recorder.publish()  # by the first rank
+        weights = run.engine.weights()
+        if run.writer is None:
+            return
+        run.writer.wait()
+        folder = run.config.run.folder / "model"
+        try:
+            save_model(folder, weights, run.progress.card)
+        except OSError as error:
+            last = run.writer.last
+            again = f"run the same command with --resume, which goes on from {last}" if last else "train again"
+            raise InputError(
+                f"The trained model cannot be written to {folder}: {error}. Free space, or mend the folder; then "
+                f"{again}."
+            ) from error
+        run.say(f"model: {folder}")
+        run.writer.note(published_step=run.config.run.steps)
+        if mirror and run.config.tracking.model_name and (version := mirror.publish()):
+            name, alias = run.config.tracking.model_name, run.config.tracking.alias
+            run.say(f"registered: {version}{f', which is now models:/{name}@{alias}' if alias else ''}")
     except Stopped as stop:
         raise preemption.stopped(stop.signal, GO_ON) from None
 
 
-@contextmanager
-def _outcome(tracker: Tracker) -> Iterator[None]:
-    """Tell the tracker how the block ended."""
-    try:
-        yield
-    except BaseException as error:
-        with suppress(InputError):  # a store that cannot be told must not hide what went wrong
-            tracker.finish("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
-        raise
-    tracker.finish("finished")
+def _facts(run: Run) -> dict[str, Any]:
+    """What the status says from the start on."""
+    card, progress, ranks = run.progress.card, run.progress, run.engine.ranks
+    facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
+    facts |= {"ranks": str(ranks.size), "host": os.uname().nodename} | job_tags(os.environ)
+    return {
+        "steps": run.config.run.steps,
+        "step": progress.step,
+        "best": progress.best,
+        "best_step": progress.best_step,
+        "facts": facts,
+    }
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, ranks: Ranks) -> TrainingLoader:
@@ -130,54 +201,3 @@ def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, rank
         world_size=ranks.size,
         pin_memory=config.run.device == "cuda",
     )
-
-
-def _build_engine(config: RunConfig, network: TwoStream, ranks: Ranks) -> Engine:
-    optimizer = config.optimizer
-    settings = {
-        "betas": (optimizer.beta1, optimizer.beta2),
-        "weight_decay": optimizer.weight_decay,
-        "clip_norm": optimizer.clip_norm,
-        **config.engine.model_dump(),
-    }
-    return build_engine(config.run.engine, network, ranks, ranks.device(config.run.device), settings)
-
-
-def _loss_weights(config: RunConfig) -> dict[str, LossWeights]:
-    loss = config.loss
-    rgb = LossWeights(
-        loss.diversity,
-        loss.homogeneity,
-        loss.sparsity_rgb,
-        loss.sparsity_reduction,
-        loss.pseudo_labels,
-        loss.pseudo_labels_from,
-        independent_classes=config.model.independent_classes,
-    )
-    return {"rgb": rgb, "flow": replace(rgb, sparsity=loss.sparsity_flow)}
-
-
-def _open_tracker(config: RunConfig, ranks: Ranks, progress: Progress, say: Callable[[str], None]) -> Tracker:
-    """The first rank's tracker; it goes on with the run's own record where there is one."""
-    if not (config.tracking.enabled and ranks.is_first):
-        return NullTracker()
-    from aumn.tracking.job_run import job_tags
-    from aumn.tracking.mlflow_tracker import MlflowTracker
-    from aumn.tracking.registry import check_names
-    from aumn.tracking.spool import NAME as SPOOL
-
-    check_names(config.tracking.model_name, config.tracking.alias)
-    tracker = MlflowTracker(
-        config.tracking.uri,
-        experiment=config.tracking.experiment,
-        run_name=config.tracking.run_name or config.run.folder.name,
-        run_id=progress.tracking_run,
-        spool=config.run.folder / SPOOL,
-        say=say,
-    )
-    progress.tracking_run = tracker.run_id
-    tracker.log_config(config.model_dump(mode="json"))
-    card = progress.card
-    tags = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
-    tracker.set_tags(tags | {"ranks": str(ranks.size), "host": os.uname().nodename} | job_tags(os.environ))
-    return tracker

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from aumn.config.run_config import OptimizerConfig
 from aumn.model import losses
-from aumn.model.losses import LossWeights
-from aumn.records import Batch, Scores, Step
+from aumn.model.losses import Objective
+from aumn.records import Step
 from aumn.runtime.engines import Engine
+from aumn.runtime.settings import OptimizerSettings
 
 TRAPEZOID_FALL = 0.4  # share of the steps
 
 
-def train_step(engine: Engine, step: Step, weights: Mapping[str, LossWeights]) -> dict[str, Tensor]:
+def train_step(engine: Engine, step: Step, objective: Objective) -> dict[str, Tensor]:
     """Forward and backward over the step's micro-batches; this rank's shares of `<stream>/<term>`, on the device.
 
     With several micro-batches, a first pass without gradient finds the global mean share of Eq. 12; with one, its own
@@ -36,26 +36,18 @@ def train_step(engine: Engine, step: Step, weights: Mapping[str, LossWeights]) -
             scores = engine.forward(batch)
             if shares is None:
                 shares = _share_sums(engine, [{name: score.unit_sums_BK for name, score in scores.items()}])
-            totals: dict[str, Tensor] = {}
-            action_BT = _teach(scores, batch, weights)
-            for name, score in scores.items():
-                terms = _terms(score, batch, shares[name], step.global_videos, weights[name])
-                if action_BT is not None:
-                    wrong = losses.pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
-                    terms["pseudo_labels"] = wrong / step.global_videos
-                if last:  # Eq. 10 is of the step, not of a video: each rank adds its share once
-                    terms["diversity"] = losses.diversity(score.units_KF) / engine.ranks.size
-                totals[name] = losses.total(terms, weights[name], len(score.units_KF))
-                _add(
-                    report, name, {**terms, "total": totals[name], **_attention_mean(score, batch, step.global_videos)}
-                )
-            engine.backward(totals)
+            parts = engine.ranks.size if last else None  # each rank adds its part of Eq. 10 once
+            terms = losses.batch_losses(scores, batch, shares, step, objective, diversity_parts=parts)
+            engine.backward({name: of_stream["total"] for name, of_stream in terms.items()})
+        for name, score in scores.items():
+            mean = losses.sparsity(score.attention_BT, batch.mask_BT, "mean") / step.global_videos
+            _add(report, name, {**terms[name], "attention_mean": mean})
     assert shares is not None
     _add_alive_units(report, shares, step.global_videos, engine.ranks.size)
     return report
 
 
-def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
+def learning_rate(optimizer: OptimizerSettings, step: int, steps: int) -> float:
     """The rate of one step, a pure function: linear warm-up, then constant, a half cosine or a trapezoid.
 
     A trapezoid's line down to zero does what averaging the last weights does, and keeps nothing.
@@ -78,25 +70,6 @@ def _share_sums(engine: Engine, unit_sums: list[dict[str, Tensor]]) -> dict[str,
     }
     together = engine.ranks.sum_(torch.cat(list(parts.values())))
     return dict(zip(parts, together.split([len(part) for part in parts.values()]), strict=True))
-
-
-def _terms(
-    score: Scores, batch: Batch, share_sum_K: Tensor, global_videos: int, weights: LossWeights
-) -> dict[str, Tensor]:
-    direction_K = losses.homogeneity_direction(share_sum_K)
-    return losses.batch_losses(score, batch, direction_K, global_videos, weights)
-
-
-def _teach(scores: Mapping[str, Scores], batch: Batch, weights: Mapping[str, LossWeights]) -> Tensor | None:
-    """Pseudo-labels, where this step has any weight for them."""
-    cas_BTC = {name: score.cas_BTC for name, score in scores.items() if score.cas_BTC is not None}
-    if not any(weight.pseudo_labels for weight in weights.values()):
-        return None
-    return losses.teach(cas_BTC, batch.labels_BC, batch.mask_BT)
-
-
-def _attention_mean(score: Scores, batch: Batch, global_videos: int) -> dict[str, Tensor]:
-    return {"attention_mean": losses.sparsity(score.attention_BT, batch.mask_BT, "mean") / global_videos}
 
 
 def _add(report: dict[str, Tensor], stream: str, terms: Mapping[str, Tensor]) -> None:

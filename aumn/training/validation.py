@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from aumn.config.run_config import RunConfig
-from aumn.data.loader import deal, whole_videos
+from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
-from aumn.inference.proposals import DetectionRules
+from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import TwoStream
 from aumn.records import GroundTruth, InputError
 from aumn.runfolder.checkpoint import ModelCard
@@ -38,7 +38,7 @@ class Validation:
     ground_truth: GroundTruth
     tious: tuple[float, ...]
     card: ModelCard
-    rules: DetectionRules
+    rules: LocalizeSettings
 
     @classmethod
     def of(cls, config: RunConfig, shards: ShardSet, held_out: list[int], card: ModelCard) -> Validation | None:
@@ -61,7 +61,7 @@ class Validation:
                 "or set evaluation.videos=null."
             )
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
-        rules = DetectionRules(**config.localize.model_dump())
+        rules = config.localize
         return cls(name, shards, indices, ground_truth, tious, card, rules)
 
     @property
@@ -76,10 +76,8 @@ class Validation:
         """
         network.eval()
         batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
-        own = deal(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
-        videos = {video.id: video for video in map(self.shards.videos.__getitem__, own)}
         on_device = (batch.to(device) for batch in takewhile(lambda _: not preemption.asked(), batches))
-        detections = localize(network, on_device, videos, self.card, rules=self.rules)
+        detections = localize(network, on_device, self.card, rules=self.rules)
         network.train()
         if ranks.ask(preemption.asked)():
             return None

@@ -12,21 +12,23 @@ import numpy as np
 import torch
 from harness import Row, fresh_seed, main, take_turns
 
-from aumn.inference.proposals import DetectionRules, detect
+from aumn.inference.proposals import detect
+from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.products import multiply
+from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Video
 from tests.model import reference
 
 WIDTH, CLASSES, STRIDE_FRAMES = 1024, 20, 16
-RULES = DetectionRules(class_threshold=0.04)  # a network without training keeps many classes: NMS has more to do
+RULES = LocalizeSettings(class_threshold=0.04)  # a network without training keeps many classes: NMS has more to do
 STREAMS = ("rgb", "flow")
 
 
 def measure() -> list[Row]:
     seed = fresh_seed()
     torch.manual_seed(seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, {}).eval()
+    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings()).eval()
     batches = [make_batch(seed + number, snippets, WIDTH) for number, snippets in enumerate((400, 310, 500, 390))]
     check_against_reference(network, batches[1])
     products = [product for batch in batches for product in make_products(network, batch)]
@@ -52,7 +54,8 @@ def make_batch(seed: int, snippets: int, width: int) -> Batch:
         runs = np.repeat(rng.standard_normal((-(-snippets // 8), width), np.float32), 8, axis=0)[:snippets]
         features_TD = np.maximum(runs + 0.3 * rng.standard_normal(runs.shape, np.float32), 0)
         features[stream] = torch.from_numpy(features_TD)[None]
-    return Batch(("video",), (snippets,), (0,), features, torch.ones(1, snippets, dtype=torch.bool), torch.zeros(1, 1))
+    video = Video("video", "testing", snippets, (), snippets * STRIDE_FRAMES / 25, 25.0)
+    return Batch((video,), (snippets,), (0,), features, torch.ones(1, snippets, dtype=torch.bool), torch.zeros(1, 1))
 
 
 def make_products(network: TwoStream, batch: Batch) -> list:
@@ -85,7 +88,7 @@ def check_against_reference(network: TwoStream, batch: Batch) -> None:
     """Both streams' scores against the equations as written, in float64."""
     scores = network.localize(batch)
     double = TwoStream.build(
-        {stream: features.shape[2] for stream, features in batch.features.items()}, CLASSES, {}
+        {stream: features.shape[2] for stream, features in batch.features.items()}, CLASSES, ModelSettings()
     ).double()
     double.load_state_dict(network.state_dict())
     with torch.no_grad():
@@ -102,11 +105,10 @@ def time_parts(network: TwoStream, batches: list[Batch]) -> tuple[float, float, 
         spent_s: Counter = Counter()
         found = 0
         for batch in batches:
-            video = Video("video", "testing", batch.lengths[0], (), batch.lengths[0] * STRIDE_FRAMES / 25, 25.0)
             start_s = time.perf_counter()
             scores = network.localize(batch)
             scored_s = time.perf_counter()
-            found += len(detect(scores, video, STRIDE_FRAMES, RULES).score_N)
+            found += len(detect(scores, batch.videos[0], STRIDE_FRAMES, RULES).score_N)
             spent_s["proposals"] += time.perf_counter() - scored_s
             spent_s["whole"] += time.perf_counter() - start_s
         best_s = spent_s if turn == 0 else Counter({name: min(spent_s[name], best_s[name]) for name in spent_s})
@@ -117,7 +119,9 @@ def time_parts(network: TwoStream, batches: list[Batch]) -> tuple[float, float, 
 def check() -> None:
     seed = fresh_seed()
     torch.manual_seed(seed)
-    check_against_reference(TwoStream.build(dict.fromkeys(STREAMS, 12), CLASSES, {}).eval(), make_batch(seed, 19, 12))
+    check_against_reference(
+        TwoStream.build(dict.fromkeys(STREAMS, 12), CLASSES, ModelSettings()).eval(), make_batch(seed, 19, 12)
+    )
 
 
 if __name__ == "__main__":

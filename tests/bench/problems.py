@@ -13,42 +13,43 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from aumn.model.aumn import AUMN, TwoStream
-from aumn.model.losses import LossWeights
-from aumn.records import Batch, Step
+from aumn.model.losses import Objective
+from aumn.model.settings import LossSettings, ModelSettings
+from aumn.records import Batch, Step, Video
 from aumn.runtime.engines import TorchEngine, build_engine
 from aumn.runtime.ranks import Ranks
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.step import train_step
 from tests.model import reference
 
-WEIGHTS = {"rgb": LossWeights(diversity=0.01, homogeneity=0.02, sparsity=0.05, sparsity_reduction="mean")}
+OBJECTIVE = Objective(LossSettings(diversity=0.01, homogeneity=0.02, sparsity_rgb=0.05), steps=1)
 
 
-def make_engine(seed: int, width: int, classes: int, ranks: Ranks | None = None, **settings: Any) -> TorchEngine:
+def make_engine(
+    seed: int, width: int, classes: int, *, device: str = "cpu", precision: str = "fp32", **settings: Any
+) -> TorchEngine:
     """One stream's network in the engine that trains it."""
     torch.manual_seed(seed)
-    network = TwoStream.build({"rgb": width}, classes, settings)
-    return build_engine("ddp", network, ranks or Ranks(), torch.device("cpu"), {})
+    network = TwoStream.build({"rgb": width}, classes, ModelSettings(**settings))
+    how = {"optimizer": OptimizerSettings(), "engine": EngineSettings(precision=precision)}
+    return build_engine("ddp", network, Ranks(), torch.device(device), **how)
 
 
-def make_step(
-    seed: int, videos: int, snippets: int, width: int, classes: int, rank: int = 0, world_size: int = 1
-) -> Step:
-    """Features as I3D's are: not negative, half of them zero. Each rank has its share of the same videos."""
+def make_step(seed: int, videos: int, snippets: int, width: int, classes: int) -> Step:
+    """Features as I3D's are: not negative, half of them zero."""
     generator = torch.Generator().manual_seed(seed)
     features_BTD = torch.randn(videos, snippets, width, generator=generator).relu_()
     labels_BC = functional.one_hot(torch.randint(classes, (videos,), generator=generator), classes).float()
-    mine = slice(rank * videos // world_size, (rank + 1) * videos // world_size)
-    names = tuple(map(str, range(videos)))[mine]
-    mask_BT = torch.ones(len(names), snippets, dtype=torch.bool)
-    lengths, seeds = (snippets,) * len(names), tuple(range(len(names)))
-    batch = Batch(names, lengths, seeds, {"rgb": features_BTD[mine].clone()}, mask_BT, labels_BC[mine])
+    videos_ = tuple(Video(str(index), "", snippets, (), snippets / 25, 25.0) for index in range(videos))
+    mask_BT = torch.ones(videos, snippets, dtype=torch.bool)
+    batch = Batch(videos_, (snippets,) * videos, tuple(range(videos)), {"rgb": features_BTD}, mask_BT, labels_BC)
     return Step(0, 0, videos, (batch,))
 
 
 def our_step(engine: TorchEngine, step: Step) -> Tensor:
     """Forward and backward as training does it; the loss. Gradients start from nothing."""
     engine.network.zero_grad()
-    return train_step(engine, step, WEIGHTS)["rgb/total"]
+    return train_step(engine, step, OBJECTIVE)["rgb/total"]
 
 
 class AsWritten(nn.Module):
@@ -86,7 +87,9 @@ class AsWritten(nn.Module):
     def _loss(self, logits_BC: Tensor, labels_BC: Tensor, attention_BT: Tensor, similarity_BTK: Tensor) -> Tensor:
         targets_BC = labels_BC / labels_BC.sum(dim=1, keepdim=True)
         classification = functional.cross_entropy(logits_BC, targets_BC)
-        diversity = torch.linalg.norm(self.units_KF @ self.units_KF.T - torch.eye(len(self.units_KF)))
+        diversity = torch.linalg.norm(
+            self.units_KF @ self.units_KF.T - torch.eye(len(self.units_KF), device=logits_BC.device)
+        )
         homogeneity = torch.linalg.norm(similarity_BTK.sum(dim=1).softmax(dim=-1).mean(dim=0))
         return classification + 0.01 * diversity + 0.02 * homogeneity + 0.05 * attention_BT.mean()
 
@@ -115,32 +118,28 @@ def check_against_reference(engine: TorchEngine, step: Step) -> None:
     net, (batch,) = engine.network.networks["rgb"], step.micro_batches
     two = [0, len(batch.videos) - 1]
     features = {"rgb": batch.features["rgb"][two]}
-    few = Batch(("a", "b"), batch.lengths[:2], (0, 1), features, batch.mask_BT[two], batch.labels_BC[two])
+    few = Batch(
+        (batch.videos[0], batch.videos[-1]),
+        batch.lengths[:2],
+        (0, 1),
+        features,
+        batch.mask_BT[two],
+        batch.labels_BC[two],
+    )
     ours = our_step(engine, Step(0, 0, 2, (few,)))
     with torch.no_grad():
-        double = AUMN(features["rgb"].shape[2], batch.labels_BC.shape[1], **_settings(net)).double()
+        double = AUMN(features["rgb"].shape[2], batch.labels_BC.shape[1], net.settings).double()
         double.load_state_dict(net.state_dict())
         losses = reference.losses(double, list(features["rgb"].double()), few.labels_BC.double(), "mean")
     weights = {"classification": 1.0, "diversity": 0.01, "homogeneity": 0.02, "sparsity": 0.05}
     expected = sum(weights[name] * loss for name, loss in losses.items())
-    assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-def _settings(net: AUMN) -> dict[str, Any]:
-    units, embedding = net.memory.units_KF.shape
-    return {
-        "units": units,
-        "embedding_width": embedding,
-        "bottleneck": len(net.memory.values_RFC) - 1,
-        "key_ratio": embedding // net.encode_query.out_features,
-        "kernel": len(net.embed.weight),
-    }
+    assert_close(ours.double().cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 def check_against_as_written(engine: TorchEngine, model: AsWritten, step: Step) -> None:
     """Both sides' loss and gradients at this very size, in float32."""
     net, (batch,) = engine.network.networks["rgb"], step.micro_batches
-    ours = our_step(engine, step)
+    batch, ours = batch.to(engine.device), our_step(engine, step)
     actual = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
     assert_close(ours, step_as_written(model, batch), rtol=1e-4, atol=1e-5)
     expected = {name: parameter.grad for name, parameter in net.named_parameters()} | model.gradients()

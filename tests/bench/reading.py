@@ -15,9 +15,8 @@ import numpy as np
 import torch
 import webdataset as wds
 from harness import BUILD, Row, fresh_seed, main, take_turns
-from problems import WEIGHTS
 
-from aumn.config.run_config import OptimizerConfig, RunSection
+from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
@@ -25,7 +24,9 @@ from aumn.model.aumn import TwoStream
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
-from aumn.training.loop import train
+from aumn.training.loop import Run, train
+from aumn.training.resume import Progress
+from tests.training.footprint_steps import CARD
 
 VIDEOS, SNIPPETS, WIDTH, CLASSES, BATCH = 2900, 183, 1024, 200, 32
 STREAMS = ("rgb", "flow")
@@ -122,7 +123,7 @@ def check_same(folder: Path, seed: int) -> None:
     """Some videos of a random step, as read by either."""
     loader = open_ours(folder, seed)
     (batch,) = loader.load(seed % loader.steps_per_epoch).micro_batches
-    place_of = {video: place for place, video in enumerate(batch.videos)}
+    place_of = {video.id: place for place, video in enumerate(batch.videos)}
     found = 0
     for keys, rgb_BTD, flow_BTD, labels_BC in open_theirs(folder, 0):
         for row, key in enumerate(keys):
@@ -139,21 +140,13 @@ def check_same(folder: Path, seed: int) -> None:
 def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     """The share of a short real training run that waits for data, the first step's included; both in seconds."""
     loader = open_ours(folder, seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, {})
-    engine = build_engine("single", network, Ranks(), torch.device("cpu"), {})
-    run = RunSection(folder=folder, steps=TRAINING_STEPS, log_every=TRAINING_STEPS)
-    weights = dict.fromkeys(STREAMS, WEIGHTS["rgb"])
+    run = {"folder": folder, "steps": TRAINING_STEPS, "log_every": TRAINING_STEPS}
+    config = RunConfig.model_validate({"data": {"shards": folder}, "run": run})
+    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, config.model)
+    settings = {"optimizer": config.optimizer, "engine": config.engine}
+    engine = build_engine("single", network, Ranks(), torch.device("cpu"), **settings)
     start_s = time.perf_counter()
-    train(
-        engine,
-        loader,
-        run,
-        OptimizerConfig(),
-        weights,
-        first_step=0,
-        watch=FiniteWatch(engine),
-        after_step=lambda *_: None,
-    )
+    train(Run(config, network, engine, loader, FiniteWatch(engine), Progress(CARD)))
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 

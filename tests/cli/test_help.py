@@ -19,7 +19,7 @@ from tests.launching import QUIET, aumn, succeed
 REPOSITORY = Path(__file__).parents[2]
 IN_ORDER = (
     "synth", "pack", "inspect", "train", "localize", "evaluate", "report", "models list", "models show",
-    "models compare", "models promote", "deliver", "submit", "jobs", "scaling", "doctor",
+    "models compare", "models promote", "deliver", "init", "submit", "jobs", "scaling", "doctor",
 )  # fmt: skip
 
 

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from aumn.config.run_config import load_config
+from aumn.config import run_config
+from aumn.config.run_config import RunConfig, load_config
 from aumn.records import InputError
 
 MINIMAL = "data: {shards: data_shards/x}\nrun: {folder: runs/x, steps: 10}\n"
@@ -24,6 +26,18 @@ def test_defaults_are_the_papers(tmp_path):
     assert (config.loss.diversity, config.loss.homogeneity) == (0.01, 0.02)
     assert (config.loss.sparsity_rgb, config.loss.sparsity_flow) == (0.05, 0.03)
     assert (config.optimizer.learning_rate, config.localize.theta, config.localize.nms_tiou) == (1e-4, 0.3, 0.3)
+
+
+def test_every_setting_is_explained():
+    assert [(n, f) for n, s in RunConfig.model_fields.items() for f, info in s.annotation.model_fields.items()
+            if not info.description] == []  # fmt: skip
+
+
+def test_settings_as_resolved_are_a_configuration_again(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL), ["run.engine=deepspeed", "engine.zero_stage=3", "model.units=3"])
+    assert load_config(write(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))) == config
+    plain = load_config(write(tmp_path, MINIMAL))
+    assert load_config(write(tmp_path, yaml.safe_dump(plain.model_dump(mode="json")))) == plain
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -65,13 +79,82 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         (MINIMAL, ["model.units=many"], "model.units='many': input should be a valid integer"),
         (MINIMAL, ["optimizer.beta1=1"], "optimizer.beta1=1: input should be less than 1."),
         (MINIMAL, ["model.key_ratio=5"], "model.embedding_width=512 is no multiple of model.key_ratio=5"),
-        (MINIMAL, ["engine.zero_stage=1"], "engine.zero_stage is deepspeed's: set run.engine=deepspeed"),
+        (
+            MINIMAL,
+            ["engine.zero_stage=1"],
+            "engine.zero_stage=1 has no effect with run.engine=ddp: set run.engine=deepspeed, or leave",
+        ),
+        (
+            MINIMAL,
+            ["model.self_attention=false", "model.mixing_dropout=0.5"],
+            "model.mixing_dropout=0.5 has no effect with model.self_attention=false: set model.self_attention=true, or "
+            "leave model.mixing_dropout at 0.0.",
+        ),
+        (
+            MINIMAL,
+            ["loss.pseudo_labels_from=0.5"],
+            "loss.pseudo_labels_from=0.5 has no effect with loss.pseudo_labels=0.0: set loss.pseudo_labels, or",
+        ),
+        (
+            MINIMAL,
+            ["tracking.alias=champion"],
+            "tracking.alias=champion has no effect with tracking.model_name=null: set tracking.model_name, or",
+        ),
+        (
+            MINIMAL,
+            ["optimizer.warmup_steps=11"],
+            "optimizer.warmup_steps=11 is more than run.steps=10, so that the learning rate would never be reached",
+        ),
         (MINIMAL, ["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1: input should be greater than 0."),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(tmp_path, text, overrides, message):
     with pytest.raises(InputError, match=re.escape(message)):
         load_config(write(tmp_path, text), overrides)
+
+
+def test_settings_without_effect_are_all_told_at_once(tmp_path):
+    off = ["model.self_attention=false", "model.centred_queries=true", "engine.compile_ops=true", "data.holdout_seed=1"]
+    with pytest.raises(InputError, match=r"is not a run configuration \(3 to mend\)") as error:
+        load_config(write(tmp_path, MINIMAL), off)
+    assert len(str(error.value).splitlines()) == 4
+    config = load_config(write(tmp_path, MINIMAL), ["model.self_attention=false", "model.mixing_dropout=0"])
+    assert config.model.mixing_dropout == 0
+
+
+def test_a_setting_that_is_gone_says_why(tmp_path, monkeypatch):
+    monkeypatch.setitem(run_config.REMOVED, "model.gates", "they never helped.")
+    with pytest.raises(InputError, match=r"model\.gates is no setting any more: they never helped\."):
+        load_config(write(tmp_path, MINIMAL), ["model.gates=3"])
+
+
+PSEUDO = "loss.pseudo_labels=0.5"
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "names"),
+    [
+        ([], ["data.shards=moved", "run.folder=moved", "run.engine=deepspeed", "engine.zero_stage=3"], []),
+        ([], ["batch.micro_videos=2", "tracking.uri=sqlite:///x.db", "run.steps=20", "run.hang_timeout_s=9"], []),
+        ([], ["model.units=3", "engine.precision=bf16", "run.device=cuda"], "model.units engine.precision run.device"),
+        (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "run.steps=20"], "run.steps"),
+        ([PSEUDO], [PSEUDO, "run.steps=20"], "run.steps"),
+        ([PSEUDO, "loss.pseudo_labels_from=0"], [PSEUDO, "loss.pseudo_labels_from=0", "run.steps=20"], []),
+    ],
+)
+def test_a_resumed_run_may_change_what_makes_no_other_run(tmp_path, begun, now, names):
+    saved = load_config(write(tmp_path, MINIMAL), begun).model_dump(mode="json")
+    differing = load_config(write(tmp_path, MINIMAL), now).differing_from(saved)
+    assert sorted(differing) == sorted(names.split() if names else [])
+
+
+def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_difference(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL), ["model.self_attention=false"])
+    saved = config.model_dump(mode="json")
+    del saved["model"]["normalised_pooling"]
+    saved["model"]["mixing_dropout"] = 0.5
+    saved["engine"]["shared_memory"] = True
+    assert config.differing_from(saved) == {}
 
 
 def test_a_missing_file_names_the_remedy(tmp_path):

@@ -83,9 +83,13 @@ def make_loader(shards: ShardSet, **options: Any) -> TrainingLoader:
     return TrainingLoader(shards, shards.indices("training"), **defaults | options)
 
 
+def names(batch: Batch) -> list[str]:
+    return [video.id for video in batch.videos]
+
+
 def batches_of_all_ranks(shards: ShardSet, step: int, world_size: int, **options: Any) -> list[Batch]:
     steps = [make_loader(shards, rank=rank, world_size=world_size, **options).load(step) for rank in range(world_size)]
-    videos = [video for one in steps for batch in one.micro_batches for video in batch.videos]
+    videos = [video for one in steps for batch in one.micro_batches for video in names(batch)]
     assert {one.global_videos for one in steps} == {len(videos)}
     assert len({len(one.micro_batches) for one in steps}) == 1, "every rank takes part in every pass"
     return [batch for one in steps for batch in one.micro_batches]
@@ -94,7 +98,7 @@ def batches_of_all_ranks(shards: ShardSet, step: int, world_size: int, **options
 def content(batches: list[Batch]) -> list[tuple[Any, ...]]:
     """All that a model could see of each video, to the bit."""
     return [
-        (batch.videos[i], batch.lengths[i], batch.seeds[i], batch.labels_BC[i].tolist(), *bits(batch, i))
+        (batch.videos[i].id, batch.lengths[i], batch.seeds[i], batch.labels_BC[i].tolist(), *bits(batch, i))
         for batch in batches
         for i in range(len(batch.videos))
     ]
@@ -108,7 +112,7 @@ def epoch_videos(shards: ShardSet, epoch: int, **options: Any) -> list[str]:
     loader = make_loader(shards, **options)
     steps = [loader.load(epoch * loader.steps_per_epoch + position) for position in range(loader.steps_per_epoch)]
     assert all(step.epoch == epoch for step in steps)
-    return [video for step in steps for batch in step.micro_batches for video in batch.videos]
+    return [video for step in steps for batch in step.micro_batches for video in names(batch)]
 
 
 def stored(source: Source, video: str, stream: str) -> torch.Tensor:
@@ -171,9 +175,9 @@ def test_a_set_smaller_than_a_step_is_a_step_an_epoch(shards: ShardSet) -> None:
 
 def test_every_snippet_padded_to_the_longest(shards: ShardSet, source: Source) -> None:
     (batch,) = make_loader(shards, snippets=None).load(0).micro_batches
-    longest = max(len(source.features[video]["rgb"]) for video in batch.videos)
+    longest = max(len(source.features[video]["rgb"]) for video in names(batch))
     assert batch.mask_BT.shape == (6, longest)
-    for i, video in enumerate(batch.videos):
+    for i, video in enumerate(names(batch)):
         length = len(source.features[video]["rgb"])
         assert batch.lengths[i] == length
         assert batch.mask_BT[i].tolist() == [True] * length + [False] * (longest - length)
@@ -189,7 +193,7 @@ def test_snippets_are_drawn_by_seed_epoch_and_video_and_alike_in_both_streams(sh
     for step in (loader.load(number) for number in range(6)):
         (batch,) = step.micro_batches
         assert batch.mask_BT.all()
-        for i, video in enumerate(batch.videos):
+        for i, video in enumerate(names(batch)):
             rows = draw_snippets(len(source.features[video]["rgb"]), 5, batch.seeds[i])
             drawn.setdefault(video, []).append(rows.tolist())
             for stream, features_BTD in batch.features.items():
@@ -219,14 +223,14 @@ def test_seeds_are_of_63_bits_and_the_same_on_every_machine(shards: ShardSet) ->
     (later,) = loader.load(2).micro_batches
     assert all(0 <= seed < 2**63 for seed in first.seeds)
     assert len({*first.seeds, *later.seeds}) == 12
-    assert dict(zip(first.videos, first.seeds, strict=True))["video_00"] == 5058909591725760082
+    assert dict(zip(names(first), first.seeds, strict=True))["video_00"] == 5058909591725760082
 
 
 def test_labels_are_multi_hot(source: Source, tmp_path: Path) -> None:
     shards = source.pack(tmp_path / "set", labels={"video_04": ["Run", "Jump", "Run"]})
     loader = make_loader(shards, global_videos=NUM_VIDEOS)
     (batch,) = loader.load(0).micro_batches
-    labels = dict(zip(batch.videos, batch.labels_BC.tolist(), strict=True))
+    labels = dict(zip(names(batch), batch.labels_BC.tolist(), strict=True))
     assert batch.labels_BC.dtype == torch.float32
     assert labels["video_04"] == [1.0, 1.0]
     assert labels["video_00"] == [0.0, 1.0]  # Jump, Run
@@ -236,7 +240,7 @@ def test_labels_are_multi_hot(source: Source, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(shards: ShardSet, source: Source, dtype: torch.dtype) -> None:
     (batch,) = make_loader(shards, snippets=None, dtype=dtype).load(0).micro_batches
-    for i, video in enumerate(batch.videos):
+    for i, video in enumerate(names(batch)):
         expected_TD = stored(source, video, "flow").to(dtype)
         assert torch.equal(batch.features["flow"][i, : batch.lengths[i]], expected_TD)
 
@@ -309,7 +313,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_an_error_reaches_the_consumer_at_its_step(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make_loader(shards)
-    damaged = loader.load(0).micro_batches[0].videos[0]  # so it is in step 0, not in step 1
+    damaged = loader.load(0).micro_batches[0].videos[0].id  # so it is in step 0, not in step 1
     damaged_index = [video.id for video in shards.videos].index(damaged)
     read = shards.read
 
@@ -384,7 +388,7 @@ def test_a_training_video_without_a_label_is_refused(source: Source, tmp_path: P
         "annotate it, or pack it in another subset."
     )
     testing = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
-    assert sorted(batch.videos[0] for batch in testing) == ["w", "x", "y", "z"]
+    assert sorted(batch.videos[0].id for batch in testing) == ["w", "x", "y", "z"]
 
 
 def test_no_videos_are_refused(shards: ShardSet) -> None:
@@ -396,14 +400,14 @@ def test_no_videos_are_refused(shards: ShardSet) -> None:
 def test_whole_videos_each_once_over_all_ranks(shards: ShardSet, source: Source, world_size: int) -> None:
     indices = shards.indices("testing")
     by_rank = [list(whole_videos(shards, indices, rank=rank, world_size=world_size)) for rank in range(world_size)]
-    assert sorted(batch.videos[0] for batches in by_rank for batch in batches) == ["w", "x", "y", "z"]
+    assert sorted(batch.videos[0].id for batches in by_rank for batch in batches) == ["w", "x", "y", "z"]
     snippets = [sum(sum(batch.lengths) for batch in batches) for batches in by_rank]
     assert max(snippets) - min(snippets) <= max(LENGTHS)
     for batch in (batch for batches in by_rank for batch in batches):
         assert batch.mask_BT.all()
         assert len(batch.videos) == len(batch.seeds) == 1
         for stream, features_BTD in batch.features.items():
-            assert torch.equal(features_BTD[0], stored(source, batch.videos[0], stream).float())
+            assert torch.equal(features_BTD[0], stored(source, batch.videos[0].id, stream).float())
 
 
 def test_a_holdout_is_a_matter_of_each_video_alone() -> None:

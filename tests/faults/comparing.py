@@ -51,7 +51,9 @@ def differences(stage: Stage, undisturbed: Place, disturbed: Place, said: str = 
         Difference(f"{path.name} was left behind", bytes=1) for path in disturbed.work.glob(".*") if path.is_file()
     ]
     if stage.name.startswith("train"):
-        found += _of_history(history(undisturbed), history(disturbed))
+        found += _of_history("metrics.jsonl", logged(undisturbed), logged(disturbed))
+        found += _of_history("metrics", history(undisturbed), history(disturbed))
+        found += _of_status(_status(undisturbed), _status(disturbed), best_is_lost)
         found += _of_registry(_registered(undisturbed), _registered(disturbed))
     return found
 
@@ -96,11 +98,10 @@ def _damage(folder: Path, name: str) -> Iterator[Difference]:
 
 
 def _neutral(path: Path, content: bytes) -> bytes:
-    """The same without the tracked run's id, drawn anew each time, and the commit, which an edit meanwhile changes."""
-    field = {"trainer.json": "tracking_run", "model.json": "commit"}.get(path.name)
-    if field is None or not content:
+    """The same without the commit, which an edit meanwhile changes."""
+    if path.name != "model.json" or not content:
         return content
-    return content.replace(json.dumps(json.loads(content)[field]).encode(), b"")
+    return content.replace(json.dumps(json.loads(content)["commit"]).encode(), b"")
 
 
 def _differing(expected: bytes, found: bytes) -> int:
@@ -118,16 +119,39 @@ def history(place: Place) -> History:
     return Counter((key, step, None if key.endswith(OF_THE_CLOCK) else value) for key, step, value in rows)
 
 
+def logged(place: Place) -> History:
+    """The same of the run's own file, in which a line that is there twice counts twice."""
+    lines = map(json.loads, (place.work / "run" / "metrics.jsonl").read_text().splitlines())
+    return Counter(
+        (key, line["step"], None if key.endswith(OF_THE_CLOCK) else value)
+        for line in lines
+        for key, value in line.items()
+        if key not in {"step", "at_ms"}
+    )
+
+
+def _status(place: Place) -> dict[str, object]:
+    """How the run ended, without what differs from launch to launch."""
+    status: dict[str, object] = json.loads((place.work / "run" / "status.json").read_text())
+    return {name: status[name] for name in ("state", "why", "step", "steps", "best", "best_step", "published_step")}
+
+
+def _of_status(expected: dict[str, object], found: dict[str, object], best_is_lost: bool) -> Iterator[Difference]:
+    forgiven = {"best", "best_step"} if best_is_lost else set()
+    if differing := [name for name in expected if expected[name] != found[name] and name not in forgiven]:
+        yield Difference(f"status.json: {', '.join(f'{name} is {found[name]}' for name in differing)}", rows=1)
+
+
 def _tracked(place: Place) -> str:
     runs = _ask(place.database, "select run_id from model_versions")
     return str(runs[0][0]) if runs else ""
 
 
-def _of_history(expected: History, found: History) -> Iterator[Difference]:
+def _of_history(where: str, expected: History, found: History) -> Iterator[Difference]:
     for problem, rows in (("missing", expected - found), ("too many", found - expected)):
         if rows:
             key, step, _ = min(rows, key=lambda row: (row[1], row[0]))
-            yield Difference(f"metrics {problem}, first {key} of step {step}", rows=rows.total())
+            yield Difference(f"{where} {problem}, first {key} of step {step}", rows=rows.total())
 
 
 def _registered(place: Place) -> list[tuple[object, ...]]:

@@ -80,11 +80,24 @@ def edit_metrics(statement: str):
     return edit
 
 
+def drop_a_line(place: Place) -> None:
+    file = place.work / "run" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith('{"step": 5,')))
+
+
+def forget_the_end(place: Place) -> None:
+    file = place.work / "run" / "status.json"
+    file.write_text(file.read_text().replace('"finished"', '"running"'))
+
+
 LOST = "held out; steps 0 to 24 Step 20 has the best mAP so far, 51.9%, but could not be saved: no best one"
 LOSSES = {
     "a flipped bit": (flip_a_bit, r"run/model/model\.safetensors.*bytes=1,"),
     "a missing file": (drop_a_file, r"run/model/model\.json"),
     "a file too many": (leave_a_file, r"model\.safetensors\.1, which should not be there.*bytes=4"),
+    "a line too few": (drop_a_line, r"metrics\.jsonl missing, first .* of step 5"),
+    "a status that was left": (forget_the_end, r"status\.json: state is running"),
     "a missing row": (edit_metrics("delete from metrics where key='loss' and step=5"), "missing, first loss of step 5"),
     "a row twice": (
         edit_metrics("insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics "

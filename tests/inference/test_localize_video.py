@@ -37,7 +37,7 @@ def place(tmp_path_factory):
     facts = {"localize": {"theta": 0.4, "class_threshold": 0.0, "nms_tiou": 0.5}, "dataset": shards.name, "metrics": {}}
     card = ModelCard(model=SETTINGS, classes=shards.classes, streams=shards.streams, stride_frames=shards.stride_frames,
                      dataset_identity=shards.identity, aumn_version="0", commit=None, **facts)  # fmt: skip
-    weights = TwoStream.build(card.streams, len(card.classes), SETTINGS).state_dict()
+    weights = TwoStream.build(card.streams, len(card.classes), card.model).state_dict()
     save_model(root / "model", weights, card)
     with connect() as ranks:
         localize_subset(root / "model", root / "shards", root / "found", ranks, model="m", subset="testing",

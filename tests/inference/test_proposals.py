@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from aumn.inference.proposals import DetectionRules, detect
+from aumn.inference.proposals import detect
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import Video, VideoScores
 
 FPS, STRIDE = 25.0, 16
@@ -73,7 +74,7 @@ def test_detections_equal_the_plain_loops(seed, proposals):
     snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
     scores = make_scores(rng, snippets, classes)
     duration_s = snippets * STRIDE / FPS * rng.uniform(0.6, 1.1)
-    rules = DetectionRules(
+    rules = LocalizeSettings(
         theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals
     )
     video = make_video(snippets, duration_s)
@@ -86,21 +87,21 @@ def test_detections_equal_the_plain_loops(seed, proposals):
 def test_seconds_of_a_run_of_snippets_clipped_to_the_duration():
     attention = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
     score = VideoScores(np.array([1.0]), attention, np.ones((6, 1)))
-    found = detect({"rgb": score, "flow": score}, make_video(6, 3.5), STRIDE, DetectionRules())
+    found = detect({"rgb": score, "flow": score}, make_video(6, 3.5), STRIDE, LocalizeSettings())
     assert sorted(zip(found.start_s_N, found.end_s_N, strict=True)) == [(0.64, 1.92), (3.2, 3.5)]
 
 
 def test_no_class_above_the_threshold_keeps_the_best_one():
     scores = make_scores(np.random.default_rng(0), 30, 50, sharpness=0.0)
     scores["flow"].video_C[17] += 0.01
-    found = detect(scores, make_video(30), STRIDE, DetectionRules())
+    found = detect(scores, make_video(30), STRIDE, LocalizeSettings())
     assert set(found.label_N) == {17}
 
 
 @pytest.mark.parametrize("snippets", [1, 9])
 def test_a_constant_attention_proposes_the_whole_video(snippets):
     score = VideoScores(np.array([0.8, 0.2]), np.full(snippets, 0.3), np.full((snippets, 2), 0.5))
-    found = detect({"rgb": score, "flow": score}, make_video(snippets), STRIDE, DetectionRules(class_threshold=0.5))
+    found = detect({"rgb": score, "flow": score}, make_video(snippets), STRIDE, LocalizeSettings(class_threshold=0.5))
     np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [snippets * STRIDE / FPS]))
     np.testing.assert_allclose(found.score_N, 0.15)
 
@@ -108,7 +109,7 @@ def test_a_constant_attention_proposes_the_whole_video(snippets):
 @pytest.mark.parametrize(("theta", "stream"), [(1.0, "rgb"), (0.0, "flow")])
 def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
     scores = make_scores(np.random.default_rng(5), 40, 6)
-    rules = DetectionRules(theta=theta)
+    rules = LocalizeSettings(theta=theta)
     both, alone = (detect(part, make_video(40), STRIDE, rules) for part in (scores, {stream: scores[stream]}))
     for column in ("label_N", "score_N", "start_s_N", "end_s_N"):
         np.testing.assert_array_equal(getattr(both, column), getattr(alone, column))
@@ -117,13 +118,13 @@ def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
 def test_equal_scores_keep_the_earlier_proposal():
     rgb = VideoScores(np.ones(1), np.array([1.0, 1, 1, 0, 0, 0]), np.ones((6, 1)))
     flow = VideoScores(np.ones(1), np.array([0.0, 1, 1, 1, 0, 0]), np.ones((6, 1)))
-    found = detect({"rgb": rgb, "flow": flow}, make_video(6), STRIDE, DetectionRules(theta=0.5))
+    found = detect({"rgb": rgb, "flow": flow}, make_video(6), STRIDE, LocalizeSettings(theta=0.5))
     np.testing.assert_allclose(found.start_s_N, [0])
 
 
 def test_attention_past_the_stated_duration_alone_proposes_the_whole_video():
     score = VideoScores(np.ones(1), np.array([0.0, 0, 0, 1, 1]), np.ones((5, 1)))
-    found = detect({"rgb": score, "flow": score}, make_video(5, 1.5), STRIDE, DetectionRules())
+    found = detect({"rgb": score, "flow": score}, make_video(5, 1.5), STRIDE, LocalizeSettings())
     np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [1.5]))
 
 
@@ -131,7 +132,7 @@ def test_each_class_has_proposals_of_its_own():
     attention = np.array([1.0, 1, 1, 1, 1, 0])
     first_T = np.array([1.0, 1, 0, 0, 0, 1])
     score = VideoScores(np.full(2, 0.5), attention, np.stack([first_T, 1 - first_T], axis=1))
-    rules = DetectionRules(proposals="class_activation")
+    rules = LocalizeSettings(proposals="class_activation")
     found = detect({"rgb": score, "flow": score}, make_video(6), STRIDE, rules)
     np.testing.assert_allclose(found.label_N, [0, 1])
     np.testing.assert_allclose(found.start_s_N, [0, 1.28])

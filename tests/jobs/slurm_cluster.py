@@ -91,6 +91,12 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         self.daemons.pop(node).wait(10)
 
+    def kill_tasks(self, node: str) -> None:
+        """Kill -9 what jobs run on a node, which stays."""
+        for pid, _ in list(self._processes_of(node)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def is_held_with(self, number: signal.Signals, node: str) -> bool:
         """Whether what jobs run on a node is stopped, and has this signal waiting for it."""
         waiting = [0]

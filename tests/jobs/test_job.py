@@ -11,7 +11,7 @@ import yaml
 
 from aumn.jobs.job import load_job
 from aumn.jobs.job_folder import JobFolder
-from aumn.jobs.queue import Task, read_sacct, read_scontrol
+from aumn.jobs.queue import Task, read_sacct, read_squeue
 from aumn.jobs.submit import dry_run
 from aumn.records import InputError
 from aumn.runtime.ranks import rendezvous
@@ -47,28 +47,32 @@ PIPELINE = {
 
 
 def test_the_commands_are_a_script_that_says_everything_sbatch_is_told(place):
+    (place / "slurm").mkdir()
     job = load_job(write(place, PIPELINE, settings={"features": "f"}), ["steps.pack.resources.minutes=5"])
-    lines = [line for line in dry_run(job) if not line.startswith("#")]
+    lines = [line.replace(str(place), "HERE") for line in dry_run(job) if not line.startswith("#")]
     assert [re.sub(r"AUMN=\S+", "AUMN=aumn", line) for line in lines] == [
-        "pack=$(env AUMN_JOB_FOLDER=runs/jobs/mine AUMN=aumn AUMN_STEP=pack AUMN_MOST_RESTARTS=10 sbatch --parsable "
-        "--job-name=mine.pack --output=runs/jobs/mine/logs/pack.log --open-mode=append --export=ALL --nodes=1 "
-        "--ntasks-per-node=1 --cpus-per-task=8 --mem=32G --time=5 --requeue slurm/step.sbatch pack f shards "
-        "--annotations gt.json)",
-        "train=$(env AUMN_JOB_FOLDER=runs/jobs/mine AUMN=aumn AUMN_STEP=train AUMN_MOST_RESTARTS=10 sbatch --parsable "
-        "--job-name=mine.train --output=runs/jobs/mine/logs/train.%a.log --open-mode=append --export=ALL --nodes=2 "
-        "--ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4 --time=90 --requeue --signal=USR1@120 --array=0-3%2 "
-        '--qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes slurm/train.sbatch --points '
-        "runs/jobs/mine/points/train)",
+        "pack=$(env AUMN_JOB=mine AUMN_JOB_FOLDER=HERE/runs/jobs/mine AUMN=aumn AUMN_STEP=pack AUMN_MOST_RESTARTS=10 "
+        "sbatch --parsable --job-name=mine.pack --chdir=HERE --output=HERE/runs/jobs/mine/logs/pack.log "
+        "--open-mode=append --export=ALL --nodes=1 --ntasks-per-node=1 --cpus-per-task=8 --mem=32G --time=5 --requeue "
+        "HERE/slurm/step.sbatch pack f shards --annotations gt.json)",
+        "train=$(env AUMN_JOB=mine AUMN_JOB_FOLDER=HERE/runs/jobs/mine AUMN=aumn AUMN_STEP=train "
+        "AUMN_MOST_RESTARTS=10 sbatch --parsable --job-name=mine.train --chdir=HERE "
+        "--output=HERE/runs/jobs/mine/logs/train.%a.log --open-mode=append --export=ALL --nodes=2 "
+        "--ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4 --time=90 --requeue --signal=USR1@120 "
+        '--array=0,1,2,3%2 --qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes '
+        "HERE/slurm/train.sbatch --points HERE/runs/jobs/mine/points/train)",
     ]
 
 
 def test_a_sweep_has_a_point_for_every_combination_and_a_file_of_arguments_for_each(place):
     job = load_job(write(place, PIPELINE, settings={"features": "f"}))
-    JobFolder(job, None).write()
+    JobFolder.of(job).write()
     points = [point.name for point in job.step("train").points]
     assert points == ["units=1,all", "units=1,none", "units=7,all", "units=7,none"]
     written = (place / "runs/jobs/mine/points/train/3").read_text().splitlines()
-    assert written == ["c.yaml", "run.folder=runs/jobs/mine/units=7,none", "model.units=7", "loss.diversity=0"]
+    assert written == [
+        "c.yaml", f"run.folder={place}/runs/jobs/mine/units=7,none", "model.units=7", "loss.diversity=0",
+    ]  # fmt: skip
 
 
 def test_points_that_take_different_resources_are_groups_one_after_the_other(place):
@@ -76,10 +80,10 @@ def test_points_that_take_different_resources_are_groups_one_after_the_other(pla
     step = {"run": "train c.yaml run.folder={folder}/{point}", "sweep": {"axes": {"n": ranks, "run.seed": [0, 1]}}}
     lines = [line for line in dry_run(load_job(write(place, {"train": step}))) if not line.startswith("#")]
     assert "--nodes=1" in lines[0]
-    assert "--array=0-1 " in lines[0]
+    assert "--array=0,1 " in lines[0]
     assert lines[1].startswith("train_1=$(")
     assert "--nodes=2" in lines[1]
-    assert "--array=2-3 " in lines[1]
+    assert "--array=2,3 " in lines[1]
     assert '--dependency="afterany:$train"' in lines[1]
 
 
@@ -96,8 +100,8 @@ def test_no_value_becomes_shell_syntax(place):
     subprocess.run(["bash", "-c", f"PATH={place}/bin:$PATH\n{script}"], check=True, timeout=30, cwd=place)
     got = (place / "got").read_text().split("\0")
     assert HOSTILE in got
-    assert got.count(str(folder)) == 2
-    assert f"--output={folder}/logs/pack.log" in got
+    assert got.count(str(place / folder)) == 2
+    assert f"--output={place / folder}/logs/pack.log" in got
     assert not list(place.rglob("*pwned"))
 
 
@@ -130,44 +134,70 @@ def test_a_batch_script_gives_up_after_so_many_restarts(place, most):
     assert f"restarted {most} times, which is the most allowed" in done.stderr
 
 
-@pytest.mark.parametrize(("code", "state"), [(0, "done"), (2, "failed"), (75, "requeued"), (137, "requeued")])
+class Node:
+    """A machine on which the batch script itself runs, with an srun that plays training and a scontrol that listens."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.script = place, REPOSITORY / "slurm" / "train.sbatch"
+
+    def run(self, training: str, *, nodes_answer: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        is_probe = f'case "$*" in *\\ true) exit {int(not nodes_answer)};; esac'
+        for program, body in {"srun": f"{is_probe}\n{training}", "scontrol": 'echo "$@" >> called'}.items():
+            (self.place / program).write_text(f"#!/bin/sh\n{body}\n")
+            (self.place / program).chmod(0o755)
+        names = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_RESTART_COUNT": "3"}
+        names |= {"PATH": f"{self.place}:/usr/bin:/bin", **variables}
+        command = ["bash", self.script, "c.yaml"]
+        return subprocess.run(command, env=names, cwd=self.place, capture_output=True, text=True, timeout=60)  # noqa: PLW1510
+
+    def requeued(self) -> list[str]:
+        called = self.place / "called"
+        return called.read_text().splitlines() if called.exists() else []
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "done"), (2, "failed"), (1, "failed"), (75, "requeued")])
 def test_how_training_ended_is_known_when_slurm_has_forgotten_it(place, monkeypatch, code, state):
-    """The batch script itself, with an srun that ends so; 75 and what a lost node leaves ask to be requeued."""
-    for program in ("srun", "scontrol"):
-        (place / program).write_text(
-            f'#!/bin/sh\necho {program} "$@" >> called\ntest {program} = scontrol || exit {code}\n'
-        )
-        (place / program).chmod(0o755)
-    job = load_job(write(place, {"train": {"run": "train c.yaml"}}))
-    folder = JobFolder(job, None)
+    folder = JobFolder.of(load_job(write(place, {"train": {"run": "train c.yaml"}})))
     folder.write()
-    folder.record("train", [0], "5")
-    names = {
-        "SLURM_JOB_ID": "5",
-        "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_RESTART_COUNT": "3",
-        "AUMN_JOB_FOLDER": str(job.folder),
-        "AUMN_STEP": "train",
-        "PATH": f"{place}:/usr/bin:/bin",
-    }
-    script = REPOSITORY / "slurm" / "train.sbatch"
-    done = subprocess.run(["bash", script, "c.yaml"], timeout=30, cwd=place, env=names, check=False)
-    monkeypatch.setattr("aumn.jobs.job_folder.look_up", lambda _: {})
-    (status,) = JobFolder.open(job.folder).statuses()
-    called = (place / "called").read_text().splitlines()
+    folder.record("train", [0], job_id="5")
+    node = Node(place)
+    done = node.run(f"exit {code}", AUMN_JOB_FOLDER=str(folder.path), AUMN_STEP="train")
+    monkeypatch.setattr("aumn.jobs.job_folder.look_up", lambda *_: {})
+    (status,) = JobFolder.open(folder.path).statuses()
     if state == "requeued":
-        assert (done.returncode, called[1:]) == (75, ["scontrol requeue 5"])
+        assert (done.returncode, node.requeued()) == (75, ["requeue 5"])
         assert status.reason == "ended without a word, and SLURM has forgotten it"
     else:
-        assert (done.returncode, called[1:]) == (code, [])
+        assert (done.returncode, node.requeued()) == (code, [])
         assert (status.state, status.nodes, status.restarts) == (state, "n[1-2]", 3)
+
+
+SAVES = 'echo run/checkpoints/step_00000010 > "$AUMN_SAVED"'
+
+
+def test_a_failure_is_requeued_where_training_got_on_or_a_node_is_lost_and_else_told(place):
+    node = Node(place)
+    assert node.run(f"{SAVES}; exit 1").returncode == 75
+    assert node.run("exit 137", nodes_answer=False).returncode == 75
+    assert node.requeued() == ["requeue 5"] * 2
+    again = node.run("exit 1")  # what the first run saved is not of this start
+    assert (again.returncode, len(node.requeued())) == (1, 2)
+    assert "exit code 1, with no checkpoint written since this start and no node lost: not requeued" in again.stderr
+    assert not list(place.glob(".aumn-saved*"))
+
+
+def test_a_task_of_an_array_requeues_itself_alone(place):
+    """Of the task that started last, SLURM_JOB_ID is the array's: requeued by it, every point would start again."""
+    (place / "points").mkdir()
+    (place / "points" / "2").write_text("c.yaml\n")
+    node = Node(place)
+    node.run("exit 75", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
+    assert node.requeued() == ["requeue 5_2"]
 
 
 def test_a_requeued_job_tries_another_port(place, monkeypatch):
     """The first one may be taken, and its number stays the job's."""
-    (place / "scontrol").write_text("#!/bin/sh\necho n3\necho n4\n")
-    (place / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", "/nowhere")  # a container has no command of SLURM
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[3-4]")
@@ -190,14 +220,12 @@ def test_every_problem_is_told_at_once(place):
     with pytest.raises(InputError) as refused:
         load_job(write(place, steps, settings={"features": "-x\n", "point": 1}))
     text = str(refused.value)
-    assert "(3 to mend)" in text, text
+    assert "(5 to mend)" in text, text
     assert "settings.features='-x\\n' must not begin with - nor hold control characters" in text
     assert "settings.point: {point} is filled in by aumn" in text
     assert "steps.train.needs: there is no step pakc; the steps are pack, train" in text
-    with pytest.raises(InputError) as refused:
-        load_job(write(place, {**steps, "train": {"run": "train c.yaml {foldre}"}}, settings={"features": "x"}))
-    assert "steps.pack.run: must begin with a command of aumn, one of evaluate, " in str(refused.value)
-    assert "steps.train.run: {foldre} is not known; there are features, folder." in str(refused.value)
+    assert "steps.pack.run: must begin with a command of aumn, one of evaluate, " in text
+    assert "steps.train.run: {foldre} is not known; there are features, folder, point." in text
 
 
 SWEEP = {"run": "train c.yaml run.folder={folder}/{point}"}
@@ -225,7 +253,7 @@ WRONG = {
         {"a": {**SWEEP, "sweep": {"axes": {"resources.nodes": [0, 2]}}}}, r"a\.sweep, nodes=0: resources\.nodes=0",
     ),
     "a setting of the run": (
-        {"a": {**SWEEP, "sweep": {"axes": {"model.unts": [1]}}}}, r"unts=1: .*\n.*model\.unts is not a setting",
+        {"a": {**SWEEP, "sweep": {"axes": {"model.unts": [1]}}}}, r"a\[unts=1\]: .*\n.*model\.unts is not a setting",
     ),
     "another store": ({"a": {"run": "train c.yaml tracking.uri=sqlite:///x.db"}}, r"is not the job's, None"),
 }  # fmt: skip
@@ -258,7 +286,7 @@ def test_a_password_has_no_place_in_a_job(place, fields):
 def test_the_jobs_that_come_with_aumn_are_jobs(path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     job = load_job(path)
-    assert job.name == path.stem
+    assert job.plan.name == path.stem
     for line in dry_run(job):
         assert line.startswith("#") or shlex.split(line)
 
@@ -275,17 +303,17 @@ def test_without_a_cluster_that_answers_one_sentence_names_local(place, monkeypa
 
 
 def test_what_slurm_says_of_jobs_is_read():
-    """Lines of a real scontrol, shortened, and of sacct as its manual has them."""
+    """Lines of a real squeue, spaces shortened, and of sacct as its manual has them."""
     text = (
-        "JobId=2 ArrayJobId=2 ArrayTaskId=1-3,5%2 JobName=x JobState=PENDING Reason=JobArrayTaskLimit Restarts=0 "
-        "RunTime=00:00:00 NodeList= NumNodes=2-2 WorkDir=/tmp/a JobState=COMPLETED\n"
-        "JobId=3 ArrayJobId=2 ArrayTaskId=0 JobName=x JobState=RUNNING Reason=None Restarts=2 RunTime=1-00:00:07 "
-        "NodeList=n[1-2] NumNodes=2\n"
+        "2   |3   |PENDING   |0   |0:00   |aumn:x:train:1   |JobArrayTaskLimit   |   |\n"
+        "2   |0   |RUNNING   |2   |1-00:00:07   |aumn:x:train:1   |None   |n[1-2]   |\n"
+        "3   |N/A   |CANCELLED   |0   |1:02   |(null)   |None   |n3   |\n"
     )
-    found = dict(read_scontrol(text))
-    assert found["2", 0] == Task("RUNNING", "", "n[1-2]", 2, 86407)
-    assert [key for key, task in found.items() if task.state == "PENDING"] == [("2", 1), ("2", 2), ("2", 3), ("2", 5)]
-    told = "7_0|COMPLETED|n1|12\n7_[1-2]|PENDING|None assigned|0\n8|CANCELLED by 0|n2|3\n"
+    found = dict(read_squeue(text))
+    assert found["2", 0] == Task("2", "RUNNING", "", "n[1-2]", 2, 86407, "aumn:x:train:1")
+    assert found["2", 3] == Task("2", "PENDING", "JobArrayTaskLimit", comment="aumn:x:train:1")
+    assert (found["3", 0].elapsed_s, found["3", 0].nodes) == (62, "n3")
+    told = "7_0|COMPLETED|n1|12\n7_[1-2,5%2]|PENDING|None assigned|0\n8|CANCELLED by 0|n2|3\n"
     assert {key: task.state for key, task in read_sacct(told)} == {
-        ("7", 0): "COMPLETED", ("7", 1): "PENDING", ("7", 2): "PENDING", ("8", 0): "CANCELLED",
+        ("7", 0): "COMPLETED", ("7", 1): "PENDING", ("7", 2): "PENDING", ("7", 5): "PENDING", ("8", 0): "CANCELLED",
     }  # fmt: skip

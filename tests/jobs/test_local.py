@@ -45,7 +45,7 @@ def place(tmp_path_factory):
 def test_without_slurm_one_sentence_says_what_is_missing_and_nothing_is_left(place):
     refused = aumn("submit", "mine.yaml", cwd=place, PATH="/nowhere")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("aumn: sbatch, scontrol, scancel not found on PATH: ")
+    assert refused.stderr.startswith("aumn: sbatch, squeue, scancel not found on PATH: ")
     assert "give --local to run the steps on this machine" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (place / "runs").exists()
@@ -58,7 +58,7 @@ def test_local_runs_the_steps_here_names_what_failed_and_goes_on_where_it_stoppe
     done = aumn("submit", "mine.yaml", "--local", cwd=place, timeout_s=400)
     assert done.returncode == 2
     said = done.stderr
-    assert "train[good]: 1 rank, log in runs/jobs/mine/logs/train.0.log\ntrain[good]: done" in said
+    assert f"train[good]: 1 rank, log in {place}/runs/jobs/mine/logs/train.0.log\ntrain[good]: done" in said
     assert re.search(r"train\[broken\]: FAILED with exit code 2: aumn: .*trening", said), said
     assert "localize: left out, since train failed" in said
     assert "aside: done" in said

@@ -1,14 +1,21 @@
 """Pipelines and sweeps on a real SLURM of four nodes: end to end, and whatever a cluster does to a job meanwhile."""
 
 import json
+import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
+from aumn.jobs import queue
+from aumn.jobs.job import load_job
 from aumn.jobs.job_folder import JobFolder, PointStatus
+from aumn.jobs.submit import submit
+from aumn.records import InputError
+from aumn.runtime.nodelist import node_names
 from tests.launching import aumn, python, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -82,7 +89,7 @@ def test_the_shrec21_pipeline_from_features_to_a_registered_model_by_one_command
     features = place.root / "shrec21 features; touch pwned"
     succeed(python(shared_tools / "shrec21_features.py", features, timeout_s=600))
     config = REPOSITORY / "configs" / "shrec21.yaml"
-    small = f"run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5 {AS_APART}"
+    small = "run.steps=20 model.embedding_width=32 data.snippets=64 run.log_every=5"
     changes = (
         f"settings.features={features}",
         f"scripts={REPOSITORY / 'slurm'}",
@@ -184,22 +191,54 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
     assert all(run["params"]["run.seed"] for run in nested if run["name"] in points)
 
 
+def test_a_training_that_fails_without_having_got_on_ends_and_says_why(place):
+    """Killed before its first checkpoint, on nodes that all answer, it would end so again."""
+    train = "train tiny.yaml run.folder={folder}/train run.steps=100000 run.checkpoint_every=100000"
+    quiet = {"tracking": {"enabled": False}}
+    resources = {"nodes": 2}
+    job = {"train": {"run": f"{train} tracking.enabled=false", "resources": resources}}
+    succeed(place.aumn("submit", place.write("hopeless", job, **quiet)))
+    place.wait_for_log("hopeless", "train", "step 10/")
+    nodes = node_names(place.statuses("hopeless")["train"].nodes)
+    place.slurm.kill_tasks(nodes[1])
+    (status,) = place.wait("hopeless", "end", ended).values()
+    assert (status.state, status.reason, status.restarts) == ("failed", "exit code 137", 0)
+    assert "no checkpoint written since this start and no node lost: not requeued" in place.log("hopeless", "train")
+
+
+def test_a_job_that_slurm_took_without_answering_in_time_is_found_again(place, tmp_path, monkeypatch):
+    """An sbatch that submits and then says nothing; a training submitted twice would train twice."""
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@"; sleep 20\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setattr(queue, "TIMEOUT_S", 5)
+    steps = {"late": {"run": "synth {folder}/made --videos 2 --classes 1 --width 3"}}
+    folder = JobFolder.of(load_job(place.write("late", steps, tracking={"enabled": False})))
+    folder.write()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(InputError, match="sbatch did not answer within 5 s"):
+            submit(folder, print)
+    said = []
+    submit(JobFolder.open(folder.path), said.append)
+    assert re.fullmatch(r".*/late: nothing to submit; (1 under way|all steps are done)\.", said[0]), said
+    (status,) = place.wait("late", "end", ended).values()
+    assert (status.state, place.log("late", "late").count("aumn: job ")) == ("done", 1)
+
+
 LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5"
-AS_APART = "engine.shared_memory=false"  # the nodes of the local cluster are one machine; those of a real one are not
 STRUCK = ("lost", "signalled", "cancelled")
 
 
 def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    Through shared memory or gloo: of two ranks the sums are the same to the last bit.
     The undisturbed run is the same job's, run here. The test sends the signal, which saves a minute; the next one waits
     for SLURM's.
     """
     nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
     steps = {
         step: {
-            "run": f"train tiny.yaml run.folder={{folder}}/{step} {LONG} {AS_APART if step == 'lost' else ''}",
+            "run": f"train tiny.yaml run.folder={{folder}}/{step} {LONG}",
             "resources": {"nodes": nodes[step], "ranks_per_node": 2 // nodes[step]},
         }
         for step in STRUCK
@@ -218,7 +257,7 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
     assert states(statuses) == {"lost": "done", "signalled": "done", "cancelled": "cancelled"}
     assert (struck["lost"].nodes, statuses["signalled"].restarts) == ("n[1-2]", 1)
     assert statuses["lost"].restarts >= 1
-    assert "n2" not in place.slurm.run("scontrol", "show", "hostnames", statuses["lost"].nodes).split()
+    assert "n2" not in node_names(statuses["lost"].nodes)
     assert "Stopped by SIGUSR1" in place.log("struck", "signalled")
     assert "requeued, to go on from the last checkpoint" in place.log("struck", "signalled")
     assert "Stopped by SIGTERM" in place.log("struck", "cancelled")
@@ -241,7 +280,7 @@ def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place
     succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
     place.wait_for_log("limited", "train", "step 40/")
     job, requeues = place.statuses("limited")["train"], place.requeues("limited", "train")
-    nodes = place.slurm.run("scontrol", "show", "hostnames", job.nodes).split()
+    nodes = node_names(job.nodes)
     place.slurm.run("scancel", "--signal=STOP", job.job_id)
     calm = {"train": {"run": train, "resources": {"ranks_per_node": 2}}}
     succeed(place.aumn("submit", place.write("unlimited", calm, **quiet), "--local"))

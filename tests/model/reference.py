@@ -39,9 +39,9 @@ def video(net: AUMN, features_TD: Tensor, mixing: float = 1.0) -> dict[str, Tens
     queries_TA = queries(net, embedded_TF)
     scale = queries_TA.shape[1] ** 0.5
     mixed_TF = embedded_TF
-    if net.self_attention:
+    if net.settings.self_attention:
         compared_TA = queries_TA
-        if net.centred_queries:
+        if net.settings.centred_queries:
             compared_TA = queries_TA - queries_TA.mean(0)
             compared_TA = scale * compared_TA / compared_TA.norm(dim=1, keepdim=True).clamp_min(1e-12)
         similarity_TT = torch.softmax(compared_TA @ compared_TA.T / scale, dim=1)
@@ -72,8 +72,8 @@ def _probabilities(net: AUMN, evidence_C: Tensor) -> Tensor:
 
 
 def _pool(net: AUMN, a_T: Tensor, cas_T: Tensor) -> Tensor:
-    highest = (a_T * cas_T).argsort()[-math.ceil(net.pooling_share * len(a_T)) :]
-    return (a_T * cas_T)[highest].sum() / (a_T[highest].sum() if net.normalised_pooling else len(highest))
+    highest = (a_T * cas_T).argsort()[-math.ceil(net.settings.pooling_share * len(a_T)) :]
+    return (a_T * cas_T)[highest].sum() / (a_T[highest].sum() if net.settings.normalised_pooling else len(highest))
 
 
 def pseudo_labels(nets: list[AUMN], streams: list[list[Tensor]], labels_BC: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from aumn.model import memory
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
+from aumn.model.settings import ModelSettings
 from aumn.records import Batch
 
 from . import reference
@@ -46,7 +47,9 @@ LENGTHS, WIDTH, CLASSES = (13, 1, 8, 11), 10, 14
 
 def make_network(seed: int = 0, **settings) -> AUMN:
     torch.manual_seed(seed)
-    return AUMN(WIDTH, CLASSES, embedding_width=12, key_ratio=3, **settings).double()
+    scores_snippets = settings.pop("scores_snippets", False)
+    shape = ModelSettings(embedding_width=12, key_ratio=3, **settings)
+    return AUMN(WIDTH, CLASSES, shape, scores_snippets=scores_snippets).double()
 
 
 def make_videos(lengths=LENGTHS, seed: int = 1) -> list[Tensor]:
@@ -198,15 +201,12 @@ def test_dropout_rests_while_localizing():
 
 def test_streams_drop_different_values_of_the_same_video():
     torch.manual_seed(0)
-    one = AUMN(WIDTH, CLASSES, embedding_width=12, dropout=0.5)
-    two = AUMN(WIDTH, CLASSES, embedding_width=12, dropout=0.5)
+    one, two = (AUMN(WIDTH, CLASSES, ModelSettings(embedding_width=12, dropout=0.5)) for _ in range(2))
     two.load_state_dict(one.state_dict())
     features_BTD, mask_BT = pad(make_videos())
     features_BTD = features_BTD.float()
     labels_BC = torch.ones(4, CLASSES)
-    batch = Batch(
-        ("a", "b", "c", "d"), LENGTHS, (3, 4, 5, 6), {"rgb": features_BTD, "flow": features_BTD}, mask_BT, labels_BC
-    )
+    batch = Batch((), LENGTHS, (3, 4, 5, 6), {"rgb": features_BTD, "flow": features_BTD}, mask_BT, labels_BC)
     scores = TwoStream({"rgb": one, "flow": two})(batch)
     assert not torch.equal(scores["rgb"].logits_BC, scores["flow"].logits_BC)
 

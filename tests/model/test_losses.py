@@ -5,13 +5,14 @@ import torch
 from torch.testing import assert_close
 
 from aumn.model import losses
-from aumn.model.losses import LossWeights
-from aumn.records import Batch
+from aumn.model.losses import Objective
+from aumn.model.settings import LossSettings
+from aumn.records import Batch, Step
 
 from . import reference
 from .test_aumn import CLASSES, make_network, make_videos, pad, run
 
-WEIGHTS = LossWeights(diversity=0.3, homogeneity=0.7, sparsity=0.4, sparsity_reduction="mean")
+WEIGHTS = {"diversity": 0.3, "homogeneity": 0.7, "sparsity_rgb": 0.4, "sparsity_flow": 0.1}
 LENGTHS = (13, 1, 8, 11, 5, 13, 9, 2)
 
 
@@ -22,18 +23,21 @@ def make_labels(count: int) -> torch.Tensor:
     return labels_BC
 
 
-def loss_in_parts(net, videos, labels_BC, cuts, weights):
-    """Eq. 14 as a training step computes it: first everybody's shares, then one part's losses after another."""
-    parts = [range(start, end) for start, end in zip((0, *cuts), (*cuts, len(videos)), strict=True)]
-    scores = [run(net, [videos[i] for i in part]) for part in parts]
-    share_sum_K = sum(losses.unit_shares(score.unit_sums_BK).sum(0) for score in scores)
-    direction_K = losses.homogeneity_direction(share_sum_K)
-    terms = {"diversity": losses.diversity(net.memory.units_KF)}
+def loss_in_parts(nets, videos, labels_BC, cuts, objective, index=0):
+    """Eq. 14 as a training step computes it, by stream: first everybody's shares, then one part after another."""
+    parts = [range(start, end) for start, end in zip((0, *cuts), (*cuts, len(labels_BC)), strict=True)]
+    scores = [
+        {name: run(net, [videos[name][i] for i in part], extra=2) for name, net in nets.items()} for part in parts
+    ]
+    share_sums = {name: sum(losses.unit_shares(part[name].unit_sums_BK).sum(0) for part in scores) for name in nets}
+    step, terms = Step(index, 0, len(labels_BC), ()), {name: {} for name in nets}
     for part, score in zip(parts, scores, strict=True):
-        batch = Batch((), (), (), {}, pad([videos[i] for i in part])[1], labels_BC[list(part)])
-        shares = losses.batch_losses(score, batch, direction_K, len(videos), weights)
-        terms = {name: terms.get(name, 0) + shares.get(name, 0) for name in {**terms, **shares}}
-    return terms, losses.total(terms, weights, len(net.memory.units_KF))
+        mask_BT = pad([videos["rgb"][i] for i in part], 2)[1]
+        batch = Batch((), (), (), {}, mask_BT, labels_BC[list(part)])
+        found = losses.batch_losses(score, batch, share_sums, step, objective, diversity_parts=len(parts))
+        for name, shares in found.items():
+            terms[name] = {term: terms[name].get(term, 0) + value for term, value in shares.items()}
+    return terms
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -48,16 +52,17 @@ def loss_in_parts(net, videos, labels_BC, cuts, weights):
 @pytest.mark.parametrize("cuts", [(), (4,), (2, 4, 6), (3, 3, 7)])
 def test_terms_and_gradients_equal_the_equations_however_the_batch_is_cut(settings, reduction, cuts):
     net, videos, labels_BC = make_network(**settings), make_videos(LENGTHS), make_labels(len(LENGTHS))
-    weights = LossWeights(0.3, 0.7, 0.4, reduction, independent_classes=settings.get("independent_classes", False))
-    ours, our_total = loss_in_parts(net, videos, labels_BC, cuts, weights)
+    loss = LossSettings(**WEIGHTS, sparsity_reduction=reduction)
+    objective = Objective(loss, 1, independent_classes=settings.get("independent_classes", False))
+    ours = loss_in_parts({"rgb": net}, {"rgb": videos}, labels_BC, cuts, objective)["rgb"]
     theirs = reference.losses(net, videos, labels_BC, reduction)
     for name, value in theirs.items():
         assert_close(ours[name], value, msg=lambda text, name=name: f"{name}: {text}")
     factors = {"classification": 1, "diversity": 0.3, "homogeneity": 0.7, "sparsity": 0.4}
     their_total = sum(factors[name] * value for name, value in theirs.items())
-    assert_close(our_total, their_total)
+    assert_close(ours["total"], their_total)
     parameters = dict(net.named_parameters())
-    our_grads = torch.autograd.grad(our_total, parameters.values())
+    our_grads = torch.autograd.grad(ours["total"], parameters.values())
     their_grads = torch.autograd.grad(their_total, parameters.values())
     for name, actual, wanted in zip(parameters, our_grads, their_grads, strict=True):
         assert_close(actual, wanted, msg=lambda text, name=name: f"gradient of {name}: {text}")
@@ -68,14 +73,10 @@ def test_terms_and_gradients_equal_the_equations_however_the_batch_is_cut(settin
 def test_what_the_streams_teach_each_other_equals_the_definition_however_the_batch_is_cut(settings, cuts):
     nets = {name: make_network(seed, scores_snippets=True, **settings) for seed, name in enumerate(("rgb", "flow"))}
     videos = {name: make_videos(LENGTHS, seed=seed) for seed, name in enumerate(nets)}
-    labels_BC, ours = make_labels(len(LENGTHS)), dict.fromkeys(nets, torch.zeros(()))
-    for start, end in zip((0, *cuts), (*cuts, len(LENGTHS)), strict=True):
-        scores = {name: run(net, videos[name][start:end], extra=2) for name, net in nets.items()}
-        mask_BT = pad(videos["rgb"][start:end], 2)[1]
-        action_BT = losses.teach({n: s.cas_BTC for n, s in scores.items()}, labels_BC[start:end], mask_BT)
-        assert not action_BT[~mask_BT].any()
-        for name, score in scores.items():
-            ours[name] = ours[name] + losses.pseudo_labels(score.attention_BT, action_BT, mask_BT) / len(LENGTHS)
+    labels_BC = make_labels(len(LENGTHS))
+    objective = Objective(LossSettings(pseudo_labels=0.5, pseudo_labels_from=0.0), 1)
+    terms = loss_in_parts(nets, videos, labels_BC, cuts, objective)
+    ours = {name: of_stream["pseudo_labels"] for name, of_stream in terms.items()}
     theirs = reference.pseudo_labels(list(nets.values()), list(videos.values()), labels_BC)
     for (name, net), wanted in zip(nets.items(), theirs, strict=True):
         assert_close(ours[name], wanted)
@@ -85,24 +86,36 @@ def test_what_the_streams_teach_each_other_equals_the_definition_however_the_bat
 
 def test_only_the_attention_learns_from_pseudo_labels():
     net, videos = make_network(units=7, bottleneck=9, scores_snippets=True), make_videos(LENGTHS)
-    score, mask_BT = run(net, videos), pad(videos)[1]
-    assert not score.cas_BTC.requires_grad
-    loss = losses.pseudo_labels(score.attention_BT, losses.teach({"": score.cas_BTC}, make_labels(8), mask_BT), mask_BT)
-    loss.backward()
+    objective = Objective(LossSettings(pseudo_labels=0.5, pseudo_labels_from=0.0), 1)
+    terms = loss_in_parts({"rgb": net}, {"rgb": videos}, make_labels(len(LENGTHS)), (), objective)["rgb"]
+    terms["pseudo_labels"].backward()
     assert net.memory.values_RFC.grad is None
     assert net.memory.encode_key.weight.grad.abs().max() > 0
 
 
 def test_pseudo_labels_count_after_their_share_of_the_steps():
-    weights = LossWeights(0, 0, 0, "mean", pseudo_labels=0.5, pseudo_labels_from=0.2)
-    assert [weights.at(step / 10).pseudo_labels for step in range(4)] == [0, 0, 0.5, 0.5]
+    net, videos = make_network(units=7, bottleneck=9, scores_snippets=True), make_videos(LENGTHS)
+    objective = Objective(LossSettings(pseudo_labels=0.5, pseudo_labels_from=0.2), 10)
+    for index, counts in ((0, False), (1, False), (2, True), (9, True)):
+        labels_BC = make_labels(len(LENGTHS))
+        terms = loss_in_parts({"rgb": net}, {"rgb": videos}, labels_BC, (), objective, index)["rgb"]
+        assert ("pseudo_labels" in terms) == counts
+
+
+def test_each_stream_has_its_own_sparsity():
+    nets = {name: make_network(units=7, bottleneck=9) for name in ("rgb", "flow")}
+    videos = dict.fromkeys(nets, make_videos(LENGTHS))
+    objective = Objective(LossSettings(**WEIGHTS), 1)
+    rgb, flow = loss_in_parts(nets, videos, make_labels(len(LENGTHS)), (), objective).values()
+    assert_close(rgb["total"] - flow["total"], 0.3 * rgb["sparsity"])
 
 
 def test_a_single_unit_trains_without_diversity_and_homogeneity():
     net, videos, labels_BC = make_network(units=1, bottleneck=4), make_videos(LENGTHS), make_labels(len(LENGTHS))
-    terms, total = loss_in_parts(net, videos, labels_BC, (4,), WEIGHTS)
-    assert_close(total, terms["classification"] + 0.4 * terms["sparsity"])
-    total.backward()
+    objective = Objective(LossSettings(**WEIGHTS), 1)
+    terms = loss_in_parts({"rgb": net}, {"rgb": videos}, labels_BC, (4,), objective)["rgb"]
+    assert_close(terms["total"], terms["classification"] + 0.4 * terms["sparsity"])
+    terms["total"].backward()
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         cut = {"micro_videos": None, "snippets": 100, "seed": 0, "rank": 0, "world_size": 1}
         loader = TrainingLoader(shards, indices, global_videos=32, **cut)
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
-        seen = [name for step in loader.steps(0, options.videos // 32) for name in step.micro_batches[0].videos]
+        seen = [video.id for step in loader.steps(0, options.videos // 32) for video in step.micro_batches[0].videos]
         elapsed_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
         chosen = set(seen)
         snippets = sum(video.snippets for video in shards.videos if video.id in chosen)

@@ -26,7 +26,7 @@ from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network
-from aumn.inference.proposals import DetectionRules
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import Batch, GroundTruth, Video, VideoScores
 from aumn.runtime.ranks import Ranks
 from aumn.training.run import run_training
@@ -36,22 +36,22 @@ SUBSET = "testing"
 CLASS = {"proposals": "class_activation"}
 CHOSEN = {"theta": 0.45, "class_threshold": 0.005}
 RULES = {
-    "paper": DetectionRules(),
-    "theta 0.45": DetectionRules(theta=0.45),
-    "class threshold 0.005": DetectionRules(class_threshold=0.005),
-    "class activation": DetectionRules(**CLASS),
-    "without class activation": DetectionRules(**CHOSEN),
-    "all (spliced_i3d_plus)": DetectionRules(**CLASS, **CHOSEN),
+    "paper": LocalizeSettings(),
+    "theta 0.45": LocalizeSettings(theta=0.45),
+    "class threshold 0.005": LocalizeSettings(class_threshold=0.005),
+    "class activation": LocalizeSettings(**CLASS),
+    "without class activation": LocalizeSettings(**CHOSEN),
+    "all (spliced_i3d_plus)": LocalizeSettings(**CLASS, **CHOSEN),
 }
 SHREC21 = {"theta": 1.0, "class_threshold": 0.02}
 SHREC21_RULES = {
-    "paper": DetectionRules(),
-    "theta 0.3": DetectionRules(**SHREC21 | {"theta": 0.3}),
-    "theta 0.7": DetectionRules(**SHREC21 | {"theta": 0.7}),
-    "class threshold 0.1": DetectionRules(**SHREC21 | {"class_threshold": 0.1}),
-    "class threshold 0.005": DetectionRules(**SHREC21 | {"class_threshold": 0.005}),
-    "NMS at 0.5": DetectionRules(**SHREC21, nms_tiou=0.5),
-    "class activation (shrec21_plus)": DetectionRules(**SHREC21, **CLASS),
+    "paper": LocalizeSettings(),
+    "theta 0.3": LocalizeSettings(**SHREC21 | {"theta": 0.3}),
+    "theta 0.7": LocalizeSettings(**SHREC21 | {"theta": 0.7}),
+    "class threshold 0.1": LocalizeSettings(**SHREC21 | {"class_threshold": 0.1}),
+    "class threshold 0.005": LocalizeSettings(**SHREC21 | {"class_threshold": 0.005}),
+    "NMS at 0.5": LocalizeSettings(**SHREC21, nms_tiou=0.5),
+    "class activation (shrec21_plus)": LocalizeSettings(**SHREC21, **CLASS),
 }
 
 
@@ -63,9 +63,9 @@ class Remembered:
 
     def localize(self, batch: Batch) -> dict[str, VideoScores]:
         (video,) = batch.videos
-        if video not in self.scores:
-            self.scores[video] = self.network.localize(batch)
-        return self.scores[video]
+        if video.id not in self.scores:
+            self.scores[video.id] = self.network.localize(batch)
+        return self.scores[video.id]
 
 
 def score(row: str, seed: int, config_path: Path, changes: list[str], shards_path: Path, out: Path) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def score(row: str, seed: int, config_path: Path, changes: list[str], shards_pat
     truth = read_ground_truth(shards_path, SUBSET)
     remembered, rules = Remembered(network), {}
     chosen = SHREC21_RULES if shards.name == "shrec21" else RULES
-    for name, rule in ({"the configuration's": DetectionRules(**card.localize)} | chosen).items():
-        found = evaluate(localize(remembered, batches, videos, card, rules=rule), truth, TIOUS, Ranks())
+    for name, rule in ({"the configuration's": card.localize} | chosen).items():
+        found = evaluate(localize(remembered, batches, card, rules=rule), truth, TIOUS, Ranks())
         rules[name] = [*found.map_T, found.average]
-    used = {name: units_used(network, batches, name, videos, truth, shards) for name in network.networks}
+    used = {name: units_used(network, batches, name, truth, shards) for name in network.networks}
     facts = {"best_class_right": best_class_right(remembered.scores, videos), "units": used}
     return {"row": row, "seed": seed, "changes": changes, "cpu_s": cpu_s, "rules": rules, **facts}
 
@@ -101,9 +101,7 @@ def best_class_right(scores: Mapping[str, dict[str, VideoScores]], videos: Mappi
     return float(np.mean(right))
 
 
-def units_used(
-    network: Any, batches: list[Batch], stream: str, videos: Mapping[str, Video], truth: GroundTruth, shards: ShardSet
-) -> dict[str, Any]:
+def units_used(network: Any, batches: list[Batch], stream: str, truth: GroundTruth, shards: ShardSet) -> dict[str, Any]:
     """How many of a stream's units Eq. 7's maximum ever takes on an action's snippets, and for how many classes.
 
     A unit serves a class where it has the maximum of at least a tenth of the class's snippets. `share` is the mean
@@ -115,8 +113,8 @@ def units_used(
     for batch in batches:
         (video,) = batch.videos
         lead_T = network.similarity(batch, {stream: range(units)})[stream].argmax(1)
-        middle_s_T = (np.arange(len(lead_T)) + 0.5) * shards.stride_frames / videos[video].fps
-        for g in np.flatnonzero(truth.video_N == number[video]):
+        middle_s_T = (np.arange(len(lead_T)) + 0.5) * shards.stride_frames / video.fps
+        for g in np.flatnonzero(truth.video_N == number[video.id]):
             inside_T = (middle_s_T >= truth.start_s_N[g]) & (middle_s_T < truth.end_s_N[g])
             np.add.at(leads_KC, (lead_T[inside_T], truth.label_N[g]), 1)
     share_KC = leads_KC / leads_KC.sum(0).clip(1)

@@ -1,7 +1,6 @@
 """`aumn report` as a user meets it: a run, its detections, many units, MLflow, and what is wrong in one sentence."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from aumn.inference.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.records import InputError
 from aumn.report.reporting import Choices, report_of
 from aumn.runtime.ranks import Ranks
-from aumn.tracking.spool import NAME
 from tests.launching import aumn, succeed
 from tests.report.cases import contents_of
 
@@ -77,32 +75,11 @@ def test_training_curves_are_those_of_the_runs_record(reported):
     assert training["curves"]["testing/mAP/average"][0] == [4]
 
 
-@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-def test_metrics_that_wait_for_the_store_are_in_the_curves(place, localized, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(place / "run", run)
-    letters = [{"run": "x", "store": "y"}, {"metrics": {"loss": 0.25}, "step": 6, "at_ms": 1}, {"tags": {}}]
-    (run / NAME).write_text("".join(f"{json.dumps(letter)}\n" for letter in letters) + '{"metrics": {"lo')
-    uri = f"sqlite:///{place}/mlflow.db"
-    choices = Choices(place / "features" / "gt.json", detections=localized, tracking_uri=uri)
-    report_of(run, tmp_path / "waits.html", choices, attach=False, say=print, advance=lambda _done, _total: None)
-    training = contents_of(tmp_path / "waits.html")["training"]
-    assert training["curves"]["loss"][0] == [2, 4, 6]
-    assert training["curves"]["loss"][1][-1] == 0.25
-    assert f"`aumn deliver {run}` brings them" in training["note"]
-
-
-def test_a_store_that_does_not_answer_costs_the_curves_and_the_keeping_alone(place, localized, tmp_path):
+def test_a_store_that_does_not_answer_costs_the_keeping_alone(place, localized, tmp_path):
     said = []
     choices = Choices(place / "features" / "gt.json", detections=localized, tracking_uri="http://127.0.0.1:9")
     options = {"attach": True, "say": said.append, "advance": lambda _done, _total: None}
     report_of(place / "run", tmp_path / "page.html", choices, **options)
-    training = contents_of(tmp_path / "page.html")["training"]
-    assert training["curves"] == {}
-    assert (
-        "Only metrics that wait in the run's folder can be shown. The tracking store http://127.0.0.1:9 refused"
-        in training["note"]
-    )
     assert "page.html is written, but is not kept with the run in MLflow. The tracking store" in said[-1]
 
 
@@ -118,7 +95,7 @@ def test_scores_of_two_ranks_are_the_models_own_on_the_units_most_similar(place,
     for batch in whole_videos(shards, shards.indices("testing"), rank=0, world_size=1):
         found = network.similarity(batch, {"rgb": range(UNITS), "flow": range(UNITS)})
         for stream, similarity_TK in found.items():
-            similarity[batch.videos[0], stream] = similarity_TK
+            similarity[batch.videos[0].id, stream] = similarity_TK
             means[stream].append(similarity_TK.mean(0))
     model, rows = read_scores(localized / "scores")
     assert model.units == UNITS

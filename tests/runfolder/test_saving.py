@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from aumn.runfolder.checkpoint import read_checkpoint, read_last_checkpoint
-from aumn.runfolder.saving import CheckpointWriter
+from aumn.runfolder.saving import RunWriter
 from tests.launching import succeed
 from tests.refusing import BrokenDisk, ForbiddenFolder, FullDisk, ReadOnlyDisk
 from tests.runfolder.test_checkpoint import assert_same, make_checkpoint, make_weights
 from tests.tiny import Tiny
 
 
-def make_writer(folder: Path, said: list[str], **options) -> CheckpointWriter:
-    options = {"keep_last": 2, "last": None, "secure": lambda: None} | options
-    return CheckpointWriter(folder, say=said.append, **options)
+def make_writer(folder: Path, said: list[str], secure=None) -> RunWriter:
+    """`secure` is what happens where the metrics would be put on the disk, before a checkpoint is."""
+    writer = RunWriter(folder, keep_last=2, say=said.append)
+    if secure:
+        writer.metrics.sync = secure
+    return writer
 
 
 def test_what_is_written_is_what_was_there_though_training_goes_on_meanwhile(tmp_path):
@@ -87,13 +90,13 @@ def test_a_disk_that_refuses_is_told_once_with_the_last_whole_checkpoint_and_onc
 
 def test_metrics_that_cannot_be_kept_keep_the_checkpoint_from_claiming_them(tmp_path):
     def secure():
-        raise OSError(28, "No space left on device", "tracking.jsonl")
+        raise OSError(28, "No space left on device", "metrics.jsonl")
 
     said = []
     with closing(make_writer(tmp_path, said, secure=secure)) as writer:
         writer.save(make_checkpoint(1))
         assert not writer.wait()
-    assert "No space left on device: 'tracking.jsonl'" in said[0]
+    assert "No space left on device: 'metrics.jsonl'" in said[0]
     assert read_last_checkpoint(tmp_path) is None
 
 
@@ -156,11 +159,11 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
 
 
 @pytest.mark.slow
-def test_a_run_whose_record_cannot_be_written_says_so_and_ends_in_the_same_model(tiny):
-    record = tiny.root / "recordless" / "run.json"
+def test_a_run_whose_status_cannot_be_written_says_so_and_ends_in_the_same_model(tiny):
+    record = tiny.root / "recordless" / "status.json"
     record.mkdir(parents=True)  # where a file should be
     ended = succeed(tiny.train("recordless", *SETTINGS))
-    assert f"The run's record, {record}, cannot be written: [Errno 21] Is a directory" in ended.stderr
+    assert f"The run's status, {record}, cannot be written: [Errno 21] Is a directory" in ended.stderr
     assert tiny.model("recordless") == tiny.model("undisturbed")
     assert not list(record.parent.glob(".*"))
     succeed(tiny.train("recordless", *SETTINGS, "--resume"))  # not known to be finished, so it ends again

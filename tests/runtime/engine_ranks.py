@@ -10,35 +10,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.config.run_config import OptimizerConfig, RunSection
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import train as run_steps
+from aumn.training.settings import RunSettings
 from aumn.training.step import train_step
-from tests.training.train_ranks import CLASSES, SHAPE, WEIGHTS, WIDTHS, make_batch
+from tests.training.train_ranks import CLASSES, OBJECTIVE, SHAPE, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6
-THROUGH_GLOO = "ddp-0-fp32-gloo"
+CPU = torch.device("cpu")
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 
 def cases(precision: str) -> list[str]:
-    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded, or how gradients go."""
+    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded."""
     return [f"ddp-0-{precision}", *(f"deepspeed-{stage}-{precision}" for stage in range(4))]
 
 
-def build(case: str, ranks: Ranks, units: int = 7) -> Engine:
+def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -> Engine:
     """A case's engine on a network that is the same for every case."""
-    name, stage, precision, *way = case.split("-")
+    name, stage, precision, *offload = case.split("-")
     torch.manual_seed(0)
-    network = TwoStream.build(WIDTHS, CLASSES, SHAPE | {"units": units})
-    settings = {"clip_norm": 1.0, "weight_decay": 0.1, "precision": precision, "zero_stage": int(stage)}
-    settings |= {"shared_memory": False} if case == THROUGH_GLOO else {"offload": (way or ["none"])[0]}
-    engine = build_engine(name, network, ranks, torch.device("cpu"), settings)
+    shape = SHAPE.model_copy(update={"units": units})
+    network = TwoStream.build(WIDTHS, CLASSES, shape, scores_snippets=True)
+    optimizer = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
+    settings = EngineSettings(precision=precision, zero_stage=int(stage), offload=(offload or ["none"])[0])
+    engine = build_engine(name, network, ranks, device, optimizer=optimizer, engine=settings)
     for scale in engine.scales.values():
         scale.value.clamp_(max=2.0**10)  # so that no step overflows and is skipped
     return engine
@@ -60,7 +62,7 @@ def train(engine: Engine, first: int = 0, last: int = STEPS) -> list[list[float]
     """Both streams' losses and gradient norms, step by step."""
     curve = []
     for index in range(first, last):
-        report = train_step(engine, make_step(index, engine.ranks), WEIGHTS)
+        report = train_step(engine, make_step(index, engine.ranks), OBJECTIVE)
         losses = engine.ranks.sum_(torch.stack([report["rgb/total"], report["flow/total"]]))
         curve.append([*losses.tolist(), *map(float, engine.update(1e-2).values())])
     return curve
@@ -113,8 +115,9 @@ class DamagedSteps:
         for index in range(first, last):
             step = make_step(index, self.ranks)
             for batch in step.micro_batches:
-                if index == 4 and "31" in batch.videos:
-                    batch.features["flow"][batch.videos.index("31"), 2, 3] = torch.nan
+                for place, video in enumerate(batch.videos):
+                    if video.id == "31":
+                        batch.features["flow"][place, 2, 3] = torch.nan
             yield step
 
 
@@ -125,10 +128,10 @@ def damage(ranks: Ranks, case: str) -> list[tuple[str, int, bool]]:
     def after_step(done: int, metrics: object, signal: int) -> None:
         taken.append((done, save(engine)[0]))
 
-    run = RunSection(folder=Path(), steps=9)
+    run = RunSettings(folder=Path(), steps=9)
     try:
-        steps, rates, watch = DamagedSteps(ranks), OptimizerConfig(), FiniteWatch(engine)
-        run_steps(engine, steps, run, rates, WEIGHTS, first_step=3, watch=watch, after_step=after_step)
+        steps, rates, watch = DamagedSteps(ranks), OptimizerSettings(), FiniteWatch(engine)
+        run_steps(engine, steps, run, rates, OBJECTIVE, first_step=3, watch=watch, after_step=after_step)
         said = "nothing"
     except InputError as error:
         said = str(error)

@@ -15,16 +15,21 @@ import sys, time
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import connect
 from aumn.records import InputError
+def end(ranks, how):
+    if how == "disk" and ranks.rank == 1:
+        raise OSError(28, "No space left on device", "part-00001")
+    if how == "disk" or not ranks.is_first:
+        return ranks.gather(0) if how == "disk" else None
+    time.sleep(4)
+    if how == "error":
+        raise InputError("The model cannot be published.")
+    print("published", flush=True)
 try:
     with connect(timeout_s=2) as ranks:
         ranks.barrier()
-        if ranks.is_first:
-            time.sleep(4)
-            if sys.argv[1] == "error":
-                raise InputError("The model cannot be published.")
-            print("published", flush=True)
+        end(ranks, sys.argv[1])
 except InputError as error:
-    print("silent" if error.told_by_another_rank else error, flush=True)
+    print(error if error.teller == ranks.rank else "silent", flush=True)
     leave(2)
 print("left", flush=True)
 leave()
@@ -39,27 +44,40 @@ leave()
     ],
 )
 def test_the_others_wait_for_the_first_rank_beyond_the_timeout(tmp_path, how, code, said):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    ended = torchrun(2, tmp_path / "program.py", how, timeout_s=250)
+    ended = run(tmp_path, how)
     assert ended.returncode == code, ended.stderr
     assert sorted(ended.stdout.split("\n")) == sorted([*said, ""])
     assert ended.stdout.startswith(said[0]) or how == "error"
 
 
+def test_an_error_of_the_system_on_one_rank_is_told_once_and_ends_the_others_without_a_traceback(tmp_path):
+    ended = run(tmp_path, "disk")
+    told = "part-00001: No space left on device. Check the path, its permissions and the free space."
+    assert sorted(ended.stdout.split("\n")) == ["", told, "silent"], ended.stderr
+    assert "[rank0]: Traceback" not in ended.stderr
+
+
+def run(folder, how):
+    (folder / "program.py").write_text(PROGRAM)
+    return torchrun(2, folder / "program.py", how, timeout_s=250)
+
+
 STARTING = """
-from aumn.runtime import preemption, ranks
+import os
+from aumn.runtime import ending, preemption
+from aumn.runtime.ranks import connect
 from aumn.records import Stopped
 preemption.listen()
-wait, ranks.POLL_S = ranks._wait_for_all, 0.02
-def tell_and_wait(*arguments):
+wait, ending.POLL_S = ending.Ending.wait_for_all, 0.02
+def tell_and_wait(own):
     print('waits', flush=True)
-    wait(*arguments)
-ranks._wait_for_all = tell_and_wait
+    wait(own)
+ending.Ending.wait_for_all = tell_and_wait
 try:
-    with ranks.connect():
+    with connect():
         print('connected', flush=True)
 except Stopped as stop:
-    print('silent' if stop.told_by_another_rank else stop, flush=True)
+    print(stop if stop.teller == int(os.environ['RANK']) else 'silent', flush=True)
     preemption.leave(stop.code)
 """
 

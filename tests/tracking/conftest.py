@@ -1,16 +1,15 @@
 """A fresh sqlite store a test: made once, as MLflow takes seconds for it, then copied."""
 
 import shutil
-from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from aumn.runfolder.checkpoint import ModelCard, save_model
-from aumn.tracking.mlflow_tracker import MlflowTracker
-from aumn.tracking.spool import NAME
+from aumn.tracking.registration import register
 from aumn.tracking.store import open_store
+from tests.tracking.runs import TrackedRun
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +32,17 @@ def store(blank_database, tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def track(store, tmp_path):
-    """Open a tracker in the store, by default with a spool of its own."""
-    numbers = count()
+    """Begin a run that is mirrored in the store, by default in a folder of its own, or go on with one."""
+    begun: list[TrackedRun] = []
 
-    def track(uri=store, spool=None, **options) -> MlflowTracker:
-        return MlflowTracker(uri, spool=spool or tmp_path / f"run {next(numbers)}" / NAME, **options)
+    def track(folder=None, uri=store, **options) -> TrackedRun:
+        begun.append(TrackedRun(folder or tmp_path / f"run {len(begun)}", uri=uri, **options))
+        return begun[-1]
 
-    return track
+    yield track
+    for run in begun:
+        if run.status.state == "running":
+            run.end("stopped")
 
 
 def save_card(path: Path, **changes) -> Path:
@@ -62,3 +65,11 @@ def save_card(path: Path, **changes) -> Path:
 @pytest.fixture
 def artifact(tmp_path) -> Path:
     return save_card(tmp_path / "model")
+
+
+def add_version(artifact: Path, run: TrackedRun, alias: str | None = None, *, name="aumn", config=None) -> int:
+    """Register a model artifact as a run's, and give it the alias."""
+    version = register(artifact, name, run_id=run.sent.run, config=config, uri=run.sent.store).version
+    if alias:
+        open_store(run.sent.store).set_registered_model_alias(name, alias, str(version))
+    return version

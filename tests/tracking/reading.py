@@ -1,9 +1,8 @@
 """What a store holds of a run, asked of MLflow itself."""
 
+from aumn.tracking.mlflow_tracker import MlflowTracker
 from mlflow import MlflowClient
 from mlflow.entities import Run
-
-from aumn.tracking.mlflow_tracker import MlflowTracker
 
 
 def read_run(tracker: MlflowTracker) -> Run:

@@ -5,9 +5,7 @@ from typer.testing import CliRunner
 
 from aumn.cli import app
 from aumn.records import InputError
-from aumn.tracking.registration import register
-from aumn.tracking.spool import NAME, Spool
-from tests.tracking.conftest import save_card
+from tests.tracking.conftest import add_version, save_card
 from tests.tracking.test_promotion import CONFIG, measured
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
@@ -32,7 +30,7 @@ def two_versions(store, track, tmp_path, monkeypatch) -> None:
     for average, rate in ((0.3, 0.1), (0.25, 0.2)):
         folder = save_card(tmp_path / "artifact", metrics=measured(average))
         config = {**CONFIG, "optimizer": {"learning_rate": rate}}
-        register(folder, "aumn", run_id=track().run_id, config=config)
+        add_version(folder, track().end(), config=config)
 
 
 def test_compare_shows_metrics_settings_and_data(two_versions):
@@ -52,13 +50,11 @@ def test_promote_says_what_it_did_or_why_not(two_versions):
     assert answer(*promote, 2, "champion", "--force") == ["models:/aumn@champion is version 2 now; it was 1."]
 
 
-def test_deliver_says_what_it_delivered(store, track, tmp_path):
-    tracker = track()
-    spool = Spool(tmp_path / "run" / NAME)
-    spool.address(tracker.run_id, store)
-    for letter in ({"metrics": {"loss": 1.0}, "step": 4, "at_ms": 1}, {"status": "FINISHED", "at_ms": 2}):
-        spool.append(letter)
-    spool.close()
-    run = tmp_path / "run"
-    assert answer("deliver", run) == [f"{run}: delivered the metrics of step 4 and how the run ended."]
-    assert answer("deliver", run) == [f"{run}: nothing waits to be delivered."]
+def test_deliver_says_what_it_delivered(track):
+    run = track()
+    before = run.sent
+    run.log({"loss": 1.0}, 4)
+    run.end()
+    before.write(run.path)
+    assert answer("deliver", run.path) == [f"{run.path}: delivered the metrics of step 4 and how the run ended."]
+    assert answer("deliver", run.path) == [f"{run.path}: nothing waits to be delivered."]

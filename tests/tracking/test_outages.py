@@ -1,11 +1,9 @@
-"""A store that goes away, for a while or for good, under a tracker that goes on."""
+"""A store that goes away, for a while or for good, under a run that goes on."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,11 +13,11 @@ from mlflow import MlflowClient
 from aumn.data.packing.packing import pack
 from aumn.records import InputError
 from aumn.synth import synthesize
-from aumn.tracking.delivery import deliver
+from aumn.tracking.mirror import push
 from aumn.tracking.registry import describe, show_model
-from aumn.tracking.spool import NAME, Spool
 from tests.launching import aumn, succeed
-from tests.tracking.reading import read_history, read_run
+from tests.tracking.conftest import save_card
+from tests.tracking.runs import TrackedRun, read_history, read_run
 from tests.tracking.servers import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
@@ -45,14 +43,14 @@ def breakable(store) -> Breakable:
     return Breakable(store)
 
 
-def log_steps(tracker, steps) -> float:
+def log_steps(run: TrackedRun, steps) -> float:
     """Log as training does, with a checkpoint every fifth step; the longest that a step took."""
     longest_s = 0.0
     for step in steps:
         start_s = time.perf_counter()
-        tracker.log_metrics({"loss": 1 / (step + 1), "rate": 0.1}, step)
+        run.log({"loss": 1 / (step + 1), "rate": 0.1}, step)
         if step % 5 == 0:
-            tracker.flush()
+            run.metrics.sync()
         longest_s = max(longest_s, time.perf_counter() - start_s)
     return longest_s
 
@@ -64,9 +62,9 @@ def wait_until(condition, limit_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def assert_complete(tracker, last_step: int = STEPS) -> None:
-    assert read_history(tracker, "loss") == [(step, 1 / (step + 1)) for step in range(last_step)]
-    assert read_history(tracker, "rate") == [(step, 0.1) for step in range(last_step)]
+def assert_complete(run: TrackedRun, store: str, last_step: int = STEPS) -> None:
+    assert read_history(run.path, store, "loss") == [(step, 1 / (step + 1)) for step in range(last_step)]
+    assert read_history(run.path, store, "rate") == [(step, 0.1) for step in range(last_step)]
 
 
 @pytest.mark.slow
@@ -76,66 +74,65 @@ def test_a_server_that_is_killed_or_hangs_stalls_no_step_and_misses_nothing(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     server, said = Server(tmp_path, blank_database), []
     try:
-        tracker = track(server.address, spool=tmp_path / "run" / NAME, say=said.append)
-        log_steps(tracker, range(10))
+        run = track(tmp_path / "run", uri=server.address, say=said.append)
+        log_steps(run, range(10))
         server.hang()
-        assert log_steps(tracker, range(10, 20)) < 1
+        assert log_steps(run, range(10, 20)) < 1
         wait_until(lambda: len(said) == 1)
         server.go_on()
         wait_until(lambda: len(said) == 2)
         server.kill()
-        assert log_steps(tracker, range(20, 30)) < 1
+        assert log_steps(run, range(20, 30)) < 1
         wait_until(lambda: len(said) == 3)
         server.start()
         wait_until(lambda: len(said) == 4)
-        log_steps(tracker, range(30, STEPS))
-        tracker.finish("finished")
-        assert_complete(tracker)
-        assert read_run(tracker).info.status == "FINISHED"
+        log_steps(run, range(30, STEPS))
+        run.end()
+        assert_complete(run, server.address)
+        assert read_run(run.path, server.address).info.status == "FINISHED"
     finally:
         server.end()
     assert "timed out" in said[0]
     assert "Connection refused" in said[2]
     for gone, back in (said[:2], said[2:]):
-        assert f"Training goes on; {tmp_path / 'run' / NAME} keeps its metrics until the store answers again" in gone
+        assert f"Training goes on; {tmp_path / 'run'} keeps its metrics until the store answers again" in gone
         assert "The tracking store is back after" in back
         assert "the metrics of step" in back
-    assert not os.listdir(tmp_path / "run")
+    assert push(run.path) is None
 
 
 def test_for_good_the_end_says_what_is_missing_and_one_command_delivers_it(
-    track, store, breakable, artifact, tmp_path, monkeypatch
+    track, store, breakable, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("aumn.tracking.mlflow_tracker.END_GRACE_S", 1)
-    said = []
-    tracker = track(run_name="unlucky", spool=artifact.parent / NAME, say=said.append)
-    log_steps(tracker, range(10))
-    wait_until(lambda: len(read_history(tracker, "loss")) == 10)
+    monkeypatch.setattr("aumn.tracking.mirror.END_GRACE_S", 1)
+    said, folder = [], tmp_path / "run"
+    run = track(folder, model_name="aumn", alias="champion", say=said.append)
+    save_card(folder / "model")
+    log_steps(run, range(10))
+    wait_until(lambda: len(read_history(folder, store, "loss")) == 10)
     breakable.smash()
-    tracker.log_config({"seed": 1})
-    log_steps(tracker, range(10, STEPS))
-    assert tracker.register_model(artifact, "aumn", "champion") is None
-    tracker.finish("finished")
+    run.folder.write_config({"seed": 1, **run.folder.config()})
+    log_steps(run, range(10, STEPS))
+    assert run.publish(STEPS) is None
+    run.end()
     ended_ms = time.time() * 1000
     assert len(said) == 2, said
-    assert (
-        f"Not delivered to the tracking store {store}: the metrics of steps 10 to 39, the model aumn and how the "
-        in (said[1])
+    assert said[1] == (
+        f"Not delivered to the tracking store {store}: the metrics of steps 10 to 39, the model aumn and how the run "
+        f"ended. They stay in {folder}; deliver them later with: aumn deliver {folder}"
     )
-    assert f"It lies in {tmp_path / NAME}; deliver it later with: aumn deliver {tmp_path}" in said[1]
 
     with pytest.raises(InputError, match=r"The tracking store .* refused"):
-        deliver(tmp_path)
+        push(folder)
     breakable.mend()
-    assert str(deliver(tmp_path)) == "the metrics of steps 10 to 39, the model aumn and how the run ended"
-    assert deliver(tmp_path) is None
-    assert not (tmp_path / NAME).exists()
-    assert_complete(tracker)
-    run = read_run(tracker)
-    assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "1")
-    assert run.info.end_time < ended_ms
+    assert str(push(folder)) == "the metrics of steps 10 to 39, the model aumn and how the run ended"
+    assert push(folder) is None
+    assert_complete(run, store)
+    found = read_run(folder, store)
+    assert (found.info.status, found.data.params["seed"]) == ("FINISHED", "1")
+    assert found.info.end_time < ended_ms
     (version,) = show_model("aumn", store)
-    assert (version.aliases, version.run_id) == (("champion",), tracker.run_id)
+    assert (version.aliases, version.run_id) == (("champion",), run.sent.run)
 
 
 SETTINGS = """
@@ -159,9 +156,7 @@ def test_training_resumed_without_its_store_ends_well_and_is_delivered_later(sto
     breakable.mend()
     assert said.count("Training goes on") == 1, said
     assert "registered" not in said
-    assert (
-        f"metrics of steps 3 to 6, the model tiny and how the run ended. It lies in {tmp_path / 'run' / NAME}" in said
-    )
+    assert f"metrics of steps 3 to 6, the model tiny and how the run ended. They stay in {tmp_path / 'run'}" in said
     command = ("deliver", tmp_path / "run")
     assert (
         "delivered the metrics of steps 3 to 6, the model tiny and how the run ended" in succeed(aumn(*command)).stdout
@@ -176,164 +171,101 @@ def test_training_resumed_without_its_store_ends_well_and_is_delivered_later(sto
 KILLED = """
 import os, sys
 from pathlib import Path
-from aumn.tracking.mlflow_tracker import MlflowTracker
-store, spool, run_id, first, last = sys.argv[1:]
-tracker = MlflowTracker(store, spool=Path(spool), run_id=run_id)
+from tests.tracking.runs import TrackedRun
+store, folder, first, last = sys.argv[1:]
+run = TrackedRun(Path(folder), uri=store, resumed=True, keep=int(first))
 for step in range(int(first), int(last)):
-    tracker.log_metrics({"loss": 1 / (step + 1), "rate": 0.1}, step)
-tracker.flush()
+    run.log({"loss": 1 / (step + 1), "rate": 0.1}, step)
+run.metrics.sync()
 os.kill(os.getpid(), 9)
 """
 
 
-def run_until_killed(tracker, spool: Path, first: int, last: int) -> None:
-    command = [sys.executable, "-c", KILLED, tracker.uri, spool, tracker.run_id, str(first), str(last)]
+def run_until_killed(run: TrackedRun, store: str, first: int, last: int) -> None:
+    command = [sys.executable, "-c", KILLED, store, run.path, str(first), str(last)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
-def test_killed_in_an_outage_and_resumed_in_it_and_after_it(track, store, breakable, tmp_path):
-    spool = tmp_path / "run" / NAME
-    tracker = track(spool=spool)
-    log_steps(tracker, range(10))
-    tracker.finish("interrupted")
+def test_killed_in_an_outage_and_resumed_in_it_and_after_it(track, store, breakable):
+    run = track()
+    log_steps(run, range(10))
+    run.end("stopped")
     breakable.smash()
-    run_until_killed(tracker, spool, 5, 20)
-    run_until_killed(tracker, spool, 15, 30)
+    run_until_killed(run, store, 5, 20)
+    run_until_killed(run, store, 15, 30)
     breakable.mend()
-    resumed = track(run_id=tracker.run_id, spool=spool)
+    resumed = track(run.path, resumed=True, keep=25)
     log_steps(resumed, range(25, STEPS))
-    resumed.finish("finished")
-    assert_complete(resumed)
-    assert read_run(resumed).info.status == "FINISHED"
+    resumed.end()
+    assert_complete(resumed, store)
+    assert read_run(run.path, store).info.status == "FINISHED"
 
 
-def test_what_an_earlier_run_left_in_the_folder_is_delivered_to_it(track, store, breakable, tmp_path):
-    spool = tmp_path / "run" / NAME
-    earlier = track(spool=spool)
+def test_killed_between_sending_and_noting_it_sends_nothing_twice(track, store):
+    run = track()
+    before = run.sent
+    log_steps(run, range(STEPS))
+    run.end()
+    before.write(run.path)
+    assert "steps 0 to 39" in str(push(run.path))
+    assert_complete(run, store)
+
+
+def test_what_an_earlier_run_left_in_the_folder_is_delivered_to_it(track, store, breakable):
+    earlier = track()
     breakable.smash()
     log_steps(earlier, range(STEPS))
-    earlier.finish("failed")
+    earlier.end("failed")
     breakable.mend()
-    tracker = track(spool=spool)
-    tracker.log_metrics({"loss": 7.0}, 0)
-    tracker.finish("finished")
-    assert_complete(earlier)
-    assert read_run(earlier).info.status == "FAILED"
-    assert read_history(tracker, "loss") == [(0, 7.0)]
+    earlier_id = earlier.sent.run
+    run = track(earlier.path)
+    run.log({"loss": 7.0}, 0)
+    run.end()
+    assert read_history(run.path, store, "loss") == [(0, 7.0)]
+    client = MlflowClient(store)
+    assert client.get_run(earlier_id).info.status == "FAILED"
+    assert [metric.step for metric in client.get_metric_history(earlier_id, "loss")] == list(range(STEPS))
 
 
-def test_two_processes_cannot_have_one_run(track, tmp_path, monkeypatch):
-    monkeypatch.setattr("aumn.tracking.spool.LOCK_WAIT_S", 0.2)
-    tracker = track(spool=tmp_path / "run" / NAME)
-    with pytest.raises(InputError, match=r"undelivered\.jsonl is in use: another process trains this run or delivers"):
-        track(spool=tmp_path / "run" / NAME, run_id=tracker.run_id)
+def test_two_processes_cannot_have_one_run(track, monkeypatch):
+    monkeypatch.setattr("aumn.files.LOCK_WAIT_S", 0.2)
+    run = track()
+    with pytest.raises(InputError, match=r"is in use: another process trains this run or delivers its metrics"):
+        track(run.path, resumed=True)
     with pytest.raises(InputError, match=r"is in use"):
-        deliver(tmp_path / "run")
-    tracker.finish("finished")
+        push(run.path)
+    run.end()
 
 
-# The spool
+def test_a_full_disk_stops_no_delivery(track, store, monkeypatch):
+    """What was sent is then found out from the store again."""
+    run = track()
+
+    def refuse(_path):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as full:
+        full.setattr("aumn.tracking.sent.whole_file", refuse)
+        log_steps(run, range(STEPS))
+        run.end()
+    assert_complete(run, store)
+    assert "steps 0 to 39" in str(push(run.path))
+    assert_complete(run, store)
 
 
-def open_spool(path: Path) -> Spool:
-    spool = Spool(path)
-    spool.address("0123", "http://lab")
-    return spool
-
-
-def test_a_spool_outlives_a_full_disk_and_a_cut_line(tmp_path):
-    """The disk is a limit on a file's size, which ends a write half-way as a full disk does."""
-    path, letters = tmp_path / NAME, [{"tags": {"host": "x" * 100}, "number": number} for number in range(6)]
-    ignored, limits = signal.getsignal(signal.SIGXFSZ), resource.getrlimit(resource.RLIMIT_FSIZE)
-    spool = open_spool(path)
-    spool.append(letters[0])
-    try:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
-        for letter in letters[1:5]:
-            spool.append(letter)
-        with pytest.raises(OSError, match=r"No space left|too large"):
-            spool.sync()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
-    spool.append(letters[5])
-    spool.sync()
-    spool._file.close()  # as a kill does
-    with path.open("ab") as file:
-        file.write(b'{"metrics": {"lo')
-    found = open_spool(path)
-    assert found.first(10) == letters
-    found.drop(6)
-    found.close()
-    assert not path.exists()
-
-
-def test_a_spool_writes_again_what_the_disk_lost_when_it_failed(tmp_path, monkeypatch):
-    """As Linux does it: what could not be written back is dropped, told by one fsync, and the next one is well."""
-    path, letters = tmp_path / NAME, [{"tags": {}, "number": number} for number in range(3)]
-    spool = open_spool(path)
-    spool.append(letters[0])
-    spool.sync()
-    spool.append(letters[1])
-
-    def fail(_descriptor):
-        path.write_bytes(bytes(path.stat().st_size))
-        raise OSError(5, os.strerror(5))
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="Input/output error"):
-            spool.sync()
-    spool.append(letters[2])
-    spool.sync()
-    spool._file.close()  # as a kill does
-    found = Spool(path)
-    assert (found.run, found.first(10)) == ("0123", letters)
-    found.close()
-
-
-def test_a_spool_opened_while_its_predecessor_ends_writes_to_the_file_that_is_there(tmp_path):
-    ending = threading.Timer(0.5, Spool(tmp_path / NAME).close)
-    ending.start()
-    spool = open_spool(tmp_path / NAME)
-    ending.join()
-    spool.append({"tags": {"host": "here"}})
-    spool.close()
-    found = Spool(tmp_path / NAME)
-    assert (found.run, found.first(10)) == ("0123", [{"tags": {"host": "here"}}])
-    found.close()
-
-
-def test_a_spool_that_may_not_be_removed_is_left_there_empty(tmp_path, monkeypatch):
-    def refuse(path, missing_ok):
-        raise PermissionError(13, os.strerror(13), str(path))
-
-    spool = open_spool(tmp_path / NAME)
-    spool.append({"tags": {}})
-    spool.drop(1)
-    monkeypatch.setattr(Path, "unlink", refuse)
-    spool.close()
-    assert (tmp_path / NAME).read_bytes() == b""
-
-
-def test_a_damaged_spool_is_told(tmp_path):
-    (tmp_path / NAME).write_text('{"run": "0123", "store": "http://lab"}\nbuy milk\n')
-    with pytest.raises(InputError, match=r"undelivered\.jsonl is damaged in line 2: mend the line, or remove the file"):
-        deliver(tmp_path)
-
-
-def test_a_spool_holds_no_password(track, tmp_path):
-    spool = Spool(tmp_path / NAME)
-    spool.address("0123", "http://***@lab:5000")
-    spool.append({"tags": {}})
-    spool.close()
-    with pytest.raises(InputError, match=r"does not keep the password of the tracking store http://\*\*\*@lab:5000"):
-        deliver(tmp_path)
+def test_damaged_metrics_are_told(track):
+    run = track()
+    run.log({"loss": 1.0}, 0)
+    run.end()
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write("buy milk\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged in line 2: mend it, or remove the file"):
+        push(run.path)
 
 
 def test_only_a_folder_can_be_delivered_and_an_empty_one_is_done(tmp_path):
     with pytest.raises(InputError, match=r"nowhere is no folder: name the run\.folder of a training run"):
-        deliver(tmp_path / "nowhere")
-    assert deliver(tmp_path) is None
+        push(tmp_path / "nowhere")
+    assert push(tmp_path) is None
+    assert not os.listdir(tmp_path)

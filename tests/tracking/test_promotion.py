@@ -4,11 +4,10 @@ import pytest
 
 from aumn.records import InputError
 from aumn.tracking.promotion import Promotion, compare, promote
-from aumn.tracking.registration import register
 from aumn.tracking.registry import find_model
 from aumn.tracking.store import open_store
 from tests.launching import aumn, succeed
-from tests.tracking.conftest import save_card
+from tests.tracking.conftest import add_version, save_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
 
@@ -21,13 +20,12 @@ def measured(average: float, videos: str = "testing", tiou: float = 0.5) -> dict
 
 
 @pytest.fixture
-def add(store, track, tmp_path):
+def add(track, tmp_path):
     """Register the next version of `aumn`, of a card that differs so."""
 
     def add(alias: str | None = None, config=CONFIG, **changes) -> int:
         folder = save_card(tmp_path / "artifact", **changes)
-        run_id = track().run_id
-        return register(folder, "aumn", alias, run_id=run_id, config=config, uri=store).version
+        return add_version(folder, track().end(), alias, config=config)
 
     return add
 

@@ -14,8 +14,8 @@ import yaml
 from aumn.inference.one_video import load_network, localize_video
 from aumn.model.aumn import TwoStream
 from aumn.runfolder.checkpoint import ModelCard, save_model
-from aumn.tracking.registration import register
 from aumn.tracking.registry import resolve
+from tests.tracking.conftest import add_version
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
 
@@ -106,7 +106,7 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_a_version_predicts_where_only_what_it_lists_is_installed(store, track, tmp_path, arrays):
     np.savez(tmp_path / "arrays.npz", **arrays)
-    register(make_model(tmp_path), "aumn", "champion", run_id=track().run_id, config=CONFIG, uri=store)
+    add_version(make_model(tmp_path), track(), "champion", config=CONFIG)
     folder = resolve("models:/aumn@champion", store)
     found = load_elsewhere("models:/aumn@champion", store, folder, tmp_path / "arrays.npz")
     assert Path(found["code"]).is_relative_to(folder / "code" / "shipped")
@@ -127,13 +127,12 @@ def test_what_a_version_carries(store, track, tmp_path):
     from mlflow import MlflowClient
     from mlflow.models import Model
 
-    artifact = make_model(tmp_path)
-    tracker = track()
-    tracker.log_config(CONFIG)
-    assert tracker.register_model(artifact, "aumn", None) == 1
-    tracker.finish("finished")
+    run = track(tmp_path, config=CONFIG, model_name="aumn")
+    make_model(tmp_path)
+    assert run.publish() == "models:/aumn/1"
+    run.end()
     folder = resolve("models:/aumn/1", store)
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == CONFIG
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == run.folder.config()
     card = (folder / "MODEL_CARD.md").read_text()
     assert "| tIoU | 0.1 | 0.2 | average |\n| --- | --- | --- | --- |\n| mAP, % | 45.7 | 25.0 | 35.3 |" in card
     assert "Measured on 25% of training held out with seed 3, of spliced:" in card
@@ -145,11 +144,11 @@ def test_what_a_version_carries(store, track, tmp_path):
     model = Model.load(str(folder / "MLmodel"))
     assert [(spec.name, spec.shape) for spec in model.signature.inputs] == [("rgb", (-1, 6)), ("flow", (-1, 5))]
     assert model.signature.outputs.input_names() == ["label", "score", "start_s", "end_s"]
-    assert (model.run_id, model.metadata["dataset_identity"]) == (tracker.run_id, "sha256:0123")
+    assert (model.run_id, model.metadata["dataset_identity"]) == (run.sent.run, "sha256:0123")
     assert model.load_input_example(str(folder))["rgb"].shape == (2, 6)
     required = [line.split("==")[0] for line in (folder / "requirements.txt").read_text().split()]
     assert required == ["mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch"]
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -157,7 +156,7 @@ def test_the_example_predicts_and_what_cannot_be_is_told(store, track, tmp_path,
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
 
-    register(make_model(tmp_path), "aumn", run_id=track().run_id, uri=store)
+    add_version(make_model(tmp_path), track())
     model = mlflow.pyfunc.load_model(str(resolve("models:/aumn/1", store)))
     assert len(model.predict(model.input_example, params={"fps": 25.0}))
     with pytest.raises(ValueError, match=r"Neither fps nor duration_s is given"):

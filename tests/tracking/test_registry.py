@@ -9,12 +9,10 @@ import torch
 
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
-from aumn.tracking.mlflow_tracker import MlflowTracker
 from aumn.tracking.promotion import promote
-from aumn.tracking.registration import register
 from aumn.tracking.registry import check_names, list_models, resolve, show_model
-from aumn.tracking.spool import NAME
-from tests.tracking.conftest import save_card
+from tests.tracking.conftest import add_version, save_card
+from tests.tracking.runs import TrackedRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
 
@@ -26,17 +24,17 @@ def versions(blank_database, tmp_path_factory) -> str:
     shutil.copy(blank_database, folder / "mlflow.db")
     store, artifact = f"sqlite:///{folder / 'mlflow.db'}", save_card(folder / "model")
     for name, alias in [("thumos14", None), ("thumos14", "champion"), ("thumos14", None), ("anet", None)]:
-        tracker = MlflowTracker(store, spool=folder / NAME)
-        tracker.register_model(artifact, f"aumn-{name}", alias)
-        tracker.finish("finished")
+        run = TrackedRun(folder / "run", uri=store).end()
+        add_version(artifact, run, alias, name=f"aumn-{name}")
     return store
 
 
 def test_a_model_is_registered_and_found_by_alias_and_version(store, track, artifact):
-    tracker = track()
-    registered = register(artifact, "aumn", "champion", run_id=tracker.run_id, uri=store)
+    run = track()
+    assert add_version(artifact, run, "champion") == 1
+    (registered,) = show_model("aumn", store)
     assert (registered.name, registered.version, registered.aliases) == ("aumn", 1, ("champion",))
-    assert registered.run_id == tracker.run_id
+    assert registered.run_id == run.sent.run
     assert datetime.now(UTC) - registered.created < timedelta(minutes=1)
     for uri in ("models:/aumn@champion", "models:/aumn/1"):
         weights, card = read_model(resolve(uri, store))
@@ -44,18 +42,19 @@ def test_a_model_is_registered_and_found_by_alias_and_version(store, track, arti
         assert card.classes == ("Golf", "Diving")
 
 
-def test_a_run_registers_the_same_files_once(store, track, artifact):
+def test_a_run_registers_the_same_files_once(store, track, artifact, tmp_path):
     """As when it is killed after registering and resumed; other files, or another run, make another version."""
-    tracker = track()
-    assert tracker.register_model(artifact, "aumn", None) == 1
-    tracker.finish("interrupted")
-    resumed = track(run_id=tracker.run_id)
-    assert resumed.register_model(artifact, "aumn", "champion") == 1
+    run = track(tmp_path, model_name="aumn")
+    assert run.publish(1) == "models:/aumn/1"
+    run.end("stopped")
+    (tmp_path / "mirror.json").write_text(run.sent.model_copy(update={"models": {}}).model_dump_json())
+    resumed = track(tmp_path, resumed=True, model_name="aumn", alias="champion")
+    assert resumed.publish(1) == "models:/aumn/1"
     assert [version.aliases for version in show_model("aumn", store)] == [("champion",)]
     save_card(artifact, metrics={})
-    assert resumed.register_model(artifact, "aumn", None) == 2
-    resumed.finish("finished")
-    assert track().register_model(artifact, "aumn", None) == 3
+    assert resumed.publish(2) == "models:/aumn/2"
+    resumed.end()
+    assert add_version(artifact, track()) == 3
 
 
 def test_a_local_store_is_not_copied(versions, tmp_path, monkeypatch):
@@ -90,14 +89,14 @@ def test_versions_are_shown_newest_first_with_their_aliases(versions):
 def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, track, artifact):
     from mlflow import MlflowClient
 
-    tracker = track()
-    tracker.register_model(artifact, "aumn", "champion")
+    run = track()
+    add_version(artifact, run, "champion")
     client = MlflowClient(store)
     version = client.get_model_version_by_alias("aumn", "champion")
-    (output,) = client.get_run(tracker.run_id).outputs.model_outputs
+    (output,) = client.get_run(run.sent.run).outputs.model_outputs
     logged = client.get_logged_model(output.model_id)
     assert logged.artifact_location == version.source
-    assert (logged.source_run_id, str(logged.status)) == (tracker.run_id, "READY")
+    assert (logged.source_run_id, str(logged.status)) == (run.sent.run, "READY")
 
 
 # What cannot be found
@@ -159,12 +158,12 @@ def test_an_alias_that_the_registry_cannot_hold(alias):
 
 @pytest.mark.parametrize("alias", ["champion", "v3-tuned", "2026_01", "latest-good"])
 def test_aliases_that_are_taken_by_mlflow_too(store, track, artifact, alias):
-    track().register_model(artifact, "aumn", alias)
+    check_names("aumn", alias)
+    add_version(artifact, track(), alias)
     assert list_models(store)[0].aliases == {alias: 1}
 
 
 def test_only_model_artifacts_are_registered(store, track, tmp_path):
-    tracker = track()
     with pytest.raises(InputError, match=r"is no model artifact or checkpoint: it has no model\.json"):
-        tracker.register_model(tmp_path / "nothing", "aumn", None)
+        add_version(tmp_path / "nothing", track())
     assert list_models(store) == []

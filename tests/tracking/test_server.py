@@ -15,6 +15,7 @@ from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.promotion import Promotion, compare, promote
 from aumn.tracking.registry import list_models, resolve, show_model
+from tests.tracking.conftest import add_version
 from tests.tracking.servers import Server
 from tests.tracking.test_pyfunc import make_model
 
@@ -39,20 +40,19 @@ def server(running, tmp_path, monkeypatch) -> str:
 
 
 def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
-    tracker = track(server, experiment="remote")
-    tracker.log_config({"seed": 1})
-    tracker.log_metrics({"loss": 0.5}, 0)
-    tracker.finish("interrupted")
-    tracker = track(server, run_id=tracker.run_id)
-    tracker.log_metrics({"loss": 0.7}, 0)
-    tracker.log_metrics({"loss": 0.25}, 1)
-    assert tracker.register_model(artifact, "aumn", "champion") == 1
-    tracker.finish("finished")
-    other = track(server)
-    assert [other.register_model(artifact, "aumn", "champion") for _ in range(2)] == [2, 2]
-    other.finish("finished")
+    run = track(tmp_path, server, experiment="remote", config={"seed": 1}, model_name="aumn", alias="champion")
+    run.log({"loss": 0.5}, 0)
+    run.end("stopped")
+    resumed = track(tmp_path, server, resumed=True, model_name="aumn", alias="champion")
+    resumed.log({"loss": 0.7}, 0)
+    resumed.log({"loss": 0.25}, 1)
+    assert resumed.publish() == "models:/aumn/1"
+    resumed.end()
+    other = track(uri=server)
+    assert [add_version(artifact, other, "champion") for _ in range(2)] == [2, 2]
+    other.end()
 
-    history = MlflowClient(server).get_metric_history(tracker.run_id, "loss")
+    history = MlflowClient(server).get_metric_history(run.sent.run, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.5), (1, 0.25)]
     listed = {model.name: (model.newest_version, model.aliases) for model in list_models(server)}
     assert listed["aumn"] == (2, {"champion": 2})
@@ -75,7 +75,7 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
 def test_mlflow_loads_a_model_through_a_server(server, track, tmp_path, monkeypatch):
     import mlflow
 
-    track(server).register_model(make_model(tmp_path), "aumn-whole", "champion")
+    add_version(make_model(tmp_path), track(uri=server), "champion", name="aumn-whole")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     model = mlflow.pyfunc.load_model("models:/aumn-whole@champion")
     network, card = load_network(resolve("models:/aumn-whole@champion"))
@@ -110,7 +110,7 @@ def test_credentials_reach_the_server_and_nobody_else(where, track, monkeypatch)
             monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
         with pytest.raises(InputError, match=r"The tracking store http://.* refused: .*401") as error:
-            track(address)
+            track(uri=address)
         server.shutdown()
     assert set(server.seen) == {"Basic " + base64.b64encode(b"me:s3cret").decode()}
     assert "s3cret" not in str(error.value)

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from aumn.config.run_config import RunConfig
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
+from aumn.model.losses import Objective
 from aumn.records import Batch, Step
 from aumn.runfolder.checkpoint import Checkpoint, ModelCard
-from aumn.runfolder.saving import CheckpointWriter
+from aumn.runfolder.saving import RunWriter
 from aumn.runtime.engines import TorchEngine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
@@ -43,7 +42,6 @@ CARD = ModelCard(
     aumn_version="",
     commit=None,
 )
-WEIGHTS = LossWeights(0.01, 0.02, 0.05, "mean")
 
 
 def make_batch(videos: int, snippets: int, classes: int) -> Batch:
@@ -56,9 +54,9 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
-    network = TwoStream.build(WIDTHS, classes, config.network_settings())
-    settings = {"shared_memory": config.engine.shared_memory}
-    return build_engine("ddp", network, ranks, torch.device("cpu"), settings)
+    network = TwoStream.build(WIDTHS, classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
+    place = torch.device("cpu")
+    return build_engine("ddp", network, ranks, place, optimizer=config.optimizer, engine=config.engine)
 
 
 def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
@@ -69,8 +67,7 @@ def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
 
 
 def take(engine: TorchEngine, step: Step, config: RunConfig) -> None:
-    weights = replace(WEIGHTS, pseudo_labels=config.loss.pseudo_labels)
-    train_step(engine, step, dict.fromkeys(WIDTHS, weights))
+    train_step(engine, step, Objective(config.loss, 1))
     engine.update(1e-4)
 
 
@@ -85,29 +82,31 @@ def tensor_bytes(config: RunConfig, classes: int) -> int:
     return int(sizes.cumsum(0).max())
 
 
-def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: CheckpointWriter | None = None) -> int:
+def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: RunWriter | None = None) -> int:
     """Peak of one step beyond what this process held before the network was built and without features."""
     tiny = config.model_copy(update={"model": config.model.model_copy(update={"units": 99, "embedding_width": 8})})
     step = make_step(config, classes, ranks)
     take(build(tiny, classes, ranks), step, config)  # loads what PyTorch loads at the first step
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     engine = build(config, classes, ranks)
-    for _ in range(2):  # DDP orders its buckets anew at the second step
-        take(engine, step, config)
+    take(engine, step, config)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
     if writer:
         writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
     take(engine, step, config)
-    return _resident("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
-def make_writer(folder: Path) -> CheckpointWriter:
+def make_writer(folder: Path) -> RunWriter:
     """Its thread waits until a step has been taken, so that the step's peak meets the snapshot."""
-    return CheckpointWriter(folder, keep_last=1, last=None, secure=lambda: time.sleep(3), say=print)
+    writer = RunWriter(folder, keep_last=1, say=print)
+    writer.metrics.sync = lambda: time.sleep(3)  # type: ignore[method-assign]
+    return writer
 
 
-def _resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
+    """VmRSS or VmHWM of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed and started again, in real processes: the final model is the undisturbed run's."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,6 +12,8 @@ import pytest
 from torch.testing import assert_close
 
 from aumn.runfolder.checkpoint import read_model
+from aumn.runfolder.folder import RunFolder
+from aumn.runfolder.metrics import read_metrics
 from tests.launching import python, succeed
 from tests.tiny import Tiny
 
@@ -106,13 +109,13 @@ def test_stopped_at_any_moment_again_and_again_a_process_alone_ends_in_the_same_
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_is_not_finished_and_a_rank_alone_ends_with_torchrun(tiny):
-    settings = ["optimizer.schedule=constant", "run.checkpoint_every=1000"]
+    settings = ["optimizer.schedule=constant", "loss.pseudo_labels=0", "run.checkpoint_every=1000"]
     succeed(tiny.train("longer", "run.steps=20", *settings))
-    record = tiny.root / "longer" / "run.json"
-    assert json.loads(record.read_text())["finished"]
+    status = RunFolder(tiny.root / "longer").status
+    assert (status().state, status().published_step) == ("finished", 20)
     with tiny.start("longer", "--resume", *settings, options=["--max-restarts", 1]) as run:
         run.wait_for("step 24/60")
-        assert not json.loads(record.read_text())["finished"]
+        assert status().state == "running"
         rank = run.ranks()[0]
         run.kill()
         run.process.wait(10)
@@ -124,3 +127,25 @@ def test_a_run_that_goes_on_is_not_finished_and_a_rank_alone_ends_with_torchrun(
     refused = tiny.train("longer", "--resume", *settings)
     assert refused.returncode == 2
     assert "holds a finished model and no checkpoint, so there is nothing to go on from: use" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_run_of_commit_0e01a02_goes_on_and_ends_in_the_same_model(tiny):
+    """Its layout, made by hand: run.json, no other file beside the checkpoints, which know no lines of metrics."""
+    settings = ["run.steps=9", "run.log_every=1", "evaluation.every=4"]
+    succeed(tiny.train("newer", *settings))
+    older = tiny.root / "older"
+    shutil.copytree(tiny.root / "newer" / "checkpoints" / "step_00000007", older / "checkpoints" / "step_00000007")
+    trainer = older / "checkpoints" / "step_00000007" / "trainer.json"
+    facts = json.loads(trainer.read_text())
+    before = hashlib.sha256(trainer.read_bytes()).hexdigest()
+    assert facts.pop("metrics_lines") == 8
+    trainer.write_text(json.dumps(facts | {"tracking_run": None}))
+    sums = trainer.with_name("SHA256SUMS")
+    sums.write_text(sums.read_text().replace(before, hashlib.sha256(trainer.read_bytes()).hexdigest()))
+    record = {"launch": None, "tracking_run": None, "published_step": 0, "registered": None, "finished": False}
+    (older / "run.json").write_text(json.dumps(record))
+    succeed(tiny.train("older", *settings, "--resume"))
+    assert tiny.model("older") == tiny.model("newer")
+    assert [line["step"] for line in read_metrics(older)] == [8, 8, 9, 9]
+    assert "older is finished: step 9 of 9" in succeed(tiny.train("older", *settings, "--resume")).stderr

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from aumn.config.run_config import OptimizerConfig
 from aumn.records import InputError
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.step import learning_rate
 from tests.launching import succeed, torchrun
 from tests.training import train_ranks
@@ -37,17 +37,24 @@ def test_ranks_change_nothing_even_where_a_rank_has_no_video(ranks, tmp_path):
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
-    constant = OptimizerConfig(learning_rate=0.5, warmup_steps=4)
+    constant = OptimizerSettings(learning_rate=0.5, warmup_steps=4)
     assert [learning_rate(constant, step, 8) for step in range(6)] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
-    cosine = OptimizerConfig(learning_rate=0.5, warmup_steps=2, schedule="cosine")
+    cosine = OptimizerSettings(learning_rate=0.5, warmup_steps=2, schedule="cosine")
     assert learning_rate(cosine, 2, 10) == 0.5
     assert learning_rate(cosine, 6, 10) == pytest.approx(0.25)
     assert learning_rate(cosine, 10, 10) == pytest.approx(0)
-    trapezoid = OptimizerConfig(learning_rate=0.5, warmup_steps=2, schedule="trapezoid")
+    trapezoid = OptimizerSettings(learning_rate=0.5, warmup_steps=2, schedule="trapezoid")
     rates = [learning_rate(trapezoid, step, 10) for step in range(11)]
     assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125, 0])
 
 
 def test_a_single_process_engine_refuses_several_ranks():
     with pytest.raises(InputError, match=r"run.engine=single trains in one process, but 2 ranks .* set run.engine=ddp"):
-        build_engine("single", None, Ranks(0, 2), torch.device("cpu"), {})
+        build_engine(
+            "single",
+            None,
+            Ranks(0, 2),
+            torch.device("cpu"),
+            optimizer=OptimizerSettings(),
+            engine=EngineSettings(),
+        )

@@ -7,25 +7,23 @@ import numpy as np
 import torch
 
 from aumn.model.aumn import TwoStream
-from aumn.model.losses import LossWeights
-from aumn.records import Batch, Step
+from aumn.model.losses import Objective
+from aumn.model.settings import LossSettings, ModelSettings
+from aumn.records import Batch, Step, Video
 from aumn.runtime.engines import build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
+from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.step import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
-SHAPE = {
-    "embedding_width": 12,
-    "key_ratio": 3,
-    "units": 7,
-    "bottleneck": 4,
-    "dropout": 0.3,
-    "channel_dropout": 0.2,
-    "mixing_dropout": 0.4,
-    "scores_snippets": True,
-}
-WEIGHTS = {"rgb": LossWeights(0.3, 0.7, 0.4, "mean", 0.6), "flow": LossWeights(0.2, 0.9, 0.1, "mean", 0.5)}
+SHAPE = ModelSettings(
+    embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4
+)
+LOSS = LossSettings(
+    diversity=0.3, homogeneity=0.7, sparsity_rgb=0.4, sparsity_flow=0.1, pseudo_labels=0.6, pseudo_labels_from=0.0
+)
+OBJECTIVE = Objective(LOSS, steps=9)
 
 
 def make_batch(videos: np.ndarray) -> Batch:
@@ -43,8 +41,11 @@ def make_batch(videos: np.ndarray) -> Batch:
     labels_BC = torch.zeros(len(videos), CLASSES, dtype=torch.float64)
     labels_BC[range(len(videos)), videos % CLASSES] = 1
     labels_BC[range(len(videos)), videos // CLASSES % CLASSES] = 1
-    names = tuple(map(str, videos.tolist()))
-    return Batch(names, tuple(lengths), tuple(videos.tolist()), features, mask_BT, labels_BC)
+    named = tuple(
+        Video(str(video), "training", length, (), length / 25, 25.0)
+        for video, length in zip(videos, lengths, strict=True)
+    )
+    return Batch(named, tuple(lengths), tuple(videos.tolist()), features, mask_BT, labels_BC)
 
 
 def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
@@ -56,9 +57,10 @@ def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
 def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
     torch.manual_seed(0)
-    network = TwoStream.build(WIDTHS, CLASSES, SHAPE).double()
-    engine = build_engine("ddp", network, ranks, torch.device("cpu"), {"clip_norm": 0.1})
-    report = train_step(engine, make_step(videos, micro_batches, ranks), WEIGHTS)
+    network = TwoStream.build(WIDTHS, CLASSES, SHAPE, scores_snippets=True).double()
+    optimizer = OptimizerSettings(clip_norm=0.1)
+    engine = build_engine("ddp", network, ranks, torch.device("cpu"), optimizer=optimizer, engine=EngineSettings())
+    report = train_step(engine, make_step(videos, micro_batches, ranks), OBJECTIVE)
     out = {f"report/{name}": ranks.sum_(value.double().clone()) for name, value in report.items()}
     out |= {f"gradient/{name}": parameter.grad.clone() for name, parameter in network.named_parameters()}
     out |= {f"norm/{name}": norm for name, norm in engine.update(1e-3).items()}

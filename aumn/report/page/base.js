@@ -77,7 +77,7 @@ function table(columns, rows, { caption, choose, sort = null, descending = true 
       return (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1);
     });
     heads.forEach((head, index) => head.setAttribute('aria-sort', index !== by ? 'none' : down ? 'descending' : 'ascending'));
-    body.replaceChildren(...sorted.map(line));
+    body.replaceChildren(...(rows.length ? sorted.map(line) : [h('tr', {}, h('td', { class: 'soft', colspan: columns.length }, 'none'))]));
   }
   function line(row) {
     const cells = columns.map((column, index) => h(index ? 'td' : 'th', {

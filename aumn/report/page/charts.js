@@ -22,16 +22,16 @@ function axes({ width = 480, height = 260, x, y, xTitle, yTitle, xText = short, 
     svg.append(h('line', { class: 'gridline', x1: left, x2: width - right, y1: Y(tick), y2: Y(tick) }),
       h('text', { x: left - 6, y: Y(tick) + 4, 'text-anchor': 'end' }, yText(tick)));
   }
-  for (const tick of xTicks ?? ticks(...x)) svg.append(h('text', { x: X(tick), y: height - bottom + 16, 'text-anchor': 'middle' }, xText(tick)));
+  for (const tick of xTicks ?? ticks(...x)) svg.append(h('text', { x: X(tick), y: height - bottom + 18, 'text-anchor': 'middle' }, xText(tick)));
   svg.append(h('line', { class: 'axis', x1: left, x2: width - right, y1: Y(y[0]), y2: Y(y[0]) }));
   if (xTitle) svg.append(h('text', { x: (left + width - right) / 2, y: height - 6, 'text-anchor': 'middle' }, xTitle));
   if (yTitle) svg.append(h('text', { x: 0, y: 10, 'text-anchor': 'start' }, yTitle));
   return { svg, X, Y, left, right: width - right, top, bottom: height - bottom };
 }
 
-/** Lines; a series is {name, points: [[x, y], ...], step, width, colour, dash, marks}. */
+/** Lines; a series is {name, points: [[x, y], ...], step, width, colour, dash, marks}, broken where a y is null. */
 function lines(series, options) {
-  const all = series.flatMap((one) => one.points);
+  const all = series.flatMap((one) => one.points.filter((p) => p[1] !== null));
   const x = options.x ?? [Math.min(...all.map((p) => p[0])), Math.max(...all.map((p) => p[0]))];
   const y = options.y ?? around(all.map((p) => p[1]));
   const chart = axes({ ...options, x, y });
@@ -39,13 +39,16 @@ function lines(series, options) {
     const style = { stroke: one.colour ?? SERIES[index % SERIES.length], strokeWidth: one.width ?? 1.7, strokeDasharray: one.dash ?? DASHES[index % DASHES.length],
       opacity: one.opacity ?? 1 };
     chart.svg.append(h('path', { class: 'curve', d: path(one, chart), style }, h('title', {}, one.name ?? '')));
-    for (const point of one.marks ? one.points : []) {
+    for (const point of one.points.filter((p, n) => p[1] !== null && (one.marks || isAlone(one.points, n)))) {
       chart.svg.append(h('circle', { cx: chart.X(point[0]), cy: chart.Y(point[1]), r: 3.5, style: { fill: style.stroke } },
         h('title', {}, `${one.name ? `${one.name}: ` : ''}${short(point[0])}, ${point[2] ?? short(point[1])}`)));
     }
   });
   return chart.svg;
 }
+
+/** Whether no line leads to a point from either side. */
+const isAlone = (points, index) => [points[index - 1], points[index + 1]].every((point) => (point?.[1] ?? null) === null);
 
 function around(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -57,6 +60,7 @@ function around(values) {
 function path(one, chart) {
   let text = '', before = null;
   for (const point of one.points) {
+    if (point[1] === null) { before = null; continue; }
     if (before && one.step) text += `L${chart.X(point[0]).toFixed(1)} ${chart.Y(before[1]).toFixed(1)}`;
     text += `${before ? 'L' : 'M'}${chart.X(point[0]).toFixed(1)} ${chart.Y(point[1]).toFixed(1)}`;
     before = point;
@@ -98,6 +102,6 @@ function stacks(columns, { height = 250, label, width = 480 } = {}) {
 function bars(rows, label, most = Math.max(...rows.map((row) => row.value), 1e-9)) {
   return h('table', { 'aria-label': label }, h('tbody', {}, rows.map((row) => h('tr', {},
     h('th', { scope: 'row', style: { fontWeight: 'inherit' } }, row.name),
-    h('td', { class: 'bar left', style: { width: '55%' } }, h('span', { class: row.kind ? `kinded ${row.kind}` : null, style: { width: `${(100 * Math.max(0, row.value)) / most}%` } })),
+    h('td', { class: 'bar left', style: { width: '55%' } }, row.value > 0 && h('span', { class: row.kind ? `kinded ${row.kind}` : null, style: { width: `${(100 * row.value) / most}%` } })),
     h('td', {}, row.text)))));
 }

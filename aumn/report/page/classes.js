@@ -20,7 +20,7 @@ function classesView() {
       { title: 'found', value: (row) => found(row) / instances[row.index], cell: (row) => `${percent(found(row) / instances[row.index], 0)} %` },
       { title: 'average AP', value: (row) => average[row.index], cell: (row) => percent(average[row.index]) },
       { title: `AP @ ${data.overview.tious[state.t]}`, value: at, cell: (row) => percent(at(row)) },
-      { title: '', cell: (row) => h('span', { style: { width: `${100 * at(row)}%` } }), kind: 'bar left' },
+      { title: '', cell: (row) => at(row) > 0 && h('span', { style: { width: `${100 * at(row)}%` } }), kind: 'bar left' },
     ], rows.filter((row) => row.name.toLowerCase().includes(wanted)), { sort: shown?.sort ?? 5, choose: show });
     body.replaceChildren(listing.element);
   }
@@ -35,7 +35,7 @@ function classesView() {
       lines([{ name: 'interpolated precision', points: curve.length ? curve : [[0, 0], [1, 0]] },
         { name: 'precision at each found instance', points: raw, dash: '0 100', colour: 'var(--rgb)', marks: true }],
       { x: [0, 1], y: [0, 1], xTitle: 'recall', yTitle: 'precision', height: 300, label: `Precision and recall of ${row.name}` }),
-      h('h3', {}, 'AP by threshold', 1),
+      h('h3', {}, 'AP by threshold'),
       bars(ap.map((of, t) => ({ name: `tIoU ${data.overview.tious[t]}`, value: of[row.index], text: percent(of[row.index]) })), 'AP by threshold'),
       h('p', {}, h('button', { class: 'link', type: 'button', onclick: () => openVideos({ label: row.index }) }, 'Its videos')));
   }

@@ -8,23 +8,23 @@ function errorsView() {
     const groups = errors.profile[t].map((counts, index) => ({ name: `${index + 1}G`, counts })).filter((group) => sum(group.counts));
     const { lengths } = errors;
     const bound = (value) => short(Number(value.toPrecision(3)));
-    const under = lengths.names.map((_, index) => `${bound(lengths.bounds_s[index])}–${bound(lengths.bounds_s[index + 1])} s`);
-    const byLength = lengths.names.map((name, index) => ({ name, under: under[index], counts: lengths.kinds[t][index] }));
+    const between = (low, high) => (low === high ? `${low} s` : `${low}–${high} s`);
+    const byLength = lengths.names.map((name, index) => ({ name, counts: lengths.kinds[t][index], missed: lengths.missed[t][index], of: lengths.instances[index],
+      under: between(bound(lengths.bounds_s[index]), bound(lengths.bounds_s[index + 1])) })).filter((group) => group.of > 0 || sum(group.counts) > 0);
+    const orNone = (columns, options) => (columns.some((column) => sum(column.counts) > 0) ? stacks(columns, options) : h('p', { class: 'soft' }, 'There are no detections.'));
     grid.replaceChildren(
       h('section', { class: 'card w7' }, h('h2', {}, `Detections by rank, at tIoU ${tiou}`), legend,
-        h('figure', { style: { margin: 0 } }, stacks(groups, { label: 'Share of each kind by rank', height: 270, width: 620 }),
+        h('figure', { style: { margin: 0 } }, orNone(groups, { label: 'Share of each kind by rank', height: 270, width: 620 }),
           h('figcaption', {}, 'G is the number of instances of a class: 1G are the best G detections of each class, 2G the next G, and so on.')), asTable('rank', groups)),
       h('section', { class: 'card w5' }, h('h2', {}, 'What each costs'),
         h('p', { class: 'soft' }, 'By how many points mAP would rise if this kind of error were not there. Gains do not add up.'),
         bars(errors.gain[t].map((gain, index) => ({ name: kind(index), value: gain, kind: `k${index}`, text: `+${percent(gain)}` })).slice(1), 'mAP gained without each kind of error')),
       h('section', { class: 'card w7' }, h('h2', {}, 'Detections by length of their instance'),
-        stacks(byLength, { label: 'Share of each kind by length', width: 620 }),
-        h('p', { class: 'soft', style: { marginTop: '1.1rem' } }, 'A fifth of the instances in each group. A detection goes with the instance it overlaps most, or by its own length.'), asTable('length', byLength)),
+        orNone(byLength, { label: 'Share of each kind by length', width: 620 }),
+        h('p', { class: 'soft', style: { marginTop: '1.1rem' } }, 'Each group is a fifth of the instances, as far as their lengths differ. A detection goes with the instance it overlaps most, or by its own length.'), asTable('length', byLength)),
       h('section', { class: 'card w5' }, h('h2', {}, 'Missed instances by length'),
-        bars(lengths.names.map((name, index) => {
-          const missed = lengths.missed[t][index], of = lengths.instances[index];
-          return { name: `${name}  ${under[index]}`, value: of ? missed / of : 0, kind: 'k6', text: `${missed} of ${of} (${percent(of ? missed / of : 0, 0)} %)` };
-        }), 'Share of instances missed by length', 1)),
+        bars(byLength.filter((group) => group.of > 0).map(({ name, under, missed, of }) => ({ name: `${name}  ${under}`, value: missed / of, kind: 'k6',
+          text: `${missed} of ${of} (${percent(missed / of, 0)} %)` })), 'Share of instances missed by length', 1)),
       h('section', { class: 'card w12' }, h('h2', {}, 'The kinds'),
         h('dl', {}, KINDS.map((_, index) => [h('dt', {}, kind(index)), h('dd', {}, MEANINGS[index])])),
         h('p', { class: 'soft' }, 'After Alwassel, Heilbron, Escorcia and Ghanem, Diagnosing Error in Temporal Action Detectors, ECCV 2018.')));

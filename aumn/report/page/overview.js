@@ -15,12 +15,12 @@ function overviewView() {
   const curve = h('section', { class: 'card w6' });
   const errorBar = h('section', { class: 'card w6' });
   const tableCard = h('section', { class: 'card w12' });
-  const notes = overview.notes.length && h('section', { class: 'card w12' }, h('h2', {}, 'To be known with these numbers'),
+  const notes = overview.notes.length > 0 && h('section', { class: 'card w12' }, h('h2', {}, 'To be known with these numbers'),
     h('ul', { class: 'notes' }, overview.notes.map((note) => h('li', {}, note))));
   function draw() {
     tableCard.replaceChildren(mapTable());
     curve.replaceChildren(h('h2', {}, 'Precision and recall, mean over classes'), ...meanCurves());
-    errorBar.replaceChildren(...errorSummary());
+    errorBar.replaceChildren(...errorSummary().filter(Boolean));
   }
   draw();
   onChange((changes) => 't' in changes && draw());
@@ -64,7 +64,7 @@ function meanCurves() {
     width: t === state.t ? 2.6 : 1, opacity: t === state.t ? 1 : 0.45 }));
   series.push(series.splice(state.t, 1)[0]);
   return [lines(series, { x: [0, 1], y: [0, 1], xTitle: 'recall', yTitle: 'precision', height: 270 }),
-    h('p', { class: 'soft' }, `Bold: tIoU ${tious[state.t]}, mAP ${percent(data.overview.map[state.t])} %. Faint: the other thresholds.`)];
+    h('p', { class: 'soft' }, `Bold: tIoU ${tious[state.t]}, mAP ${percent(data.overview.map[state.t])} %.${tious.length > 1 ? ' Faint: the other thresholds.' : ''}`)];
 }
 
 function errorSummary() {
@@ -79,7 +79,7 @@ function errorSummary() {
     x += width;
   });
   const instances = data.overview.population.instances;
-  return [h('h2', {}, `What the detections are, at tIoU ${data.overview.tious[state.t]}`), svg,
+  return [h('h2', {}, `What the detections are, at tIoU ${data.overview.tious[state.t]}`), sum(share) > 0 && svg,
     bars(counts.map((count, index) => ({ name: kind(index), value: count, kind: `k${index}`,
-      text: index < 6 ? `${thousands(count)} (${percent(count / total)} %)` : `${thousands(count)} of ${thousands(instances)} instances` })), 'Detections by kind')];
+      text: index < 6 ? `${thousands(count)} (${percent(count / total)} %)` : `${thousands(count)} of ${plural(instances, 'instance')}` })), 'Detections by kind')];
 }

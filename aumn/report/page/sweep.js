@@ -24,6 +24,7 @@ function sweepView() {
 }
 
 const average = (group) => group.mean?.at(-1);
+const measuredGroups = () => data.sweep.groups.filter((group) => group.mean !== null);
 const spread = (group, index) => (group.mean ? percent(group.mean.at(index)) + (group.deviation ? ` ± ${percent(group.deviation.at(index))}` : '') : '–');
 const text = (value) => (value === true ? 'on' : value === false ? 'off' : value === null ? 'none' : String(value));
 const settingOf = (group, name) => (name in group.settings ? group.settings[name] : data.sweep.common[name]);
@@ -31,7 +32,7 @@ const settingOf = (group, name) => (name in group.settings ? group.settings[name
 /** Average mAP over K, a line for each combination of the other settings, with whiskers of one deviation. */
 function unitsFigure() {
   const others = data.sweep.differing.filter((name) => name !== 'model.units'), series = new Map();
-  for (const group of data.sweep.groups.filter(average)) {
+  for (const group of measuredGroups()) {
     const name = others.map((other) => `${other.split('.').at(-1)} ${text(group.settings[other])}`).join(', ') || 'average mAP';
     if (!series.has(name)) series.set(name, []);
     series.get(name).push(group);
@@ -40,16 +41,16 @@ function unitsFigure() {
   const log = counts.at(-1) / counts[0] > 20, X = (units) => (log ? Math.log2(units) : units);
   const drawn = [...series].map(([name, groups]) => ({ name, marks: true,
     points: groups.sort((a, b) => a.settings['model.units'] - b.settings['model.units']).map((group) => [X(group.settings['model.units']), 100 * average(group), spread(group, -1)]) }));
-  const tops = data.sweep.groups.filter(average).map((group) => 100 * (average(group) + (group.deviation?.at(-1) ?? 0)));
+  const top = 1.08 * Math.max(1, ...measuredGroups().map((group) => 100 * (average(group) + (group.deviation?.at(-1) ?? 0))));
   const shown = counts.length > 9 ? counts.filter((units, index) => !log || index === 0 || X(units) - X(counts[index - 1]) > 0.7 || Number.isInteger(X(units))) : counts;
-  const figure = lines(drawn, { x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, Math.max(...tops) * 1.08], xTicks: shown.map(X), xText: (x) => thousands(Math.round(log ? 2 ** x : x)),
+  const figure = lines(drawn, { x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, top], xTicks: shown.map(X), xText: (x) => thousands(Math.round(log ? 2 ** x : x)),
     xTitle: log ? 'K, a logarithmic scale' : 'K', yTitle: 'average mAP, %', height: 290, width: 560, label: 'Average mAP over the number of action units' });
-  whiskers(figure, drawn, series, X, tops, counts);
+  whiskers(figure, series, X, top, counts);
   return h('figure', { style: { margin: 0, maxWidth: '50rem' } }, figure, drawn.length > 1 ? key(drawn) : null);
 }
 
-function whiskers(figure, drawn, series, X, tops, counts) {
-  const chart = axes({ x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, Math.max(...tops) * 1.08], height: 290, width: 560, xTitle: ' ', yTitle: ' ' });
+function whiskers(figure, series, X, top, counts) {
+  const chart = axes({ x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, top], height: 290, width: 560, xTitle: ' ', yTitle: ' ' });
   [...series.values()].forEach((groups, index) => groups.filter((group) => group.deviation).forEach((group) => {
     const [middle, half, x] = [100 * average(group), 100 * group.deviation.at(-1), chart.X(X(group.settings['model.units']))];
     figure.append(h('path', { class: 'curve', style: { stroke: SERIES[index % SERIES.length] },

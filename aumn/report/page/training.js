@@ -3,22 +3,23 @@
 function trainingView() {
   const { training } = data;
   if (!training) return h('section', { class: 'card' }, h('p', {}, 'No run was given, so there are no training curves: aumn report RUN shows them.'));
-  const note = training.note && h('section', { class: 'card w12' }, h('p', {}, training.note));
+  const note = training.note !== null && h('section', { class: 'card w12' }, h('p', {}, training.note));
   const groups = new Map();
   for (const [name, [steps, values]] of Object.entries(training.curves)) {
     const cut = name.indexOf('/'), stream = cut > 0 && ['rgb', 'flow'].includes(name.slice(0, cut)) ? name.slice(0, cut) : null;
     const title = stream ? name.slice(cut + 1) : name.includes('/mAP/') ? `mAP on ${name.slice(0, cut).replace('_', ' ')} videos` : name;
     const label = stream ?? (name.includes('/mAP/') ? name.split('/').at(-1) : name);
     if (!groups.has(title)) groups.set(title, []);
-    groups.get(title).push({ name: label, points: steps.map((step, index) => [step, values[index]]).filter((point) => point[1] !== null),
+    groups.get(title).push({ name: label, points: steps.map((step, index) => [step, values[index]]),
       ...(label === 'average' ? { width: 2.8, colour: 'var(--ink)', dash: '' } : {}), marks: steps.length < 6,
       ...(stream ? { colour: `var(--${stream})`, dash: stream === 'flow' ? '7 3' : '' } : {}) });
   }
   const first = ['loss', 'total', 'classification', 'attention_mean'];
   const rank = ([title]) => (title.startsWith('mAP') ? -1 : first.includes(title) ? first.indexOf(title) : first.length);
   const cards = [...groups].sort((a, b) => rank(a) - rank(b)).map(([title, series]) => {
-    const drawn = series.filter((one) => one.points.length);
-    return drawn.length && h('section', { class: 'card w4' }, h('h2', {}, title.replace(/_/g, ' ')),
+    const drawn = series.filter((one) => one.points.some((point) => point[1] !== null));
+    if (!drawn.length) return h('section', { class: 'card w4' }, h('h2', {}, title.replace(/_/g, ' ')), h('p', { class: 'soft' }, 'Never a finite number.'));
+    return h('section', { class: 'card w4' }, h('h2', {}, title.replace(/_/g, ' ')),
       h('figure', { style: { margin: 0 } }, lines(drawn, { yText: title.startsWith('mAP') ? (value) => `${short(100 * value)} %` : short, xTitle: 'step', width: 420, height: 210, label: `${title} over steps` }), drawn.length > 1 || drawn[0].name !== title ? key(drawn) : null));
   });
   return h('div', { class: 'grid' }, note, cards);

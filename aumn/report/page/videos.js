@@ -122,8 +122,8 @@ async function showVideo(detail, index, at) {
     detail.replaceChildren(h('p', {}, `This video cannot be unpacked (${error.message}): open the page in a browser of 2023 or later.`));
     throw error;
   });
-  const snippet_s = video.streams[0]?.snippet_s ?? videos.duration_s[index] / 200;
-  const end = Math.max(videos.duration_s[index], ...video.gt.map((row) => row[2]), ...video.det.map((row) => row[3]), ...video.streams.map((one) => one.snippets * one.snippet_s));
+  const end = Math.max(videos.duration_s[index], ...video.gt.map((row) => row[2]), ...video.det.map((row) => row[3]), ...video.streams.map((one) => one.snippets * one.snippet_s)) || 1;
+  const snippet_s = video.streams[0]?.snippet_s ?? end / 200;
   const kept = video.streams[0]?.classes ?? [];
   const first = video.gt.map((row) => row[0]).find((label) => kept.includes(label)) ?? video.det[0]?.[0] ?? kept[0] ?? -1;
   const view = { from: 0, to: end, label: player && kept.includes(player.view.label) && player.pinned ? player.view.label : first, all: player?.view.all ?? false };

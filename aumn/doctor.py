@@ -1,0 +1,184 @@
+"""What keeps aumn from working on this machine that pip, nvidia-smi or df do not tell, and what helps.
+
+A check returns what it found; nothing that is missing, slow or refused stops it or the others.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from base64 import b64encode
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPException, InvalidURL
+from pathlib import Path
+from typing import Literal
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from aumn.addresses import hide
+from aumn.records import InputError
+from aumn.tracking.store import find_address
+
+GB = 10**9
+LEAST_SHM_GB = 0.5  # containers are often given 64 MB, and NCCL dies of it
+LEAST_FILES = 1024  # a shard set keeps up to 256 tars open
+PATIENCE_S = 4
+SLURM_COMMANDS = ("sbatch", "squeue", "scontrol", "srun")
+
+State = Literal["works", "limited", "broken"]
+Answer = tuple[State, str, str]  # the state, what was found, and a remedy where it does not work
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found. `remedy` says what will not work, and what helps; it is empty where all is well."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(tracking_uri: str | None = None) -> list[Finding]:
+    """Every check's finding; they run beside each other, since some wait for an answer."""
+    checks = CHECKS | {"MLflow store": lambda: find_store(tracking_uri)}
+    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+
+    def examine_one(what: str) -> Finding:
+        try:
+            state, found, remedy = checks[what]()
+        except Exception as error:  # a check that cannot look is a finding, and the others still count
+            state, found, remedy = "limited", f"could not be looked at: {error!r}", "Look at it by hand."
+        return Finding(what, state, hide(found, address), hide(remedy, address))
+
+    with ThreadPoolExecutor(len(checks)) as threads:
+        return list(threads.map(examine_one, checks))
+
+
+def _find_ranks() -> Answer:
+    """What ranks can run on and talk through, as this build of torch and this CPU have it."""
+    import torch
+
+    from aumn.runtime.ranks import backends
+
+    here = [name for name, is_here in backends().items() if is_here]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = f"torch {torch.__version__}, {', '.join(here) or 'no backend'}, {gpus} GPUs, {vectors}"
+    if "gloo" not in here:
+        return "broken", found, "Several ranks need gloo: install a torch that has it. One rank works."
+    if gpus and "nccl" not in here:
+        return "limited", found, "Ranks on GPUs need NCCL, which a CUDA build of torch has; ranks on CPUs work."
+    if not gpus:
+        slow = "" if "AVX512" in vectors else "; engine.precision=bf16 is several times slower than fp32 on this CPU"
+        return "limited", found, f"run.device=cuda will not work; run.device=cpu does{slow}."
+    return "works", found, ""
+
+
+def _find_shared_memory() -> Answer:
+    usage = shutil.disk_usage("/dev/shm")  # noqa: S108
+    found = f"{usage.free / GB:,.2f} of {usage.total / GB:,.2f} GB free in /dev/shm"
+    if usage.free < LEAST_SHM_GB * GB:
+        return "limited", found, "NCCL between GPUs of one machine needs more: docker run --shm-size=8g, or --ipc=host."
+    return "works", found, ""
+
+
+def _find_open_files() -> Answer:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = f"{soft:,} for this process, which may raise it to {hard:,}"
+    if soft < LEAST_FILES:
+        return "limited", found, f"Sets of hundreds of shards need more: ulimit -n {max(LEAST_FILES, min(hard, 4096))}."
+    return "works", found, ""
+
+
+def find_names() -> Answer:
+    """Whether this machine's own name leads to an address: gloo asks for it when ranks connect."""
+    name = socket.gethostname()
+    code, said = _ask("getent", "hosts", name)
+    if code or not said:
+        remedy = f"Several ranks may not connect: give {name} an address in /etc/hosts, or set GLOO_SOCKET_IFNAME=lo."
+        return "limited", f"{name} has no address{said and f' ({said})'}", remedy
+    return "works", f"{name} is {said.split()[0]}", ""
+
+
+def find_slurm() -> Answer:
+    """Whether its commands are here, and whether its controller answers."""
+    local = "aumn submit works with --local and --dry-run alone"
+    if missing := [command for command in SLURM_COMMANDS if not shutil.which(command)]:
+        return "limited", f"no {', '.join(missing)} on PATH", f"{local}; submit from a cluster's login node."
+    code, said = _ask("scontrol", "ping")
+    if code or " UP" not in said:
+        return "limited", f"the controller does not answer: {said[:200]}", f"{local} until it does."
+    return "works", said, ""
+
+
+def find_store(tracking_uri: str | None) -> Answer:
+    """Whether the store that `tracking.uri` or MLFLOW_TRACKING_URI names can be reached; a database is not opened."""
+    try:
+        address = find_address(tracking_uri)
+    except InputError as error:
+        return "broken", tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""), str(error)
+    if address.startswith(("http://", "https://")):
+        return _find_server(address.rstrip("/"))
+    if not address.startswith("sqlite:///"):  # one without // is no address, and may hold a password anywhere
+        shown = address if "://" in address else f"{address.partition(':')[0]}:***"
+        return "limited", f"{shown} was not tried", "aumn models list tries it."
+    database = Path(address.removeprefix("sqlite:///"))
+    target = next(place for place in (database, *database.parents) if place.exists())
+    if not os.access(target, os.W_OK):
+        return "broken", f"{database} cannot be written", "Give a store that can be: --tracking-uri, tracking.uri."
+    return "works", f"{database}" + ("" if database.exists() else ", made when it is first used"), ""
+
+
+def _find_server(address: str) -> Answer:
+    try:
+        with urlopen(_request_health(address), timeout=PATIENCE_S) as answer:  # noqa: S310  http or https, as checked
+            return "works", f"{address} answers {answer.status}", ""
+    except HTTPError as error:
+        if error.code in {401, 403}:
+            remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            return "limited", f"{address} wants credentials", remedy
+        return "limited", f"{address} answers {error.code}", "Check the address: an MLflow server has 200 at /health."
+    except (InvalidURL, ValueError):  # its text may quote a part of a password
+        remedy = "Correct tracking.uri or MLFLOW_TRACKING_URI: a password's / : @ and % are %2F %3A %40 and %25."
+        return "limited", f"{address} is no address of a server", remedy
+    except (OSError, HTTPException) as error:
+        remedy = "Runs go on and keep their metrics in their folder until it does; models cannot be registered."
+        return "limited", f"{address} does not answer ({getattr(error, 'reason', error)})", remedy
+
+
+def _request_health(address: str) -> Request:
+    """The question, with the address's name and password in a header: urllib takes them for a part of the host."""
+    parts = urlsplit(f"{address}/health")
+    credentials, _, host = parts.netloc.rpartition("@")
+    request = Request(parts._replace(netloc=host).geturl())  # noqa: S310  http or https, as checked
+    if credentials:
+        basic = b64encode(unquote(credentials).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    return request
+
+
+def _ask(*command: str) -> tuple[int, str]:
+    """A command's exit code and what it said, on one line; or why it said nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, f"no answer in {PATIENCE_S} s"
+    except OSError as error:
+        return 1, f"{command[0]} cannot be run: {error.strerror}"
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+CHECKS: dict[str, Callable[[], Answer]] = {
+    "ranks": _find_ranks,
+    "own name": find_names,
+    "shared memory": _find_shared_memory,
+    "open files": _find_open_files,
+    "SLURM": find_slurm,
+}

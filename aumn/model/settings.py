@@ -1,0 +1,98 @@
+"""A stream's network, and the loss that trains it. Defaults are the paper's where it gives one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Weight, refusal, setting
+
+
+class ModelSettings(Section):
+    """One stream's network; both streams have the same shape."""
+
+    embedding_width: Count = setting(512, "F of Eq. 1 (paper: 512).")
+    kernel: Count = setting(3, "Taps of Eq. 1's convolution, in snippets (the paper does not say).")
+    key_ratio: Count = setting(4, "m of Eq. 2, 4, 5: keys are F/m wide (the paper does not say).")
+    units: Count = setting(7, "K, the memory's action units (paper: 7).")
+    bottleneck: Count = setting(64, "R of Eq. 3's value encoder (the paper does not say).")
+    self_attention: bool = setting(True, "Eq. 4; off: X = E, as in the ablation.")
+    dropout: ShareBelowOne = setting(0.0, "Share of embedding values dropped while training (paper: none).")
+    channel_dropout: ShareBelowOne = setting(
+        0.0,
+        "Share of the features' channels dropped while training, the same ones in all of a video's snippets (paper: "
+        "none). Snippets of one clip are near copies, over which dropout of single values averages out.",
+    )
+    mixing_dropout: ShareBelowOne = setting(
+        0.0,
+        "Share of videos that Eq. 4's sum over snippets is left out of while training (paper: none).",
+        needs="model.self_attention=true",
+    )
+    centred_queries: bool = setting(
+        False,
+        "Eq. 4 compares queries without their mean over the video and at one length (paper: as they are), "
+        "so that background does not attend to actions. Pays together with normalised_pooling (docs/results.md).",
+        needs="model.self_attention=true",
+    )
+    attention_rate: Positive = setting(
+        1.0, "Adam moves Eq. 5's queries and keys this many times as fast as the rest (paper: 1)."
+    )
+    independent_classes: bool = setting(
+        False,
+        "Every class on its own: a bias each and sigmoids in place of Eq. 8's and 15's softmax, binary "
+        "cross-entropy in place of Eq. 9 (paper: softmaxes). Suits videos that hold several actions.",
+    )
+    embedding_layers: Count = setting(
+        1, "Convolutions of Eq. 1, one behind the other, each with its ReLU (paper: one)."
+    )
+    pooling_share: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0,
+        "Eq. 8's mean is over this share of a video's snippets, for each class those with the highest "
+        "a_t X_t W_t (paper: 1, all). Less suits short actions in long videos, and takes B x T x J x C values.",
+    )
+    normalised_pooling: bool = setting(
+        False,
+        "Eq. 8 divides by the sum of a_t (paper: by the number of snippets), so that only the attention's "
+        "shape counts, not its scale, for which W can make up. Pays together with centred_queries.",
+    )
+
+    @property
+    def key_width(self) -> int:
+        """A."""
+        return self.embedding_width // self.key_ratio
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.embedding_width % self.key_ratio:
+            raise refusal(
+                f"model.embedding_width={self.embedding_width} is no multiple of model.key_ratio={self.key_ratio}, and "
+                "keys are the one divided by the other wide"
+            )
+        return self
+
+
+class LossSettings(Section):
+    """The weights of Eq. 14. With model.units=1, diversity and homogeneity count nothing, as in the paper."""
+
+    diversity: Weight = setting(0.01, "alpha, of Eq. 10 (paper: 0.01).")
+    homogeneity: Weight = setting(0.02, "beta, of Eq. 12 (paper: 0.02).")
+    sparsity_rgb: Weight = setting(0.05, "gamma of the RGB network, of Eq. 13 (paper: 0.05).")
+    sparsity_flow: Weight = setting(0.03, "gamma of the FLOW network (paper: 0.03).")
+    sparsity_reduction: Literal["mean", "sum"] = setting(
+        "mean", "Over time: `sum` is Eq. 13 to the letter and swamps Eq. 8's mean (docs/experiments.md)."
+    )
+    pseudo_labels: Weight = setting(
+        0.0,
+        "Of a cross-entropy that teaches each stream's attention where both streams' class activations of "
+        "the video's own classes stand above their mean (paper: none).",
+    )
+    pseudo_labels_from: Share = setting(
+        0.2,
+        "After this share of the steps; before, class activations have nothing to teach.",
+        needs="loss.pseudo_labels",
+    )
+
+    def sparsity(self, stream: str) -> float:
+        """A stream's gamma."""
+        return self.sparsity_rgb if stream == "rgb" else self.sparsity_flow

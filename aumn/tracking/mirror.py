@@ -1,0 +1,256 @@
+"""MLflow as a mirror of a run's folder: kept up by a thread in training, and by `aumn deliver` afterwards.
+
+The folder is written first, and alone counts. Training never waits for the store: it wakes a thread, which sends what
+the folder holds and the store lacks (`mirrored_run`), as often as it takes. `mirror.json` says how far it is (`sent`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+from aumn.addresses import public
+from aumn.records import InputError
+from aumn.runfolder.folder import RunFolder
+from aumn.tracking.mirrored_run import MirroredRun
+from aumn.tracking.registry import check_names
+from aumn.tracking.sent import NAME, Sent, Tracking, Waiting, find_waiting
+from aumn.tracking.store import find_address
+
+GATHER_S = 2.0
+RETRY_S = 1.0
+LONGEST_RETRY_S = 30.0
+END_GRACE_S = 10.0
+"""How long the end waits for a store that refuses; for one that works it waits as long as that takes."""
+HASTY_END_S = 5.0
+"""How long a run that failed or was stopped waits in all: a scheduler may be about to kill it."""
+
+logger = logging.getLogger(__name__)
+
+
+class Mirror:
+    """The mirror of a run that is training; for the process that holds the folder's lock."""
+
+    @classmethod
+    def open(
+        cls, folder: Path, tracking: Tracking, *, resumed: bool = True, say: Callable[[str], None] = logger.warning
+    ) -> Mirror:
+        """Begin a new MLflow run, or go on with the folder's own, for which the store need not answer.
+
+        With `resumed` False a new run begins in any case, and what an earlier run left in the folder is delivered
+        first: open the mirror before anything of the folder is replaced. `say` takes lines for people; a thread calls
+        it. StoreError where a new run cannot begin.
+        """
+        check_names(tracking.model_name, tracking.alias)
+        address = find_address(tracking.uri)
+        if not resumed and (folder / NAME).exists():
+            _push(RunFolder(folder), None, say)
+            (folder / NAME).unlink()
+        run = _prepare(RunFolder(folder), tracking, address, say)
+        if not run.sent.run or run.sent.store != public(address):
+            run.connect()
+        return cls(RunFolder(folder), tracking, run, address, say)
+
+    def __init__(
+        self, folder: RunFolder, tracking: Tracking, run: MirroredRun, address: str, say: Callable[[str], None]
+    ) -> None:
+        """See `open`."""
+        self._folder, self._tracking, self._run, self._address, self._say = folder, tracking, run, address, say
+        self._changed = threading.Condition()  # its lock guards all that follows
+        self._woken = self._pushed = 0  # calls of `wake`, and how many of them the last push came after
+        self._hurried = self._stopped = False
+        self._outage: tuple[float, Sent] | None = None  # since when, and what the store had then
+        self._refused_since_s: float | None = None
+        self._settling_since_s: float | None = None
+        self._retry_s = RETRY_S
+        self._tried_s = -math.inf
+        threading.Thread(target=self._follow, name="aumn-mirror", daemon=True).start()
+
+    def wake(self) -> None:
+        """Have what is new in the folder sent, soon; returns at once."""
+        with self._changed:
+            self._woken += 1
+            self._changed.notify_all()
+
+    def publish(self) -> str | None:
+        """Send all, the finished model of `status.json` among it: models:/name/version, or None if it must wait."""
+        self.wake()
+        self._settle(grace_s=END_GRACE_S)
+        return self._tracking.model_name and registered(self._folder.path, self._tracking.model_name)
+
+    def close(self, *, hasty: bool) -> None:
+        """Send the rest, how the run ended among it, and say what could not be sent and how to send it later.
+
+        `hasty`: the run failed or was stopped, and something may be about to kill the process.
+        """
+        self.wake()
+        self._settle(grace_s=END_GRACE_S, most_s=HASTY_END_S if hasty else math.inf)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._run.close()
+        if waiting := self._run.waiting():
+            path = self._folder.path
+            self._say(
+                f"Not delivered to the tracking store {public(self._address)}: {waiting}. They stay in {path}; "
+                f"deliver them later with: aumn deliver {path}"
+            )
+
+    def _settle(self, *, grace_s: float, most_s: float = math.inf) -> None:
+        """Wait until all is sent.
+
+        No longer than `most_s`, nor than `grace_s` for a store that refuses, over all calls together.
+        """
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            start_s = time.monotonic()
+            self._settling_since_s = self._settling_since_s or start_s
+            while self._pushed < self._woken:
+                end_s = start_s + most_s
+                if self._refused_since_s is not None:
+                    end_s = min(end_s, max(self._refused_since_s, self._settling_since_s) + grace_s)
+                if time.monotonic() >= end_s:
+                    break
+                self._changed.wait(min(1.0, end_s - time.monotonic()))
+            self._hurried = False
+
+    def _follow(self) -> None:
+        while (woken := self._next()) is not None:
+            try:
+                before = self._run.sent
+                self._run.push()
+            except Exception as error:  # whatever it is: a dead thread would send nothing more
+                self._refused(error, before)
+            else:
+                self._accepted(woken)
+
+    def _next(self) -> int | None:
+        """Wait until it is time to push, and return what `_pushed` is after it; None when it is time to stop."""
+        with self._changed:
+            while not self._stopped and (self._pushed == self._woken or time.monotonic() < self._due_s()):
+                self._changed.wait(self._due_s() - time.monotonic() if self._pushed < self._woken else None)
+            self._tried_s = time.monotonic()
+            return None if self._stopped else self._woken
+
+    def _due_s(self) -> float:
+        pause_s = GATHER_S if self._refused_since_s is None else self._retry_s
+        if self._hurried:
+            pause_s = 0 if self._refused_since_s is None else RETRY_S
+        return self._tried_s + pause_s
+
+    def _refused(self, error: Exception, before: Sent) -> None:
+        with self._changed:
+            is_news = self._outage is None and not self._stopped
+            self._outage = self._outage or (time.monotonic(), before)
+            self._refused_since_s = self._refused_since_s or time.monotonic()
+            self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+            self._changed.notify_all()
+        if is_news:
+            self._say(f"{error} Training goes on; {self._folder.path} keeps its metrics until the store answers again.")
+
+    def _accepted(self, woken: int) -> None:
+        with self._changed:
+            self._pushed = woken
+            ended, self._outage = (self._outage, None) if not self._stopped else (None, None)
+            self._refused_since_s, self._retry_s = None, RETRY_S
+            self._changed.notify_all()
+        if ended:
+            since_s, before = ended
+            delivered = find_waiting(self._folder, before, self._tracking)
+            self._say(
+                f"The tracking store is back after {time.monotonic() - since_s:.0f} s: {delivered} have been delivered."
+            )
+
+
+def registered(folder: Path, name: str) -> str | None:
+    """What the finished model in a run's folder is in the registry, such as models:/aumn/3; None: it is not there yet.
+
+    Reads the folder alone.
+    """
+    sent = Sent.read(folder)
+    found = sent and sent.models.get(name)
+    step = RunFolder(folder).status().published_step
+    return f"models:/{name}/{found.version}" if found and found.step == step else None
+
+
+def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = logger.warning) -> Waiting | None:
+    """Send what a run's folder holds and its store lacks; what was sent; None: nothing waits.
+
+    `uri` None: the store that the run wrote to. Another store gets a new MLflow run with all of the folder. Interrupted
+    or repeated, this sends nothing twice.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name the run.folder of a training run.")
+    _refuse_old_letters(folder)
+    if not any((folder / name).exists() for name in (NAME, "status.json", "metrics.jsonl")):
+        return None
+    with RunFolder(folder).writing():
+        return _push(RunFolder(folder), uri, say)
+
+
+def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Waiting | None:
+    settings = folder.config().get("tracking", {})
+    sent = Sent.read(folder.path)
+    if sent is None and uri is None and not settings.get("enabled"):
+        return None  # the user wants no mirror of this run
+    names = ("experiment", "run_name", "model_name", "alias")
+    tracking = SimpleNamespace(
+        uri=settings.get("uri"), **{"experiment": "aumn"} | {name: settings.get(name) for name in names}
+    )
+    address = find_address(uri or tracking.uri) if uri or sent is None else _find_named(folder.path, sent.store)
+    run = _prepare(folder, tracking, address, say)
+    if run.sent.store != public(address):
+        run.connect(folder.status().started_ms)
+    waiting = run.waiting()
+    run.push()
+    return waiting or None
+
+
+def _prepare(folder: RunFolder, tracking: Tracking, address: str, say: Callable[[str], None]) -> MirroredRun:
+    _refuse_old_letters(folder.path)
+    sent = Sent.read(folder.path) or Sent(run=_run_before(folder.path) or "", store=public(address))
+    return MirroredRun(folder, tracking, address, sent, say)
+
+
+def _find_named(folder: Path, store: str) -> str:
+    """The address of a store that only a folder names: MLflow would send it the environment's credentials.
+
+    They are for the store that MLFLOW_TRACKING_URI names, which it is given whole if it is this one.
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    if named and public(find_address(named)) == store:
+        return find_address(named)
+    credentials = [name for name in ("USERNAME", "PASSWORD", "TOKEN") if os.environ.get(f"MLFLOW_TRACKING_{name}")]
+    if "***" in store or (credentials and store.startswith("http")):
+        raise InputError(
+            f"{folder / NAME} names the tracking store {store} and keeps no password of it, and those of the "
+            "environment go to no store that you have not named: name it with --tracking-uri or MLFLOW_TRACKING_URI."
+        )
+    return store
+
+
+def _refuse_old_letters(folder: Path) -> None:
+    file = folder / "undelivered.jsonl"
+    if file.exists() and file.stat().st_size:
+        raise InputError(
+            f"{file} was left by an older aumn, whose store did not take it: deliver it with that aumn (commit "
+            f"0e01a02: aumn deliver {folder}), or remove the file to go on without what it holds."
+        )
+
+
+def _run_before(folder: Path) -> str | None:
+    """The MLflow run of a run that aumn up to commit 0e01a02 began; its folder has no mirror.json."""
+    for file in (folder / "run.json", *sorted(folder.glob("checkpoints/*/trainer.json"), reverse=True)):
+        with suppress(OSError, ValueError):
+            if run := json.loads(file.read_bytes()).get("tracking_run"):
+                return str(run)
+    return None

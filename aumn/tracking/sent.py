@@ -1,0 +1,168 @@
+"""`mirror.json`: what an MLflow store has of a run's folder; and what it lacks, found by comparing the two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aumn.files import whole_file
+from aumn.records import InputError
+from aumn.runfolder.folder import RunFolder, State, Status
+from aumn.runfolder.metrics import read_metrics
+
+NAME = "mirror.json"
+
+
+class Tracking(Protocol):
+    """Settings of the mirror, as `tracking` of a run's settings has them."""
+
+    @property
+    def uri(self) -> str | None:
+        """The store; None: see `store.find_address`."""
+
+    @property
+    def experiment(self) -> str:
+        """Of new MLflow runs."""
+
+    @property
+    def run_name(self) -> str | None:
+        """None: the folder's name."""
+
+    @property
+    def model_name(self) -> str | None:
+        """The finished model is registered under it; None: it is not."""
+
+    @property
+    def alias(self) -> str | None:
+        """Given to the registered version."""
+
+
+class Version(BaseModel):
+    """What a finished model became in the registry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int
+    step: int
+    alias: str | None
+
+
+class Sent(BaseModel):
+    """What `mirror.json` says: what of the folder the store has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    run: str
+    """Id of the MLflow run; empty: there is none yet."""
+    store: str
+    """Its address, without credentials."""
+    lines: int = 0
+    """Of metrics.jsonl."""
+    last: tuple[int, int] | None = None
+    """Step and time of the last of these lines: a file that was cut back since has another line there."""
+    config: str = ""
+    """SHA-256 of config.yaml."""
+    facts: dict[str, str] = {}
+    """As in status.json."""
+    state: State = "running"
+    ended_ms: int | None = None
+    models: dict[str, Version] = {}
+    """By registered name."""
+    refused: dict[str, str] = {}
+    """What the store refuses for good, such as `metric val (a)`, and why. It is never sent again."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Sent | None:
+        """Of a run's folder; None where nothing was sent yet."""
+        try:
+            return cls.model_validate_json((folder / NAME).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            raise InputError(
+                f"{folder / NAME} is damaged or of another aumn: remove it, and a new MLflow run gets all of the "
+                "folder's metrics."
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        """Replace what was there. OSError where the disk refuses."""
+        with whole_file(folder / NAME) as file:
+            file.write_text(json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a folder holds and a store lacks; falsy where that is nothing."""
+
+    config: str
+    """The digest of settings that are new; empty where they are not."""
+    facts: dict[str, str]
+    first: int
+    """So many lines of metrics stand before those that wait."""
+    lines: list[dict[str, Any]]
+    ending: Status | None
+    """How the run ended, or that it goes on."""
+    model: str | None
+    """The name to register the finished model under."""
+
+    def __bool__(self) -> bool:
+        return bool(self.config or self.facts or self.lines or self.ending or self.model)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.lines:
+            first, last = self.lines[0]["step"], self.lines[-1]["step"]
+            parts.append(f"the metrics of step {first}" if first == last else f"the metrics of steps {first} to {last}")
+        parts += [f"the model {self.model}"] * bool(self.model)
+        parts += ["how the run ended"] * bool(self.ending and self.ending.state != "running")
+        return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or "settings and tags"
+
+
+def find_waiting(folder: RunFolder, sent: Sent, tracking: Tracking) -> Waiting:
+    """Compare a run's folder with what its store has."""
+    status, config = folder.status(), _digest(folder.path / "config.yaml")
+    first, lines = _unsent_lines(folder.path, sent)
+    return Waiting(
+        config if config != sent.config else "",
+        {name: value for name, value in status.facts.items() if sent.facts.get(name) != value},
+        first,
+        lines,
+        status if (status.state, status.ended_ms) != (sent.state, sent.ended_ms) else None,
+        _unregistered(status, sent, tracking),
+    )
+
+
+def _unsent_lines(folder: Path, sent: Sent) -> tuple[int, list[dict[str, Any]]]:
+    """How many lines of metrics were sent, and those behind them; all lines if the file was cut back since."""
+    if sent.lines:
+        last, *lines = [*read_metrics(folder, sent.lines - 1)] or [{}]
+        if line_key(last) == sent.last:
+            return sent.lines, lines
+    return 0, list(read_metrics(folder))
+
+
+def line_key(line: Mapping[str, Any]) -> tuple[int, int]:
+    """A line of metrics, told from the one that a resumed run writes in its place."""
+    return line.get("step", -1), line.get("at_ms", 0)
+
+
+def _unregistered(status: Status, sent: Sent, tracking: Tracking) -> str | None:
+    name = tracking.model_name
+    if not (status.published_step and name) or f"model {name}" in sent.refused:
+        return None
+    known = sent.models.get(name)
+    return name if known is None or (known.step, known.alias) != (status.published_step, tracking.alias) else None
+
+
+def _digest(file: Path) -> str:
+    with suppress(FileNotFoundError):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return ""

@@ -1,0 +1,224 @@
+"""What a job's folder tells wherever it is looked at from, whatever SLURM and the tracking store do meanwhile.
+
+A few lines of shell play SLURM: they take jobs, and list them until they are told to end.
+"""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aumn.files import started_at
+from aumn.jobs import queue
+from aumn.jobs.job import load_job
+from aumn.jobs.job_folder import JobFolder
+from aumn.jobs.submit import submit
+from aumn.records import InputError
+from aumn.runfolder.folder import RunFolder, Status
+from aumn.runfolder.metrics import MetricsWriter
+from tests.launching import aumn, succeed
+
+CONFIG = {"data": {"shards": "shards"}, "run": {"folder": "run", "steps": 3}}
+STEPS = {
+    "train": {"run": "train c.yaml run.folder={folder}/{point}", "sweep": {"axes": {"run.seed": [0, 1]}}},
+    "evaluate": {
+        "needs": ["train"],
+        "run": "evaluate {folder}/found --annotations gt.json --protocol thumos14 --json {folder}/metrics.json",
+    },
+}
+SBATCH = """#!/bin/sh
+number=$(($(cat "$SLURM/number" 2> /dev/null || echo 40) + 1))
+echo $number > "$SLURM/number"
+for word in "$@"; do
+  case $word in --comment=*) comment=${word#--comment=};; --array=*) array=${word#--array=};; esac
+done
+case "$array" in
+  0,1) printf '%s |%s |RUNNING |0 |0:07 |%s |None |n1 |\\n' $number 0 "$comment" $number 1 "$comment";;
+  ?) echo "$number |$array |RUNNING |0 |0:07 |$comment |None |n1 |";;
+  *) echo "$number |N/A |PENDING |0 |0:00 |$comment |Dependency | |";;
+esac >> "$SLURM/queue"
+echo "$@" >> "$SLURM/submitted"
+sleep "$(cat "$SLURM/slow" 2> /dev/null || echo 0)"
+echo $number
+"""
+SQUEUE = """#!/bin/sh
+echo asked >> "$SLURM/asked"
+cat "$SLURM/queue" 2> /dev/null || true
+"""
+
+
+class Place:
+    """A folder in which a job is submitted to the SLURM that is played."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.slurm = root, root / "slurm played"
+        self.slurm.mkdir()
+        (root / "c.yaml").write_text(yaml.safe_dump(CONFIG))
+        for name, text in {
+            "sbatch": SBATCH,
+            "squeue": SQUEUE,
+            "scancel": "#!/bin/sh\n",
+            "sacct": "#!/bin/sh\n",
+        }.items():
+            (self.slurm / name).write_text(text)
+            (self.slurm / name).chmod(0o755)
+
+    def write(self, *, tracked: bool = False, **fields) -> Path:
+        job = {"name": "mine", "tracking": {"enabled": tracked}, "steps": STEPS, **fields}
+        (self.root / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+        return self.root / "job.yaml"
+
+    def aumn(self, *arguments: object, cwd: Path | None = None, **variables: str):
+        path = f"{self.slurm}:/usr/bin:/bin"
+        return aumn(*arguments, cwd=cwd or self.root, PATH=path, SLURM=str(self.slurm), **variables)
+
+    def lines(self, name: str) -> list[str]:
+        file = self.slurm / name
+        return file.read_text().splitlines() if file.exists() else []
+
+    def end(self, step: str, index: int, code: int, folder: str = "runs/jobs/mine") -> None:
+        """As the batch script says it; SLURM forgets the job."""
+        (self.root / folder / "outcomes" / f"{step}.{index}").write_text(f"41 {code} n1 0 9\n")
+        (self.slurm / "queue").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Place(tmp_path)
+    monkeypatch.setenv("PATH", f"{found.slurm}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM", str(found.slurm))
+    return found
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {status.label: status.state for status in JobFolder.open(folder).statuses()}
+
+
+def test_a_job_is_seen_from_any_folder_and_after_its_own_was_moved(place, tmp_path_factory, monkeypatch):
+    """Looked at from elsewhere, nothing seems to wait; what failed alone goes on, to run where it ran before."""
+    succeed(place.aumn("submit", place.write()))
+    place.end("train", 0, 0)
+    place.end("train", 1, 1)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    expected = {"train[seed=0]": "done", "train[seed=1]": "failed", "evaluate": "failed"}
+    assert states(Path(os.path.relpath(place.root / "runs/jobs/mine"))) == expected
+    moved = elsewhere / "moved"
+    (place.root / "runs/jobs/mine").rename(moved)
+    assert states(moved) == expected
+    again = place.aumn("jobs", "moved", "--retry-failed", cwd=elsewhere)
+    assert "train, 1 point (seed=1): submitted as job 43\nevaluate: submitted as job 44" in again.stderr
+    train = place.lines("submitted")[-2]
+    assert "--array=1 " in train
+    assert f"--chdir={place.root} " in train
+    assert (moved / "points/train/1").read_text() == f"c.yaml\nrun.folder={moved}/seed=1\nrun.seed=1\n"
+
+
+def test_all_jobs_are_asked_about_at_once(place):
+    succeed(place.aumn("submit", place.write()))
+    asked = len(place.lines("asked"))
+    assert states(Path("runs/jobs/mine")) == {
+        "train[seed=0]": "running", "train[seed=1]": "running", "evaluate": "queued",
+    }  # fmt: skip
+    assert len(place.lines("asked")) == asked + 1
+
+
+def test_a_job_whose_number_came_too_late_is_found_and_not_submitted_twice(place, monkeypatch):
+    monkeypatch.setattr(queue, "TIMEOUT_S", 3)
+    folder = JobFolder.of(load_job(place.write()))
+    folder.write()
+    (place.slurm / "slow").write_text("10")
+    with pytest.raises(InputError, match=r"sbatch did not answer within 3 s: .* found then, and not submitted twice"):
+        submit(folder, print)
+    (place.slurm / "slow").unlink()
+    assert states(folder.path) == {"train[seed=0]": "running", "train[seed=1]": "running", "evaluate": "waiting"}
+    said = []
+    submit(JobFolder.open(folder.path), said.append)
+    assert said[0] == "evaluate: submitted as job 42"
+    assert "--dependency=afterok:41_0:41_1" in place.lines("submitted")[-1]
+
+
+def test_the_table_shows_what_the_run_folders_hold(place):
+    succeed(place.aumn("submit", place.write()))
+    run = RunFolder(place.root / "runs/jobs/mine/seed=1")
+    with closing(MetricsWriter(run.path)) as metrics:
+        metrics.append(40, {"loss": 0.25, "videos_per_s": 9.0})
+        metrics.append(40, {"held_out/mAP/0.5": 0.2, "held_out/mAP/average": 0.345})
+    run.write_status(Status(step=40, steps=300))
+    result = {"mAP": {"0.5": 0.3}, "average": 0.123}
+    (place.root / "runs/jobs/mine/metrics.json").write_text(json.dumps(result))
+    shown = succeed(place.aumn("jobs", "runs/jobs/mine")).stdout
+    assert re.search(r"train\[seed=0\] +running +41_0 +n1 +00:00:07 +train.0.log", shown), shown
+    assert re.search(r"train\[seed=1\] .*step 40/300  loss 0.2500  mAP 34.5% +train.1.log", shown), shown
+    assert re.search(r"evaluate +queued: Dependency .*mAP 12.3%", shown), shown
+
+
+def test_a_store_that_is_away_costs_a_record_and_holds_up_neither_a_submission_nor_a_look(place):
+    job = place.write(tracked=True, tracking={"uri": "http://127.0.0.1:9"})
+    (place.root / "c.yaml").write_text(yaml.safe_dump({**CONFIG, "tracking": {"uri": "http://127.0.0.1:9"}}))
+    first = succeed(place.aumn("submit", job)).stderr
+    assert "evaluate: submitted as job 42" in first
+    assert "this job is not recorded in the tracking store: The tracking store http://127.0.0.1:9 refused" in first
+    assert succeed(place.aumn("jobs", "runs/jobs/mine")).stdout.count("running") == 2
+    for step, index, code in (("train", 0, 0), ("train", 1, 1), ("evaluate", 0, 1)):
+        place.end(step, index, code)
+    again = succeed(place.aumn("submit", job)).stderr
+    assert "train, 1 point (seed=1): submitted as job 43" in again
+
+
+def test_the_end_of_a_job_is_recorded_once(place):
+    job = place.write(tracking={})
+    succeed(place.aumn("submit", job))
+    for step, index in (("train", 0), ("train", 1), ("evaluate", 0)):
+        place.end(step, index, 0)
+
+    def recorded() -> tuple[str, int]:
+        succeed(place.aumn("jobs", "runs/jobs/mine"))
+        with closing(sqlite3.connect(place.root / "mlflow.db")) as store:
+            (found,) = store.execute("select status, end_time from runs").fetchall()
+        return found
+
+    first = recorded()
+    assert first[0] == "FINISHED"
+    assert recorded() == first
+
+
+def test_a_process_that_was_given_the_number_of_a_local_run_is_not_that_run(place):
+    folder = JobFolder.of(load_job(place.write()))
+    folder.write()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        name = folder.record_local("train", 0, process.pid)
+        assert states(folder.path)["train[seed=0]"] == "running"
+        folder.record("train", [0], job_id=name.replace(str(started_at(process.pid)), "12"))
+        assert states(folder.path)["train[seed=0]"] == "failed"
+        process.communicate(b"\n")
+
+
+def test_a_folder_of_an_older_aumn_is_taken_over_by_submitting_again(place):
+    folder = place.root / "runs/jobs/mine"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"job": {"name": "mine"}, "tracking_run": None}))
+    (folder / "submitted.jsonl").write_text('{"step": "train", "points": [0, 1], "job_id": "7"}\n')
+    (folder / "outcomes").mkdir()
+    (folder / "outcomes/train.0").write_text("7 0 n1 0 5\n")
+    with pytest.raises(InputError, match=r"^/\S+ was submitted by an older aumn: give its `aumn submit` once more"):
+        JobFolder.open(folder)
+    said = succeed(place.aumn("submit", place.write())).stderr
+    assert "train, 1 point (seed=1): submitted as job 41" in said
+
+
+def test_one_submission_at_a_time(place):
+    job = place.write()
+    with JobFolder.lock(place.root / "runs/jobs/mine"):
+        refused = place.aumn("submit", job)
+    assert refused.returncode == 2
+    assert "runs/jobs/mine is being submitted or run by another aumn: wait until that is done" in refused.stderr
+    assert not place.lines("submitted")

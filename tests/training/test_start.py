@@ -1,0 +1,90 @@
+"""Where a run starts, by what lies in its folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aumn.config.run_config import RunConfig
+from aumn.records import InputError
+from aumn.runfolder.checkpoint import Checkpoint, save_checkpoint, save_model
+from aumn.runfolder.folder import RunFolder, Status
+from aumn.runtime.ranks import Ranks
+from aumn.training.resume import Progress, find_start, is_finished
+from tests.training.footprint_steps import CARD
+
+
+def settings(folder: Path, steps: int = 40, **sections: dict[str, object]) -> RunConfig:
+    run = {"folder": str(folder), "steps": steps}
+    return RunConfig.model_validate(
+        {"data": {"shards": "shards"}, "run": run, "tracking": {"enabled": False}, **sections}
+    )
+
+
+def leave_checkpoint(config: RunConfig, step: int, **facts: object) -> Path:
+    progress = Progress(CARD, step, config=config.model_dump(mode="json"))
+    checkpoint = Checkpoint(step, {}, CARD, {}, {**progress.facts(), "optimizer": {}, **facts})
+    return save_checkpoint(config.run.folder, checkpoint, keep_last=9)
+
+
+def start(config: RunConfig, *, resume: bool = True):
+    return find_start(config, CARD, Ranks(), resume=resume)
+
+
+@pytest.mark.parametrize(
+    "sections", [{"optimizer": {"schedule": "cosine"}}, {"loss": {"pseudo_labels": 0.3, "pseudo_labels_from": 0.5}}]
+)
+def test_another_number_of_steps_is_refused_where_the_rate_or_the_loss_is_a_function_of_it(sections, tmp_path):
+    leave_checkpoint(settings(tmp_path, **sections), 30)
+    with pytest.raises(InputError, match=r"run\.steps: the run has 40, now 80"):
+        start(settings(tmp_path, 80, **sections))
+    assert start(settings(tmp_path, **sections)).progress.step == 30
+
+
+def test_another_number_of_steps_is_taken_where_nothing_depends_on_it(tmp_path):
+    leave_checkpoint(settings(tmp_path), 40, metrics_lines=4)
+    found = start(settings(tmp_path, 80, batch={"micro_videos": 8}))
+    assert (found.progress.step, found.lines, found.resumed) == (40, 4, True)
+
+
+def test_a_launchers_next_attempt_goes_on_by_itself_and_another_launch_is_refused(tmp_path, monkeypatch):
+    config = settings(tmp_path)
+    RunFolder(tmp_path).write_status(Status(state="failed", launch="SLURM job 7 of the cluster", started_ms=5))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    found = start(config, resume=False)  # no checkpoint yet: from the beginning, and it is the same run
+    assert (found.resumed, found.status.started_ms, found.progress.step) == (True, 5, 0)
+    leave_checkpoint(config, 20)
+    assert start(config, resume=False).progress.step == 20
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(InputError, match=r"already holds a run: pass --resume to go on with it, or name another"):
+        start(config, resume=False)
+
+
+def test_a_run_is_finished_when_its_status_says_so_and_its_model_is_there(tmp_path):
+    config = settings(tmp_path)
+    leave_checkpoint(config, 40)
+    folder, done = RunFolder(tmp_path), Status(state="finished", published_step=40)
+    save_model(tmp_path / "model", {}, CARD)
+    for status in (Status(), Status(state="running", published_step=40), Status(state="finished", published_step=30)):
+        folder.write_status(status)
+        assert not is_finished(config, start(config))
+    folder.write_status(done)
+    assert is_finished(config, start(config))
+    tracked = {"tracking": {"enabled": True, "model_name": "aumn"}}
+    assert not is_finished(settings(tmp_path, **tracked), start(config))  # the registry does not have it
+    (tmp_path / "model" / "model.json").unlink()
+    assert not is_finished(config, start(config))
+
+
+def test_a_run_of_commit_0e01a02_goes_on(tmp_path):
+    """It wrote run.json and no metrics; its checkpoints name its MLflow run and count no lines."""
+    config = settings(tmp_path)
+    record = {"launch": None, "tracking_run": "f00", "published_step": 40, "registered": None, "finished": True}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    save_model(tmp_path / "model", {}, CARD)
+    leave_checkpoint(config, 40, tracking_run="f00")
+    found = start(config)
+    assert (found.progress.step, found.lines) == (40, 0)
+    assert is_finished(config, found)
+    assert not is_finished(settings(tmp_path, 80), start(settings(tmp_path, 80)))
