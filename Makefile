@@ -5,7 +5,7 @@ DEMO := build/demo
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: demo test check format bench torture install-slurm clean
+.PHONY: demo test check format bench gpu-check torture install-slurm clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +43,10 @@ format: .venv/ready
 # Every row of docs/performance.md, on an idle machine: about six minutes on two cores, 2.5 GB in build/bench.
 bench: .venv/ready
 	$(BIN)/python tests/bench/run.py
+
+# What only a GPU can show, as one table: under eight minutes on one GPU. Without one it says so and ends with 77.
+gpu-check: .venv/ready
+	$(BIN)/python -m tests.gpu.check
 
 # Rounds of kills and other faults, each held against an undisturbed run (docs/faults.md); SEED=... has them again.
 ROUNDS ?= 200

@@ -26,8 +26,10 @@ from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.tracking.settings import TrackingSettings
 from aumn.training.settings import EvaluationSettings, RunSettings
 
-REMOVED: dict[str, str] = {}
-"""Settings that are gone, by name, and why: a file that sets one gets this sentence."""
+REMOVED = {
+    "engine.shared_memory": "the ranks of one machine sum gradients as all others do: leave it out.",
+}
+"""Settings that are gone, by name, and why: a file that sets one gets this sentence; a run that has them goes on."""
 
 
 class RunConfig(Section):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.memory import Memory, QuickLinear, Reading
-from aumn.model.products import batch_product, convolve, product
+from aumn.model.products import convolve, product
 from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Scores, VideoScores
 
@@ -154,7 +154,7 @@ class AUMN(nn.Module):
             return None
         if settings.centred_queries:
             queries_BTA = _centred(queries_BTA, mask_BT)
-        scores_BTT = batch_product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
+        scores_BTT = product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
         if any(length < mask_BT.shape[1] for length in lengths):
             scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
         mixing_BTT = scores_BTT.softmax(-1)
@@ -215,7 +215,7 @@ def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: 
 
     In slices of time that hold n x J x C values.
     """
-    mixed_BTF = embedded_BTF if mixing_BTT is None else embedded_BTF + batch_product(mixing_BTT, embedded_BTF)
+    mixed_BTF = embedded_BTF if mixing_BTT is None else embedded_BTF + product(mixing_BTT, embedded_BTF)
     basis_FX = reading.basis_JFC.transpose(0, 1).flatten(1)
     size, num_classes = reading.basis_JFC.shape[0], reading.basis_JFC.shape[2]
     slice_snippets = max(1, SLICE_ELEMENTS // basis_FX.shape[1])

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
-from aumn.model.products import add_product, multiply, product, room
+from aumn.model.products import Workspace, product
 
 PAPER_UNITS = 7
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
@@ -125,8 +126,7 @@ class _ReadInChunks(torch.autograd.Function):
     """sigmoid(Q keysᵀ) h, its maximum over units and its sum over snippets, holding one chunk of units at a time.
 
     The sigmoid couples no two units, so a chunk is complete in itself; the backward pass computes it again. Of equal
-    maxima the first unit takes the gradient, as torch.max has it. Chunks share their buffers, and products add to where
-    they belong: on a CPU, fresh memory for each costs as much as the products. N = B x T rows, k units of a chunk.
+    maxima the first unit takes the gradient, as torch.max has it. N = B x T rows, k units of a chunk.
     """
 
     @staticmethod
@@ -137,14 +137,15 @@ class _ReadInChunks(torch.autograd.Function):
         best_N = queries_NA.new_full((len(queries_NA),), -torch.inf)
         best_unit_N = torch.zeros_like(best_N, dtype=torch.long)
         sums_BK = queries_NA.new_empty(shape_BT[0], len(keys_KA))
-        for units, (room_Nk,) in _chunks(queries_NA, len(keys_KA), rooms=1):
-            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=room_Nk)
+        similarities = Workspace()
+        for units in _chunks(queries_NA, len(keys_KA)):
+            similarity_Nk = similarities.product(queries_NA, keys_KA[units].T)
             logit_N, unit_N = similarity_Nk.max(-1)
             better_N = logit_N > best_N
             best_N = torch.where(better_N, logit_N, best_N)
             best_unit_N = torch.where(better_N, unit_N + units.start, best_unit_N)
             similarity_Nk.sigmoid_()
-            add_product(coefficients_NR, similarity_Nk, hidden_KR[units])
+            coefficients_NR = product(similarity_Nk, hidden_KR[units], plus=coefficients_NR)
             sums_BK[:, units] = torch.bmm(weights_BT[:, None], similarity_Nk.unflatten(0, shape_BT))[:, 0]
         ctx.save_for_backward(queries_NA, keys_KA, hidden_KR, weights_BT, best_unit_N)
         return coefficients_NR.unflatten(0, shape_BT), best_N.sigmoid_().unflatten(0, shape_BT), sums_BK
@@ -156,27 +157,26 @@ class _ReadInChunks(torch.autograd.Function):
         grad_coefficients_NR, grad_attention_N = grad_coefficients_BTR.flatten(0, 1), grad_attention_BT.flatten()
         grad_queries_NA = torch.zeros_like(queries_NA)
         grad_keys_KA, grad_hidden_KR = torch.empty_like(keys_KA), torch.empty_like(hidden_KR)
-        for units, (room_Nk, grad_room_Nk) in _chunks(queries_NA, len(keys_KA), rooms=2):
-            similarity_Nk = multiply(queries_NA, keys_KA[units].T, out=room_Nk).sigmoid_()
-            grad_hidden_KR[units] = multiply(similarity_Nk.T, grad_coefficients_NR)
-            grad_Nk = multiply(grad_coefficients_NR, hidden_KR[units].T, out=grad_room_Nk)
+        similarities, gradients = Workspace(), Workspace()
+        for units in _chunks(queries_NA, len(keys_KA)):
+            similarity_Nk = similarities.product(queries_NA, keys_KA[units].T).sigmoid_()
+            grad_hidden_KR[units] = product(similarity_Nk.T, grad_coefficients_NR)
+            grad_Nk = gradients.product(grad_coefficients_NR, hidden_KR[units].T)
             grad_Nk.unflatten(0, weights_BT.shape).addcmul_(weights_BT[:, :, None], grad_sums_BK[:, None, units])
             unit_N = best_unit_N - units.start
             here_N = (unit_N >= 0) & (unit_N < grad_Nk.shape[1])
             unit_N = unit_N.clamp(0, grad_Nk.shape[1] - 1)
             grad_Nk.scatter_add_(1, unit_N[:, None], (grad_attention_N * here_N)[:, None])
             torch.ops.aten.sigmoid_backward.grad_input(grad_Nk, similarity_Nk, grad_input=grad_Nk)
-            add_product(grad_queries_NA, grad_Nk, keys_KA[units])
-            grad_keys_KA[units] = multiply(grad_Nk.T, queries_NA)
+            grad_queries_NA = product(grad_Nk, keys_KA[units], plus=grad_queries_NA)
+            grad_keys_KA[units] = product(grad_Nk.T, queries_NA)
         return grad_queries_NA.unflatten(0, weights_BT.shape), grad_keys_KA, grad_hidden_KR, None
 
 
-def _chunks(queries_NA: Tensor, num_units: int, *, rooms: int) -> Iterator[tuple[slice, list[Tensor | None]]]:
-    """The units chunk by chunk, multiples of 64 where they can be, each with N x k views of the same rooms."""
-    rows = len(queries_NA)
-    size = max(1, CHUNK_ELEMENTS.get(queries_NA.device.type, CHUNK_ELEMENTS["cpu"]) // max(1, rows))
-    size = min(size - size % 64 if size > 64 else size, num_units)
-    whole = [room(queries_NA, size) for _ in range(rooms)]
-    for start in range(0, num_units, size):
-        units = slice(start, min(start + size, num_units))
-        yield units, [one if one is None else one[:, : units.stop - start] for one in whole]
+def _chunks(queries_NA: Tensor, num_units: int) -> Iterator[slice]:
+    """The units chunk by chunk, multiples of 64 where they can be."""
+    size = max(1, CHUNK_ELEMENTS.get(queries_NA.device.type, CHUNK_ELEMENTS["cpu"]) // max(1, len(queries_NA)))
+    size = size - size % 64 if size > 64 else size
+    starts = range(0, num_units, size)
+    for start in starts[:2] if isinstance(queries_NA, FakeTensor) else starts:  # --dry-run: others need no more memory
+        yield slice(start, min(start + size, num_units))

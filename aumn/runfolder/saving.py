@@ -137,7 +137,8 @@ class _Snapshot:
     def read(self) -> dict[str, Tensor]:
         """The copies, once they are complete."""
         if self._device is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._device):  # a thread's own current device is the first one
+                self._copied.synchronize()
         return self._tensors
 
 

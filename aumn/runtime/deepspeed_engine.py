@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from aumn.records import Batch, Scores
-from aumn.runtime.optimizer_state import PREFIX, flatten_optimizer, restore_optimizer
-from aumn.runtime.precision import LossScale, autocast, poisoned
+from aumn.runtime.engines import Engine
+from aumn.runtime.optimizer_state import PREFIX, Slots, load_slots, named_state
+from aumn.runtime.precision import autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks, group_of_one
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 
@@ -31,18 +32,15 @@ BUCKET_ELEMENTS = 25_000_000  # 100 MB of float32; DeepSpeed would allocate 2 GB
 SLOTS = ("exp_avg", "exp_avg_sq")
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(Engine):
     """See Engine. DeepSpeed itself waits for the device in every step. Untested on CUDA for want of a GPU."""
 
     def __init__(
         self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
     ) -> None:
-        self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
         self._deepspeed = _import_deepspeed(ranks, device)
-        self.network = network.to(device)
-        self._names = {id(parameter): name for name, parameter in network.networks.named_parameters()}
+        super().__init__(network, ranks, device, optimizer, settings)
         self._engines = {name: self._build(part) for name, part in network.networks.items()}
-        self.scales = {name: LossScale(settings.precision, device) for name in self._engines}
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -71,25 +69,9 @@ class DeepSpeedEngine:
                 share = scale.scaled(share)
             engine.backward(share, scale_wrt_gas=False)
 
-    def update(self, learning_rate: float) -> dict[str, Tensor]:
+    def whole_network(self) -> AbstractContextManager[None]:
         """See Engine."""
-        norms = {}
-        for name, engine in self._engines.items():
-            for group in engine.optimizer.param_groups:
-                group["lr"] = learning_rate
-            norms[name] = self._step(engine, self.scales[name])
-            self.scales[name].adjust(norms[name].isfinite())
-        return norms
-
-    def communication_s(self) -> float | None:
-        """See Engine; DeepSpeed does not say."""
-        return None
-
-    @contextmanager
-    def whole_network(self) -> Iterator[None]:
-        """See Engine."""
-        with self._gathered(list(self.network.parameters())):
-            yield
+        return self._gathered(list(self.network.parameters()))
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine; parameter by parameter, so a device holds one whole parameter at most beyond its partition."""
@@ -100,35 +82,13 @@ class DeepSpeedEngine:
                     weights[name] = parameter.detach().cpu().clone()
         return weights
 
-    def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See Engine; parameter by parameter."""
-        scales = {"loss_scales": {name: scale.facts() for name, scale in self.scales.items()}}
-        facts = {"groups": [{"params": list(self._names.values())}], "numbers": {}} | scales
-        tensors: dict[str, Tensor] = {}
-        for engine in self._engines.values():
-            if self.settings.zero_stage == 0:
-                names = [self._names[id(parameter)] for parameter in engine.module.parameters()]
-                tensors |= flatten_optimizer(engine.optimizer.state_dict(), names)[0]
-            else:
-                tensors |= self._gather_optimizer(engine)
-        return tensors, facts
-
-    def load_state(
-        self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
-    ) -> None:
-        """See Engine."""
-        state = restore_optimizer(tensors, facts, list(self._names.values()))["state"]
-        by_name = {name: state[index] for index, name in enumerate(self._names.values()) if index in state}
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.network.named_parameters():
             with self._gathered([parameter], modified=True), torch.no_grad():
                 parameter.copy_(weights[name])
-        for stream, engine in self._engines.items():
-            if self.settings.zero_stage == 0:
-                self._load_unpartitioned(engine, by_name)
-            else:
+        if self.settings.zero_stage > 0:
+            for engine in self._engines.values():
                 engine.optimizer.refresh_fp32_params()
-                self._scatter_optimizer(engine, by_name)
-            self.scales[stream].restore(facts.get("loss_scales", {}).get(stream))
 
     def _build(self, part: nn.Module) -> Any:
         """A stream's DeepSpeed engine."""
@@ -151,19 +111,17 @@ class DeepSpeedEngine:
             return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
         return FusedAdam(parameters, adam_w_mode=True, **arguments)
 
-    def _step(self, engine: Any, scale: LossScale) -> Tensor:
-        """One stream's update; its gradient norm before clipping, untold and unchecked by DeepSpeed in stage 0."""
+    def _update(self, stream: str, learning_rate: float) -> Tensor:
+        """See Engine; in stage 0, DeepSpeed neither tells the norm nor looks whether it is finite."""
+        engine = self._engines[stream]
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
         if self.settings.zero_stage > 0:
             engine.step()
             return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
-        parameters = list(engine.module.parameters())
-        gradients = [parameter.grad for parameter in parameters]
-        scale.unscale_(gradients)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = clip_(list(engine.module.parameters()), self.scales[stream], self.optimizer.clip_norm)
         if not norm.isfinite():
             engine.zero_grad()  # Adam passes over parameters without gradient
-        elif self.optimizer.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.optimizer.clip_norm, norm)
         engine.step()
         return norm
 
@@ -174,8 +132,11 @@ class DeepSpeedEngine:
         )
         return context
 
-    def _gather_optimizer(self, engine: Any) -> dict[str, Tensor]:
-        """Adam's momenta, whole, on the first rank. Before the first step there are none."""
+    def _optimizer_state(self, stream: str) -> dict[str, Tensor]:
+        """Adam's momenta, whole, on the first rank, parameter by parameter. Before the first step there are none."""
+        engine = self._engines[stream]
+        if self.settings.zero_stage == 0:
+            return named_state(engine.basic_optimizer, self._names)
         from deepspeed.utils import safe_get_full_optimizer_state
 
         adam_state = engine.basic_optimizer.state.get(_flat_partitions(engine)[0])
@@ -183,34 +144,35 @@ class DeepSpeedEngine:
             return {}
         tensors: dict[str, Tensor] = {}
         for parameter in engine.module.parameters():
-            prefix = f"{PREFIX}{self._names[id(parameter)]}"
+            prefix = f"{PREFIX}{self._names[parameter]}"
             whole = {slot: safe_get_full_optimizer_state(parameter, slot) for slot in SLOTS}
             if self.ranks.is_first:
                 tensors |= {f"{prefix}/{slot}": tensor.cpu().clone() for slot, tensor in whole.items()}
                 tensors[f"{prefix}/step"] = torch.tensor(float(adam_state["step"]))
         return tensors
 
-    def _scatter_optimizer(self, engine: Any, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _load_optimizer(self, stream: str, slots: Slots) -> None:
         """Give every rank its part of the momenta."""
+        engine = self._engines[stream]
+        if self.settings.zero_stage == 0:
+            load_slots(engine.basic_optimizer, self._names, slots)
+            return
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        names = {self._names[id(parameter)]: parameter for parameter in engine.module.parameters()}
-        if not any(name in state for name in names):
-            return
-        _give_adam_its_state(engine, next(state[name]["step"] for name in names))
-        for name, parameter in names.items():
+        own = {
+            parameter: slots[name]
+            for parameter in engine.module.parameters()
+            if (name := self._names[parameter]) in slots
+        }
+        if own:
+            _give_adam_its_state(engine, next(iter(own.values()))["step"])
+        for parameter, of_parameter in own.items():
             for slot in SLOTS:
                 if self.settings.zero_stage == 3:
-                    part = _partition(state[name][slot], parameter.ds_tensor.numel(), self.ranks)
+                    part = _partition(of_parameter[slot], parameter.ds_tensor.numel(), self.ranks)
                     safe_set_local_optimizer_state(parameter, part, slot)
                 else:
-                    safe_set_full_optimizer_state(parameter, state[name][slot], slot)
-
-    def _load_unpartitioned(self, engine: Any, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        names = [self._names[id(parameter)] for parameter in engine.module.parameters()]
-        own_groups = engine.optimizer.state_dict()["param_groups"]
-        own_state = {index: state[name] for index, name in enumerate(names) if name in state}
-        engine.optimizer.load_state_dict({"state": own_state, "param_groups": own_groups})
+                    safe_set_full_optimizer_state(parameter, of_parameter[slot], slot)
 
 
 class _Stream(nn.Module):

@@ -1,4 +1,4 @@
-"""Engines: where a step's forward, backward and update happen. The step itself (`train`) sees only this protocol.
+"""Engines: where a step's forward, backward and update happen.
 
 Gradients are *sums* over ranks and micro-batches, since the losses carry the global count of videos (see
 `model.losses`): an engine must never average. What an engine saves is named after parameters and whole, not cut by
@@ -7,51 +7,50 @@ rank, so any engine goes on from any other's checkpoint, at any number of ranks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from aumn.records import Batch, InputError, Scores
-from aumn.runtime.optimizer_state import flatten_optimizer, restore_optimizer
-from aumn.runtime.precision import LossScale, autocast, poisoned
+from aumn.runtime.optimizer_state import Slots, load_slots, named_state, read_slots
+from aumn.runtime.precision import LossScale, autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
-from aumn.runtime.shared_memory import SharedSum
 
 
-class Network(Protocol):
-    """What an engine runs: a module with a part for each stream."""
+class Engine(ABC):
+    """One rank's hands on the network; every rank makes the same calls in the same order.
 
-    networks: nn.ModuleDict
+    `network` is a `model.aumn.TwoStream`, and `scales` are its streams' loss scales. An engine moves the network to its
+    device.
+    """
 
-    def inputs(self, batch: Batch) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
-        """Each stream's name, part, and what its part takes."""
+    def __init__(
+        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
+    ) -> None:
+        self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
+        self.network = network.to(device)
+        self.scales = {name: LossScale(settings.precision, device) for name in network.networks}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.networks.named_parameters()}
 
-    def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 11's sums, without gradient."""
-
-
-class Engine(Protocol):
-    """One rank's hands on the network; every rank makes the same calls in the same order."""
-
-    ranks: Ranks
-    device: torch.device
-    scales: dict[str, LossScale]
-    """Each stream's."""
-
+    @abstractmethod
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
         """Context of one micro-batch's forward and backward; gradients cross ranks in the step's last one at latest."""
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores, with gradient."""
 
+    @abstractmethod
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 11's sums of every stream, without gradient."""
 
+    @abstractmethod
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Add the gradient of this rank's share of each stream's loss."""
 
@@ -61,29 +60,63 @@ class Engine(Protocol):
         A stream whose norm is not finite stays as it is: a loss was not finite on some rank, or a gradient overflowed.
         What is done about it later is `finite.FiniteWatch`'s affair.
         """
+        norms = {stream: self._update(stream, learning_rate) for stream in self.scales}
+        for stream, norm in norms.items():
+            self.scales[stream].adjust(norm.isfinite())
+        return norms
 
     def communication_s(self) -> float | None:
-        """Seconds so far in which gradients crossed the ranks and no compute hid it; None: nobody measures that."""
+        """Seconds so far in which ranks spoke and no compute hid it, waiting included; None: nobody measures that."""
+        return None
 
     def whole_network(self) -> AbstractContextManager[None]:
         """Context in which every rank has every weight, so that the network can be used without the engine."""
+        return nullcontext()
 
+    @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """The whole network's weights by name; every rank must call, the first one is answered."""
 
     def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimizer's tensors and JSON facts; every rank must call, the first one is answered."""
+        tensors: dict[str, Tensor] = {}
+        for stream in self.scales:
+            tensors |= self._optimizer_state(stream)
+        scales = {stream: scale.facts() for stream, scale in self.scales.items()}
+        return tensors, {"groups": [{"params": list(self._names.values())}], "loss_scales": scales}
 
     def load_state(
         self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> None:
         """Go on from what `weights` and `trainer_state` of any engine gave."""
+        slots = read_slots(tensors, facts, list(self._names.values()))
+        self._load_weights(weights)
+        for stream, scale in self.scales.items():
+            self._load_optimizer(stream, slots)
+            scale.restore(facts.get("loss_scales", {}).get(stream))
+
+    @abstractmethod
+    def _update(self, stream: str, learning_rate: float) -> Tensor:
+        """One stream's update; its gradient norm before clipping."""
+
+    @abstractmethod
+    def _optimizer_state(self, stream: str) -> dict[str, Tensor]:
+        """One stream's part of `trainer_state`'s tensors."""
+
+    @abstractmethod
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None: ...
+
+    @abstractmethod
+    def _load_optimizer(self, stream: str, slots: Slots) -> None: ...
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """PyTorch alone or over several ranks; Adam with decoupled weight decay.
 
-    Gradients of several ranks are DDP's affair; on the CPUs of a single machine they are added up in shared memory.
+    The ranks' gradients lie in one tensor, and cross in one collective behind the step's last backward pass. DDP would
+    overlap the two on CUDA, but lays its buckets out anew after its first backward pass, and the order in which gloo
+    adds depends on a value's place: on three ranks or more a run that goes on would differ in its last bits.
+
     A step asks nothing of the device: clipping, loss scales and whether a stream is updated at all are decided there,
     by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
     """
@@ -91,32 +124,32 @@ class TorchEngine:
     def __init__(
         self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
     ) -> None:
-        self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
-        self.network = network.to(device)
-        self._weights = list(self.network.parameters())
-        self._shared = self._open_shared_memory() if ranks.size > 1 else None
-        self._parallel = None
-        if self._shared is not None:
-            self._shared.copy_from_first_([weight.data for weight in self._weights])
-        elif ranks.size > 1:
-            self._parallel = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
-            self._parallel._set_ddp_runtime_logging_sample_rate(1)  # for `communication_s`; DDP would time every 100th
-        streams = self.network.networks
-        self.scales = {name: LossScale(settings.precision, device) for name in streams}
-        self._optimizers = {name: self._build_adam(list(part.parameters())) for name, part in streams.items()}
+        super().__init__(network, ranks, device, optimizer, settings)
+        self._weights = list(network.parameters())
+        self._gradients: Tensor | None = None
+        if ranks.size > 1:
+            for parameter in self._weights:
+                ranks.copy_first_(parameter.data)
+            self._gradients = _gather_gradients(self._weights)
+        arguments: dict[str, Any] = {"betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "fused": True}
+        self._optimizers = {
+            stream: torch.optim.AdamW(part.parameters(), **arguments) for stream, part in network.networks.items()
+        }
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
         """See Engine."""
-        with nullcontext() if self._parallel is None or last else self._parallel.no_sync():
-            yield
-        if self._shared is not None and last:
-            self._shared.sum_([_gradient(weight) for weight in self._weights])
+        yield
+        if self._gradients is not None and last:
+            assert all(parameter.grad is not None for parameter in self._weights), (
+                "what has no gradient is an old one's"
+            )
+            self.ranks.sum_(self._gradients)
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """See Engine."""
         with autocast(self.settings.precision, self.device):
-            scores: dict[str, Scores] = (self._parallel or self.network)(batch)
+            scores: dict[str, Scores] = self.network(batch)
         return scores
 
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
@@ -126,90 +159,50 @@ class TorchEngine:
         return sums
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """See Engine. DDP averages over ranks, so its shares go in times their number; shared memory adds them up."""
-        factor = 1 if self._parallel is None else self.ranks.size
-        parts = [self.scales[name].scaled(loss * factor) for name, loss in poisoned(losses).items()]
+        """See Engine."""
+        parts = [self.scales[name].scaled(loss) for name, loss in poisoned(losses).items()]
         torch.stack(parts).sum().backward()
 
-    def update(self, learning_rate: float) -> dict[str, Tensor]:
-        """See Engine."""
-        return {name: self._update(name, learning_rate) for name in self._optimizers}
-
     def communication_s(self) -> float | None:
-        """See Engine. Waiting for slower ranks is part of it; DDP's own clocks are a step late."""
-        if self._parallel is None:
-            return 0.0 if self._shared is None else self._shared.total_s
-        clocks = self._parallel._get_ddp_logging_data()
-        mean_ns = clocks.get("avg_backward_comm_time", 0) - clocks.get("avg_backward_compute_comm_overlap_time", 0)
-        return float(mean_ns * clocks["iteration"]) / 1e9
-
-    def whole_network(self) -> AbstractContextManager[None]:
-        """See Engine."""
-        return nullcontext()
+        """See Engine. On CUDA the host's clock sees the launch of a collective alone."""
+        return self.ranks.sums.total_s if self.device.type == "cpu" or self.ranks.size == 1 else None
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine; here every rank is answered."""
         return dict(self.network.state_dict())
 
-    def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See Engine; here every rank is answered."""
-        tensors: dict[str, Tensor] = {}
-        facts: dict[str, Any] = {"groups": [], "numbers": {}}
-        for name, optimizer in self._optimizers.items():
-            own_tensors, own_facts = flatten_optimizer(optimizer.state_dict(), self._parameter_names(name))
-            tensors |= own_tensors
-            facts["groups"] += [{"params": group["params"]} for group in own_facts["groups"]]  # not how: see load_state
-            facts["numbers"] |= own_facts["numbers"]
-        return tensors, facts | {"loss_scales": {name: scale.facts() for name, scale in self.scales.items()}}
-
-    def load_state(
-        self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
-    ) -> None:
-        """See Engine. The groups' settings are the config's, not the checkpoint's, which another engine may have."""
-        self.network.load_state_dict(weights)
-        names = [name for stream in self._optimizers for name in self._parameter_names(stream)]
-        state = restore_optimizer(tensors, facts, names)["state"]
-        by_name = {name: state[index] for index, name in enumerate(names) if index in state}
-        for stream, optimizer in self._optimizers.items():
-            own = enumerate(self._parameter_names(stream))
-            own_state = {index: by_name[name] for index, name in own if name in by_name}
-            optimizer.load_state_dict({"state": own_state, "param_groups": optimizer.state_dict()["param_groups"]})
-            self.scales[stream].restore(facts.get("loss_scales", {}).get(stream))
-
-    def _open_shared_memory(self) -> SharedSum | None:
-        if not self.settings.shared_memory or self.device.type != "cpu":
-            return None
-        return SharedSum.open(self.ranks, sum(weight.nbytes for weight in self._weights))
-
-    def _build_adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-        betas, weight_decay = self.optimizer.betas, self.optimizer.weight_decay
-        return torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay, fused=True)
-
     def _update(self, stream: str, learning_rate: float) -> Tensor:
-        """One stream's update, and its gradient norm before clipping."""
-        optimizer, scale = self._optimizers[stream], self.scales[stream]
+        optimizer = self._optimizers[stream]
         (group,) = optimizer.param_groups
-        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-        scale.unscale_(gradients)
-        norm = nn.utils.get_total_norm(gradients)
-        if self.optimizer.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(group["params"], self.optimizer.clip_norm, norm)
-        scale.adjust(norm.isfinite())
+        norm = clip_(group["params"], self.scales[stream], self.optimizer.clip_norm)
         group["lr"] = learning_rate
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # 1: Adam does nothing at all
         optimizer.step()
         optimizer.zero_grad()
         return norm
 
-    def _parameter_names(self, stream: str) -> list[str]:
-        """In the optimizer's order."""
-        return [f"{stream}.{name}" for name, _ in self.network.networks[stream].named_parameters()]
+    def _optimizer_state(self, stream: str) -> dict[str, Tensor]:
+        return named_state(self._optimizers[stream], self._names)
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(weights)
+
+    def _load_optimizer(self, stream: str, slots: Slots) -> None:
+        load_slots(self._optimizers[stream], self._names, slots)
 
 
-def _gradient(weight: nn.Parameter) -> Tensor:
-    """A weight's gradient; every rank must have every one, or sums would meet in the wrong places."""
-    assert weight.grad is not None
-    return weight.grad
+def _gather_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """One tensor in which every parameter's gradient takes its place as soon as it is there; never a copy of all."""
+    sizes = [parameter.numel() for parameter in parameters]
+    together = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
+    for parameter, place in zip(parameters, together.split(sizes), strict=True):
+        parameter.register_post_accumulate_grad_hook(partial(_move_gradient, place.view_as(parameter)))
+    return together
+
+
+def _move_gradient(place: Tensor, parameter: Tensor) -> None:
+    if parameter.grad is not None and parameter.grad is not place:  # later micro-batches are added in that place
+        parameter.grad = place.copy_(parameter.grad)
 
 
 def build_engine(

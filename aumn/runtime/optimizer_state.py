@@ -1,7 +1,7 @@
-"""A torch optimizer's state as named tensors and JSON, and back, to the bit.
+"""A torch optimizer's state as named tensors, and back, to the bit.
 
 Tensors are named after the parameter, not after its place in some optimizer, so that another engine can find them:
-`optimizer/rgb.memory/exp_avg`.
+`optimizer/rgb.memory.units_KF/exp_avg`. Rates and decays are the config's, not the state's.
 """
 
 from __future__ import annotations
@@ -13,48 +13,45 @@ from aumn.records import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 PREFIX = "optimizer/"
 
+Slots = Mapping[str, Mapping[str, "Tensor"]]
+"""By parameter and slot, such as `exp_avg`."""
 
-def flatten_optimizer(state: Mapping[str, Any], parameters: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's `state_dict()` as tensors and JSON facts; `parameters` names them in the optimizer's own order.
 
-    The tensors are the optimizer's own, not copies.
+def named_state(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """An optimizer's state by `optimizer/<parameter>/<slot>`; its own tensors, not copies."""
+    return {
+        f"{PREFIX}{names[parameter]}/{slot}": value
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def read_slots(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], names: Sequence[str]) -> Slots:
+    """A checkpoint's optimizer state; tensors of other prefixes are left alone.
+
+    InputError where the checkpoint's parameters are not `names`, in this order.
     """
-    import torch
-
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, slots in state["state"].items():
-        for slot, value in slots.items():
-            target = tensors if isinstance(value, torch.Tensor) else numbers
-            target[f"{PREFIX}{parameters[index]}/{slot}"] = value
-    groups = [{**group, "params": [parameters[index] for index in group["params"]]} for group in state["param_groups"]]
-    return tensors, {"groups": groups, "numbers": numbers}
-
-
-def restore_optimizer(
-    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], parameters: Sequence[str]
-) -> dict[str, Any]:
-    """What `load_state_dict` takes, from what flatten_optimizer gave; tensors of other prefixes are left alone."""
     saved = [name for group in facts["groups"] for name in group["params"]]
-    if saved != list(parameters):
-        differing = sorted(set(saved) ^ set(parameters)) or ["their order"]
+    if saved != list(names):
+        differing = sorted(set(saved) ^ set(names)) or ["their order"]
         raise InputError(
             f"The checkpoint's optimizer and the model disagree on their parameters ({', '.join(differing[:10])}): "
             "resume with the config that the run started with."
         )
-    places = {name: index for index, name in enumerate(parameters)}
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **facts["numbers"]}.items():
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
         if name.startswith(PREFIX):
             parameter, slot = name.removeprefix(PREFIX).rsplit("/", 1)
-            state.setdefault(places[parameter], {})[slot] = value
-    groups = [{**_tuples(group), "params": [places[name] for name in group["params"]]} for group in facts["groups"]]
-    return {"state": state, "param_groups": groups}
+            found.setdefault(parameter, {})[slot] = value
+    return found
 
 
-def _tuples(group: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON made Adam's betas a list."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in group.items()}
+def load_slots(optimizer: Optimizer, names: Mapping[Tensor, str], slots: Slots) -> None:
+    """Let an optimizer go on from the slots of its parameters; those without any start anew."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {index: slots[names[parameter]] for index, parameter in enumerate(parameters) if names[parameter] in slots}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_SCALE, GROWTH_INTERVAL_STEPS = 2.0**24, 2000
@@ -30,6 +30,16 @@ def poisoned(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     factor = torch.where(torch.stack(list(losses.values())).detach().isfinite().all(), 1.0, math.nan)
     return {name: loss * factor for name, loss in losses.items()}
+
+
+def clip_(parameters: list[nn.Parameter], scale: LossScale, clip_norm: float | None) -> Tensor:
+    """Unscale a stream's gradients and clip them to a norm, in place; their norm before that, on the device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    scale.unscale_(gradients)
+    norm = nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
 
 
 class LossScale:

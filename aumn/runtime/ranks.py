@@ -3,7 +3,7 @@
 A process alone is a world of size 1, not a special case. Importing this file imports no torch: a world of size 1 needs
 none, so `aumn evaluate` of a small set starts at once. The only importer of torch.distributed.
 
-Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untested here on CUDA for want of a GPU.
+Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untested on CUDA for want of a GPU.
 """
 
 from __future__ import annotations
@@ -70,19 +70,15 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place; no gradient flows through."""
         if self.size > 1:
-            import torch.distributed as dist
-
             start_s = time.perf_counter()
-            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            _dist().all_reduce(tensor)
             self.sums.total_s += time.perf_counter() - start_s
         return tensor
 
     def copy_first_(self, tensor: Tensor) -> Tensor:
         """The first rank's tensor on every rank, in place."""
         if self.size > 1:
-            import torch.distributed as dist
-
-            dist.broadcast(tensor, src=0)
+            _dist().broadcast(tensor, src=0)
         return tensor
 
     def ask(self, question: Callable[[], int]) -> Callable[[], int]:
@@ -94,10 +90,9 @@ class Ranks:
         if self.size == 1:
             return question
         import torch
-        import torch.distributed as dist
 
         answer = torch.tensor([question()])  # on the host whatever the device, so that no device is waited for
-        work = dist.all_reduce(answer, op=dist.ReduceOp.MAX, async_op=True)
+        work = _dist().all_reduce(answer, op=_dist().ReduceOp.MAX, async_op=True)
 
         def highest() -> int:
             work.wait()
@@ -109,28 +104,22 @@ class Ranks:
         """Every rank's value (any picklable object of our own making), in rank order, on every rank."""
         if self.size == 1:
             return [value]
-        import torch.distributed as dist
-
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        _dist().all_gather_object(values, value)
         return values
 
     def broadcast(self, value: Any) -> Any:
         """The first rank's value on every rank."""
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        _dist().broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+            _dist().barrier()
 
 
 def read_environment(environment: Mapping[str, str]) -> Ranks:
@@ -168,10 +157,9 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks
     if ranks.size == 1:
         yield ranks
         return
-    import torch.distributed as dist
-
+    dist = _dist()
     serves = ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = _store(dist, serves=serves)
+    store = _store(serves=serves)
     ending = Ending(store, ranks.rank, ranks.size, serves=serves)
     try:
         ending.wait_for_all()
@@ -204,35 +192,37 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks
 
 def backends() -> dict[str, bool]:
     """Which ways for ranks to talk this torch has."""
-    import torch.distributed as dist
-
+    dist = _dist()
     here = dist.is_available()
     return {"gloo": here and dist.is_gloo_available(), "nccl": here and dist.is_nccl_available()}
 
 
 def group_of_one(*, cuda: bool = False) -> None:
     """A process group of this process alone, for a library that will not do without one; it is never closed."""
+    if not _dist().is_initialized():
+        store = _dist().TCPStore("127.0.0.1", 0, is_master=True)
+        _dist().init_process_group(_backend(cuda), store=store, rank=0, world_size=1)
+
+
+def _dist() -> Any:
+    """Imported by the first use, so not at all where there is one rank."""
     import torch.distributed
 
-    dist: Any = torch.distributed
-    if not dist.is_initialized():
-        dist.init_process_group(
-            _backend(cuda), store=dist.TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1
-        )
+    return torch.distributed
 
 
 def _backend(cuda: bool) -> str:
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
-def _store(dist: Any, *, serves: bool) -> Any:
+def _store(*, serves: bool) -> Any:
     """The rendezvous store, with a prefix for this attempt.
 
     torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
     """
     host, port = rendezvous()
-    store = dist.TCPStore(host, port, is_master=serves, timeout=timedelta(seconds=START_S))
-    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
+    store = _dist().TCPStore(host, port, is_master=serves, timeout=timedelta(seconds=START_S))
+    return _dist().PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
 
 
 def rendezvous() -> tuple[str, int]:

@@ -58,9 +58,6 @@ class EngineSettings(Section):
         may_change=True,
         needs=DEEPSPEED,
     )
-    shared_memory: bool = setting(
-        True, "ddp on CPUs: ranks that all run on one machine sum gradients through its memory.", may_change=True
-    )
 
     @model_validator(mode="after")
     def _check(self) -> EngineSettings:

@@ -69,8 +69,7 @@ class HostCopy:
         self._values = values
         if values.is_cuda:
             self._values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._event = torch.cuda.current_stream(values.device).record_event()
 
     def read(self) -> dict[str, float]:
         """By name, on the host."""

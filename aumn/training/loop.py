@@ -202,5 +202,5 @@ class _Clock:
         totals = {"elapsed": time.perf_counter(), "data": self.loader.wait_s}
         gradients_s = self.engine.communication_s()
         if gradients_s is not None:
-            totals["communication"] = gradients_s + self.engine.ranks.sums.total_s
+            totals["communication"] = gradients_s
         return totals

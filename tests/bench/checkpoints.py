@@ -27,20 +27,20 @@ def main(units: int) -> None:
     settings = {**SETTINGS, "run": {"folder": "-", "steps": 1}, "model": {"units": units}}
     config = RunConfig.model_validate(settings)
     engine, step = build(config, 200, Ranks()), make_step(config, 200, Ranks())
-    take(engine, step)
+    take(engine, step, config)
     size = sum(tensor.nbytes for tensor in (*engine.weights().values(), *engine.trainer_state()[0].values()))
     print(f"K={units:,}, two streams, C=200: a checkpoint of {size / 1e6:,.0f} MB; medians of {ROUNDS}")
     with tempfile.TemporaryDirectory() as folder:
         writer = RunWriter(Path(folder), keep_last=1, say=print)
         with closing(writer):
-            rounds = [measure(engine, step, writer, index) for index in range(ROUNDS)]
+            rounds = [measure(engine, step, config, writer, index) for index in range(ROUNDS)]
     for name in rounds[0]:
         print(f"{name:<48} {median(found[name] for found in rounds):7.3f} s")
 
 
-def measure(engine, step, writer: RunWriter, index: int) -> dict[str, float]:
+def measure(engine, step, config: RunConfig, writer: RunWriter, index: int) -> dict[str, float]:
     """Wall-clock seconds need an idle machine; seconds of CPU, which all threads share, do so less."""
-    take(engine, step)
+    take(engine, step, config)
     waited_s, waited_cpu_s = seconds(lambda: (save(engine, writer, 2 * index), writer.wait()))
     stall_s, stall_cpu_s = seconds(lambda: save(engine, writer, 2 * index + 1))
     assert writer.wait()

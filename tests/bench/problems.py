@@ -25,26 +25,24 @@ from tests.model import reference
 OBJECTIVE = Objective(LossSettings(diversity=0.01, homogeneity=0.02, sparsity_rgb=0.05), steps=1)
 
 
-def make_engine(seed: int, width: int, classes: int, ranks: Ranks | None = None, **settings: Any) -> TorchEngine:
+def make_engine(
+    seed: int, width: int, classes: int, *, device: str = "cpu", precision: str = "fp32", **settings: Any
+) -> TorchEngine:
     """One stream's network in the engine that trains it."""
     torch.manual_seed(seed)
     network = TwoStream.build({"rgb": width}, classes, ModelSettings(**settings))
-    place = torch.device("cpu")
-    return build_engine("ddp", network, ranks or Ranks(), place, optimizer=OptimizerSettings(), engine=EngineSettings())
+    how = {"optimizer": OptimizerSettings(), "engine": EngineSettings(precision=precision)}
+    return build_engine("ddp", network, Ranks(), torch.device(device), **how)
 
 
-def make_step(
-    seed: int, videos: int, snippets: int, width: int, classes: int, rank: int = 0, world_size: int = 1
-) -> Step:
-    """Features as I3D's are: not negative, half of them zero. Each rank has its share of the same videos."""
+def make_step(seed: int, videos: int, snippets: int, width: int, classes: int) -> Step:
+    """Features as I3D's are: not negative, half of them zero."""
     generator = torch.Generator().manual_seed(seed)
     features_BTD = torch.randn(videos, snippets, width, generator=generator).relu_()
     labels_BC = functional.one_hot(torch.randint(classes, (videos,), generator=generator), classes).float()
-    mine = slice(rank * videos // world_size, (rank + 1) * videos // world_size)
-    named = tuple(Video(str(index), "", snippets, (), snippets / 25, 25.0) for index in range(videos))[mine]
-    mask_BT = torch.ones(len(named), snippets, dtype=torch.bool)
-    lengths, seeds = (snippets,) * len(named), tuple(range(len(named)))
-    batch = Batch(named, lengths, seeds, {"rgb": features_BTD[mine].clone()}, mask_BT, labels_BC[mine])
+    videos_ = tuple(Video(str(index), "", snippets, (), snippets / 25, 25.0) for index in range(videos))
+    mask_BT = torch.ones(videos, snippets, dtype=torch.bool)
+    batch = Batch(videos_, (snippets,) * videos, tuple(range(videos)), {"rgb": features_BTD}, mask_BT, labels_BC)
     return Step(0, 0, videos, (batch,))
 
 
@@ -89,7 +87,9 @@ class AsWritten(nn.Module):
     def _loss(self, logits_BC: Tensor, labels_BC: Tensor, attention_BT: Tensor, similarity_BTK: Tensor) -> Tensor:
         targets_BC = labels_BC / labels_BC.sum(dim=1, keepdim=True)
         classification = functional.cross_entropy(logits_BC, targets_BC)
-        diversity = torch.linalg.norm(self.units_KF @ self.units_KF.T - torch.eye(len(self.units_KF)))
+        diversity = torch.linalg.norm(
+            self.units_KF @ self.units_KF.T - torch.eye(len(self.units_KF), device=logits_BC.device)
+        )
         homogeneity = torch.linalg.norm(similarity_BTK.sum(dim=1).softmax(dim=-1).mean(dim=0))
         return classification + 0.01 * diversity + 0.02 * homogeneity + 0.05 * attention_BT.mean()
 
@@ -133,13 +133,13 @@ def check_against_reference(engine: TorchEngine, step: Step) -> None:
         losses = reference.losses(double, list(features["rgb"].double()), few.labels_BC.double(), "mean")
     weights = {"classification": 1.0, "diversity": 0.01, "homogeneity": 0.02, "sparsity": 0.05}
     expected = sum(weights[name] * loss for name, loss in losses.items())
-    assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
+    assert_close(ours.double().cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 def check_against_as_written(engine: TorchEngine, model: AsWritten, step: Step) -> None:
     """Both sides' loss and gradients at this very size, in float32."""
     net, (batch,) = engine.network.networks["rgb"], step.micro_batches
-    ours = our_step(engine, step)
+    batch, ours = batch.to(engine.device), our_step(engine, step)
     actual = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
     assert_close(ours, step_as_written(model, batch), rtol=1e-4, atol=1e-5)
     expected = {name: parameter.grad for name, parameter in net.named_parameters()} | model.gradients()

@@ -232,7 +232,6 @@ STRUCK = ("lost", "signalled", "cancelled")
 def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    Of two ranks gloo's sums are the same to the last bit.
     The undisturbed run is the same job's, run here. The test sends the signal, which saves a minute; the next one waits
     for SLURM's.
     """

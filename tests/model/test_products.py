@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from aumn.model import products
-from aumn.model.products import add_product, batch_product, convolve, multiply, product
+from aumn.model.products import Workspace, convolve, product
 
 SIZES = [(1, 1, 1), (7, 5, 3), (13, 101, 67), (65, 7, 501)]
 
@@ -30,17 +30,28 @@ def test_products_are_float64s_in_every_layout(library, size, layout):
     rows, inner, columns = size
     left, right = matrix(rows, inner, layout), matrix(inner, columns, layout)
     expected = (left.double() @ right.double()).float()
-    out, total = torch.empty(rows, columns), torch.ones(rows, columns)
-    add_product(total, left, right)
-    for found in (product(left, right), multiply(left, right), multiply(left, right, out=out), total - 1):
+    whole, row = torch.randn(rows, columns), torch.randn(columns)
+    for found in (
+        product(left, right),
+        product(left, right, plus=whole) - whole,
+        product(left, right, plus=row) - row,
+        Workspace().product(left, right),
+    ):
         assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_workspace_serves_again_for_smaller_products(library):
+    space = Workspace()
+    space.product(torch.randn(7, 4), torch.randn(4, 9)).fill_(5)
+    left, right = torch.randn(7, 4), torch.randn(4, 6)
+    assert_close(space.product(left, right), (left.double() @ right.double()).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_products_of_batches_are_float64s(library, batch):
     left, right = torch.randn(batch, 7, 13), torch.randn(batch, 5, 13).mT
     expected = (left.double() @ right.double()).float()
-    assert_close(batch_product(left, right), expected, rtol=1e-5, atol=1e-4)
+    assert_close(product(left, right), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -48,8 +59,9 @@ def test_gradients_are_those_of_float64(library, size):
     rows, inner, columns = size
     left, right = matrix(rows, inner).requires_grad_(), matrix(inner, columns, "transposed").requires_grad_()
     weights = torch.randn(rows, columns)
-    found = torch.autograd.grad((product(left, right) * weights).sum(), (left, right))
-    expected = weights.double() @ right.double().T, left.double().T @ weights.double()
+    plus = torch.randn(columns, requires_grad=True)
+    found = torch.autograd.grad((product(left, right, plus) * weights).sum(), (left, right, plus))
+    expected = weights.double() @ right.double().T, left.double().T @ weights.double(), weights.double().sum(0)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other.float(), rtol=1e-5, atol=1e-4)
 

@@ -23,25 +23,24 @@ from aumn.training.step import train_step
 from tests.training.train_ranks import CLASSES, OBJECTIVE, SHAPE, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6
-THROUGH_GLOO = "ddp-0-fp32-gloo"
+CPU = torch.device("cpu")
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 
 def cases(precision: str) -> list[str]:
-    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded, or how gradients go."""
+    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded."""
     return [f"ddp-0-{precision}", *(f"deepspeed-{stage}-{precision}" for stage in range(4))]
 
 
-def build(case: str, ranks: Ranks, units: int = 7) -> Engine:
+def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -> Engine:
     """A case's engine on a network that is the same for every case."""
-    name, stage, precision, *way = case.split("-")
+    name, stage, precision, *offload = case.split("-")
     torch.manual_seed(0)
     shape = SHAPE.model_copy(update={"units": units})
     network = TwoStream.build(WIDTHS, CLASSES, shape, scores_snippets=True)
     optimizer = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
-    way_there = {"shared_memory": False} if case == THROUGH_GLOO else {"offload": (way or ["none"])[0]}
-    settings = EngineSettings(precision=precision, zero_stage=int(stage), **way_there)
-    engine = build_engine(name, network, ranks, torch.device("cpu"), optimizer=optimizer, engine=settings)
+    settings = EngineSettings(precision=precision, zero_stage=int(stage), offload=(offload or ["none"])[0])
+    engine = build_engine(name, network, ranks, device, optimizer=optimizer, engine=settings)
     for scale in engine.scales.values():
         scale.value.clamp_(max=2.0**10)  # so that no step overflows and is skipped
     return engine

@@ -25,9 +25,8 @@ from tests.training.train_ranks import OBJECTIVE
 
 CPU = torch.device("cpu")
 HALF = engine_ranks.STEPS // 2
-RESUMED = ["ddp-0-fp32", engine_ranks.THROUGH_GLOO, "deepspeed-1-fp32", "deepspeed-3-fp32"]
+RESUMED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
 DAMAGED = ["ddp-0-fp32", "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
-FP32_WAYS = (*engine_ranks.OFFLOADS, engine_ranks.THROUGH_GLOO)
 FROM_ROOT = {"PYTHONPATH": str(engine_ranks.Path(__file__).parents[2])}
 
 
@@ -43,14 +42,14 @@ def launch(ranks, folder, **commands):
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     curves = [case for precision in ("fp32", "bf16", "fp16") for case in engine_ranks.cases(precision)]
-    return folder, launch(2, folder, curves=[*curves, *FP32_WAYS], resume=RESUMED, damage=DAMAGED)
+    return folder, launch(2, folder, curves=[*curves, *engine_ranks.OFFLOADS], resume=RESUMED, damage=DAMAGED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_stage_gives_the_loss_curve_of_ddp(two_ranks, precision):
     curves = two_ranks[1]["curves"]
-    for case in [*engine_ranks.cases(precision), *(FP32_WAYS if precision == "fp32" else ())]:
+    for case in [*engine_ranks.cases(precision), *(engine_ranks.OFFLOADS if precision == "fp32" else ())]:
         assert_close(
             curves[case], curves[f"ddp-0-{precision}"], rtol=1e-5, atol=1e-6, msg=lambda m, c=case: f"{c}: {m}"
         )
@@ -69,9 +68,11 @@ def test_resuming_is_exact_and_changes_stage_and_engine_freely(two_ranks):
 @pytest.mark.slow
 def test_resuming_changes_the_number_of_ranks_freely(two_ranks):
     folder, two = two_ranks
-    three = launch(3, folder, go_on=RESUMED)
+    three = launch(3, folder, go_on=RESUMED, resume=["ddp-0-fp32"])
     for case in RESUMED:
         assert_close(three["go_on"][case], two["resume"][case], rtol=1e-5, atol=1e-6)
+    # gloo's sums of three depend on a value's place, so a place must not change while a run goes on
+    assert three["resume"]["ddp-0-fp32 to ddp-0-fp32"] == three["resume"]["ddp-0-fp32"]
 
 
 @pytest.mark.slow

@@ -88,15 +88,14 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: RunWrit
     step = make_step(config, classes, ranks)
     take(build(tiny, classes, ranks), step, config)  # loads what PyTorch loads at the first step
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     engine = build(config, classes, ranks)
-    for _ in range(2):  # DDP orders its buckets anew at the second step
-        take(engine, step, config)
+    take(engine, step, config)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
     if writer:
         writer.save(Checkpoint(1, engine.weights(), CARD, *engine.trainer_state()))
     take(engine, step, config)
-    return _resident("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
 def make_writer(folder: Path) -> RunWriter:
@@ -106,7 +105,8 @@ def make_writer(folder: Path) -> RunWriter:
     return writer
 
 
-def _resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
+    """VmRSS or VmHWM of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 

@@ -1,0 +1,21 @@
+"""`make gpu-check` says that there is no GPU, and its rows run on a CPU."""
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from tests.launching import python, succeed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_does_not_end_well():
+    ended = python("-m", "tests.gpu.check", cwd=REPOSITORY)
+    assert ended.returncode == 77
+    assert ended.stdout == "No GPU is here, so nothing was checked. --device cpu runs the same rows on the CPU.\n"
+
+
+@pytest.mark.slow
+def test_every_row_runs_and_holds_on_the_cpu():
+    table = succeed(python("-m", "tests.gpu.check", "--device", "cpu", cwd=REPOSITORY, timeout_s=600)).stdout
+    for name in ("fp16 against float64", "deepspeed-3-bf16", "NCCL with one rank", "K=65,536", "resumed"):
+        assert name in table
