@@ -156,11 +156,8 @@ def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Chec
 
 def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, path: Path) -> None:
     """The checkpoint must be of this run: the same settings, the same training data, and steps that are asked for."""
-    if differing := config.differing_from(progress.config):
-        raise InputError(
-            f"{path} is of a run with other settings; resume with those it started with:",
-            *(f"{name}: the run has {before!r}, now {now!r}" for name, (before, now) in differing.items()),
-        )
+    if refused := config.refused_on_resume(progress.config):
+        raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *refused)
     if progress.card.dataset_identity != card.dataset_identity:
         raise InputError(
             f"{config.data.shards} is not what {path} was trained on (identity {card.dataset_identity}, not "
