@@ -15,7 +15,7 @@ from harness import Row, fresh_seed, main, take_turns
 from aumn.inference.proposals import detect
 from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import AUMN, TwoStream
-from aumn.model.products import multiply
+from aumn.model.products import product
 from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Video
 from tests.model import reference
@@ -80,7 +80,7 @@ def make_products(network: TwoStream, batch: Batch) -> list:
         if small == units:  # form 1 builds the values
             shapes.append((units, basis, embedding * classes))
         for rows, inner, columns in shapes:
-            calls.append(partial(multiply, torch.randn(rows, inner), torch.randn(inner, columns)))
+            calls.append(partial(product, torch.randn(rows, inner), torch.randn(inner, columns)))
     return calls
 
 
