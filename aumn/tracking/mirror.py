@@ -6,14 +6,12 @@ the folder holds and the store lacks (`mirrored_run`), as often as it takes. `mi
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from aumn.addresses import public
@@ -21,7 +19,7 @@ from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder
 from aumn.tracking.mirrored_run import MirroredRun
 from aumn.tracking.registry import check_names
-from aumn.tracking.sent import NAME, Sent, Waiting
+from aumn.tracking.sent import NAME, Sent, Waiting, run_before
 from aumn.tracking.settings import TrackingSettings
 from aumn.tracking.store import find_address
 
@@ -190,7 +188,7 @@ def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = l
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name the run.folder of a training run.")
-    _refuse_old_letters(folder)
+    run_before(folder)
     if not any((folder / name).exists() for name in (NAME, "status.json", "metrics.jsonl")):
         return None
     with RunFolder(folder).writing():
@@ -229,9 +227,8 @@ def _deliver_earlier(folder: RunFolder, address: str, say: Callable[[str], None]
 def _prepare(
     folder: RunFolder, tracking: TrackingSettings, address: str, say: Callable[[str], None], *, resumed: bool = True
 ) -> MirroredRun:
-    _refuse_old_letters(folder.path)
-    run = (resumed and _run_before(folder.path)) or ""
-    sent = Sent.read(folder.path) or Sent(run=run, store=public(address))
+    before = run_before(folder.path)
+    sent = Sent.read(folder.path) or Sent(run=before if resumed else "", store=public(address))
     return MirroredRun(folder, tracking, address, sent, say)
 
 
@@ -250,21 +247,3 @@ def _find_named(folder: Path, store: str) -> str:
             "store that you have not named: name it with --tracking-uri or MLFLOW_TRACKING_URI."
         )
     return store
-
-
-def _refuse_old_letters(folder: Path) -> None:
-    file = folder / "undelivered.jsonl"
-    if file.exists() and file.stat().st_size:
-        raise InputError(
-            f"{file} was left by an older aumn, whose store did not take it: deliver it with that aumn (commit "
-            f"0e01a02: aumn deliver {folder}), or remove the file to go on without what it holds."
-        )
-
-
-def _run_before(folder: Path) -> str | None:
-    """The MLflow run of a run that aumn up to commit 0e01a02 began; its folder has no mirror.json."""
-    for file in (folder / "run.json", *sorted(folder.glob("checkpoints/*/trainer.json"), reverse=True)):
-        with suppress(OSError, ValueError):
-            if run := json.loads(file.read_bytes()).get("tracking_run"):
-                return str(run)
-    return None

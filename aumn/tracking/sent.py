@@ -143,3 +143,21 @@ def _digest(file: Path) -> str:
     with suppress(FileNotFoundError):
         return hashlib.sha256(file.read_bytes()).hexdigest()
     return ""
+
+
+def run_before(folder: Path) -> str:
+    """The MLflow run of a run that aumn up to commit 0e01a02 began, which wrote no mirror.json; empty: there is none.
+
+    InputError where that aumn left something undelivered, which this one does not read.
+    """
+    undelivered = folder / "undelivered.jsonl"
+    if undelivered.exists() and undelivered.stat().st_size:
+        raise InputError(
+            f"{undelivered} was left by an older aumn, whose store did not take it: deliver it with that aumn (commit "
+            f"0e01a02: aumn deliver {folder}), or remove the file to go on without what it holds."
+        )
+    for file in (folder / "run.json", *sorted(folder.glob("checkpoints/*/trainer.json"), reverse=True)):
+        with suppress(OSError, ValueError):
+            if run := json.loads(file.read_bytes()).get("tracking_run"):
+                return str(run)
+    return ""

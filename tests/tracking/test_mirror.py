@@ -344,9 +344,10 @@ def test_a_sqlite_store_needs_a_file(uri, track):
         ("http://me:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 refused: .*Connection refused"),
     ],
 )
-def test_a_store_that_refuses(uri, reason, track, tmp_path):
+def test_a_store_that_refuses(uri, reason, track, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError, match=reason) as error:
-        track(uri=uri)
+        track(uri=None)
     assert "sec" not in str(error.value).replace("seconds", "")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("run*/m*"))

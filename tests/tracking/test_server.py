@@ -104,13 +104,13 @@ def test_credentials_reach_the_server_and_nobody_else(where, track, monkeypatch)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"127.0.0.1:{server.server_port}"
         if where == "the address":
-            address = f"http://me:s3cret@{host}"
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cret@{host}")
         else:
-            address = f"http://{host}"
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}")
             monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
         with pytest.raises(InputError, match=r"The tracking store http://.* refused: .*401") as error:
-            track(uri=address)
+            track(uri=None)
         server.shutdown()
     assert set(server.seen) == {"Basic " + base64.b64encode(b"me:s3cret").decode()}
     assert "s3cret" not in str(error.value)
