@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from aumn.files import whole_file
 from aumn.records import InputError
 
 STREAMS = ("rgb", "flow")
@@ -216,9 +217,8 @@ def _write_ground_truth(out: Path, world: _World, entries: list[dict[str, Any]])
         "action_units": {_class_name(label): units_U.tolist() for label, units_U in enumerate(world.units_CU)},
         "database": {_name(index): entry for index, entry in enumerate(entries)},
     }
-    part = out / "gt.json.part"
-    part.write_text(json.dumps(ground_truth, indent=1) + "\n")
-    part.replace(out / "gt.json")
+    with whole_file(out / "gt.json") as file:
+        file.write_text(json.dumps(ground_truth, indent=1) + "\n")
 
 
 def _count_testing(videos: int, testing_share: float) -> int:

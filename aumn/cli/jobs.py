@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aumn.cli.printing import show, table
 from aumn.records import InputError
 
 if TYPE_CHECKING:
@@ -150,22 +151,13 @@ def _watch(folder: JobFolder) -> None:
 
 def print_jobs(folder: JobFolder, statuses: list[PointStatus]) -> None:
     """The table; a log takes it as wide as it is."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 10_000).print(_table(folder, statuses))
+    show(_table(folder, statuses))
 
 
 def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    caption = f"logs in {folder.path / 'logs'}"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
-    for name in ("step", "state", "job", "nodes", "restarts", "elapsed", "last metric", "log"):
-        table.add_column(name, overflow="fold")
-    for status in statuses:
-        row = (
+    header = ("step", "state", "job", "nodes", "restarts", "elapsed", "last metric", "log")
+    rows = (
+        (
             status.label,
             f"{status.state}: {status.reason}" if status.reason else status.state,
             status.task_id,
@@ -175,8 +167,9 @@ def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
             _numbers(folder, status),
             folder.log(status).name if status.job_id else "",
         )
-        table.add_row(*map(Text, row))  # as it is: a path may hold what rich takes for markup
-    return table
+        for status in statuses
+    )
+    return table(header, rows, words=len(header), caption=f"logs in {folder.path / 'logs'}")
 
 
 def _numbers(folder: JobFolder, status: PointStatus) -> str:

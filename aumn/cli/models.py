@@ -87,18 +87,16 @@ def promote(
     Example: aumn models promote aumn-synthetic-demo 1 champion --tracking-uri sqlite:///build/demo/mlflow.db
     """
     from aumn.tracking import promotion
-    from aumn.tracking.registry import find_version_number
 
-    number = find_version_number(name, version, tracking_uri)
     try:
-        done = promotion.promote(name, number, alias, tracking_uri, force=force)
+        done = promotion.promote(name, version, alias, tracking_uri, force=force)
     except promotion.NotBetterError as refusal:
         if not if_better:
             raise
         print(f"models:/{name}@{alias} stays as it is: {refusal}")
         return
     before = f"; it was {done.before}" if done.before else ""
-    print(f"models:/{name}@{alias} is version {number} now{before}{f' ({done.remark})' if done.remark else ''}.")
+    print(f"models:/{name}@{alias} is version {done.version} now{before}{f' ({done.remark})' if done.remark else ''}.")
 
 
 def _metric_row(name: str, ours: float | None, theirs: float | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,11 +68,16 @@ def print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
         print(note)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], **options: Any) -> None:
-    """Print a table; a terminal takes it as wide as it is, a log as wide as the table is. Options as for `table`."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of names and their numbers."""
+    show(table(header, rows))
+
+
+def show(made: Table) -> None:
+    """Print a table; a terminal takes it as wide as the terminal is, a log as wide as the table is."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table(header, rows, **options))
+    Console(width=None if sys.stdout.isatty() else 10_000).print(made)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1, caption: str = "") -> Table:

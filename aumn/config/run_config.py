@@ -46,19 +46,21 @@ class RunConfig(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
 
-    def differing_from(self, begun: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
-        """Settings that a run which began with `begun` may not have now: by name, what it has and what is given.
+    def refused_on_resume(self, begun: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """A line for each setting that a run which began with `begun` may not have now.
 
         `begun` is `model_dump(mode="json")` of then. `run.steps` may change where nothing is a share of the steps.
         """
         before, now = settings_of(begun), settings_of(self.model_dump(mode="json"))
-        labels = self.loss.pseudo_labels > 0 and self.loss.pseudo_labels_from > 0
-        counts_steps = self.optimizer.schedule != "constant" or labels
-        return {
-            name: (before.get(name), value)
-            for name, value in now.items()
-            if before.get(name) != value and (not says(name, "may_change") or (name == "run.steps" and counts_steps))
-        }
+        changed = [name for name, value in now.items() if before.get(name) != value]
+        lines = {name: f"{name}: the run has {before.get(name)!r}, now {now[name]!r}" for name in changed}
+        refused = [lines[name] for name in changed if not says(name, "may_change")]
+        shares = [] if self.optimizer.schedule == "constant" else [f"optimizer.schedule={self.optimizer.schedule}"]
+        if self.loss.pseudo_labels > 0 and self.loss.pseudo_labels_from > 0:
+            shares.append("loss.pseudo_labels_from")
+        if shares and "run.steps" in changed:
+            refused.append(f"{lines['run.steps']}, and {' and '.join(shares)} would move with it")
+        return refused
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

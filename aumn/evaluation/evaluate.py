@@ -2,7 +2,7 @@
 
 Each rank matches and ranks the detections of its own videos; the ranks then add up how many detections stand above each
 true positive, and share out the classes. What the protocol computes, ties and zero lengths included, stands in
-`localization.average_precision`. What is counted:
+`average_precision`. What is counted:
 
 - The population is every video of the ground truth, annotated or not. Detections of any other video are false
   positives, as in the ActivityNet devkit.

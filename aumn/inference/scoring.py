@@ -1,4 +1,4 @@
-"""Keeping every snippet's scores while a subset is localized, for the report; see `localization.snippet_scores`."""
+"""Keeping every snippet's scores while a subset is localized, for the report; see `snippet_scores`."""
 
 from __future__ import annotations
 

@@ -112,9 +112,6 @@ def _read_all(
     def look(index: int) -> tuple[VideoValues | None, list[Finding]]:
         return _look(shards, index)
 
-    if workers == 1:
-        yield from map(look, indices)
-        return
     with ThreadPoolExecutor(workers) as threads:
         for first in range(0, len(indices), CHUNK_VIDEOS):
             yield from threads.map(look, indices[first : first + CHUNK_VIDEOS])

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from aumn.addresses import has_password, hide
 from aumn.jobs.job_schema import RESOURCES, JobPlan, StepPlan, text_of
 
 COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")
-_PASSWORD = re.compile(r"""//[^/@\s"]*:[^/@\s"]*@([\w.-]*)""")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -34,15 +34,15 @@ def describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{where} is no field of a job; docs/jobs.md lists them."
     rule, value = problem["msg"].removeprefix("Value error, "), problem["input"]
-    shown = _PASSWORD.sub(r"//***@\1", repr(value))
+    shown = hide(repr(value), str(value))
     return f"{where}={shown}: {rule[0].lower()}{rule[1:]}."
 
 
 def _check_passwords(plan: JobPlan) -> Iterator[str]:
-    for host in _PASSWORD.findall(plan.model_dump_json()):
+    for word in filter(has_password, re.split(r"[\s\"]+", plan.model_dump_json())):
         yield (
-            f"the address //***@{host} must not hold a password, which logs and every user of the cluster would see: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+            f"the address {hide(word, word)} must not hold a password, which logs and every user of the cluster would "
+            "see: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
         )
 
 

@@ -32,16 +32,19 @@ class Objective:
     steps: int
     independent_classes: bool = False
 
+    def pseudo_labels(self, step: int) -> float:
+        """Their weight: none before their share of the steps."""
+        return self.settings.pseudo_labels if step / self.steps >= self.settings.pseudo_labels_from else 0.0
+
     def factors(self, stream: str, step: int, num_units: int) -> dict[str, float]:
         """What each term counts. A single unit has neither diversity nor homogeneity, as in the paper's Figure 4."""
         settings, several = self.settings, float(num_units > 1)
-        labelled = step / self.steps >= settings.pseudo_labels_from
         return {
             "classification": 1.0,
             "diversity": several * settings.diversity,
             "homogeneity": several * settings.homogeneity,
             "sparsity": settings.sparsity(stream),
-            "pseudo_labels": settings.pseudo_labels if labelled else 0.0,
+            "pseudo_labels": self.pseudo_labels(step),
         }
 
 
@@ -68,8 +71,8 @@ def batch_losses(
     Returns:
         By stream the terms, unweighted, and `total`, their weighted sum.
     """
+    action_BT = teach(scores, batch) if objective.pseudo_labels(step.index) else None
     found = {}
-    action_BT: Tensor | None = None
     for stream, score in scores.items():
         factors = objective.factors(stream, step.index, len(score.units_KF))
         terms = {
@@ -79,8 +82,7 @@ def batch_losses(
             "homogeneity": homogeneity(score.unit_sums_BK, share_sums[stream]),
             "sparsity": sparsity(score.attention_BT, batch.mask_BT, objective.settings.sparsity_reduction),
         }
-        if factors["pseudo_labels"]:
-            action_BT = teach(scores, batch) if action_BT is None else action_BT
+        if action_BT is not None:
             terms["pseudo_labels"] = pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
         terms = {name: term / step.global_videos for name, term in terms.items()}
         if diversity_parts is not None:

@@ -41,9 +41,9 @@ def convolve(rows_NX: Tensor, weight_PXM: Tensor, bias_M: Tensor) -> Tensor:
 
 
 class Workspace:
-    """Products without gradient, each in the memory of the one before: fresh memory costs up to 7 % of a step on a CPU.
+    """Products without gradient, each in the memory of the one before; oneDNN, though, brings its own.
 
-    oneDNN takes no memory that is given to it.
+    On a CPU fresh memory costs up to 7 % of a step: the system gives it out page by page.
     """
 
     def __init__(self) -> None:

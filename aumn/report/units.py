@@ -1,6 +1,9 @@
 """Action units a person can read: for each unit of each stream, what excites it most, and the classes that share it.
 
-Letters: T snippets, C labels, k units that were kept.
+The top of a unit are the snippets with its highest similarity, at most one a video. A class's similarity is the mean
+over the snippets whose middle lies in an instance of it; background's, over those that lie in none.
+
+Letters: T snippets, C labels, then background, then all snippets together, k units that were kept.
 """
 
 from __future__ import annotations
@@ -15,75 +18,61 @@ from aumn.records import GroundTruth
 
 TOP_SNIPPETS = 12
 
-
-class UnitSummary:
-    """One stream's units over a subset, gathered video by video.
-
-    The top of a unit are the snippets with its highest similarity, at most one a video. A class's similarity is the
-    mean over the snippets whose middle lies in an instance of it; background's, over those that lie in none.
-    """
-
-    def __init__(self, stream: str, units: Sequence[int], num_labels: int) -> None:
-        self.stream, self.units = stream, list(units)
-        self.sum_kC = np.zeros((len(units), num_labels + 1))  # the last column: background
-        self.snippets_C = np.zeros(num_labels + 1)
-        self.sum_k, self.snippets = np.zeros(len(units)), 0
-        self.leads_k = np.zeros(len(units))
-        self.peaks: list[tuple[int, SnippetScores]] = []
-
-    def add(self, video: int, row: SnippetScores, inside_TC: np.ndarray) -> None:
-        """Take in one video's similarities; `inside_TC` says of each snippet which labels' instances it lies in."""
-        covered_TC = np.column_stack([inside_TC, ~inside_TC.any(1)]).astype(np.float64)
-        similarity_kT = row.similarity_kT / STEPS
-        self.sum_kC += similarity_kT @ covered_TC
-        self.snippets_C += covered_TC.sum(0)
-        self.sum_k += similarity_kT.sum(1)
-        self.snippets += similarity_kT.shape[1]
-        self.leads_k += np.bincount(row.similarity_kT.argmax(0), minlength=len(self.units))
-        self.peaks.append((video, row))
-
-    def contents(self) -> dict[str, Any]:
-        """As the page has it."""
-        mean_kC = np.divide(self.sum_kC, self.snippets_C, out=np.zeros_like(self.sum_kC), where=self.snippets_C > 0)
-        return {
-            "stream": self.stream,
-            "units": self.units,
-            "mean": _short(self.sum_k / max(1, self.snippets)),
-            "leads": _short(self.leads_k / max(1, self.snippets)),
-            "classes": [_short(mean_C) for mean_C in mean_kC],
-            "measured": (self.snippets_C > 0).tolist(),
-            "top": [self._top(k) for k in range(len(self.units))],
-        }
-
-    def _top(self, k: int) -> list[list[float]]:
-        """[video, snippet, start_s, end_s, similarity] of the best videos; of equals the first in the list."""
-        best = sorted(self.peaks, key=lambda peak: (-peak[1].peak_k[k], peak[0]))[:TOP_SNIPPETS]
-        return [
-            [video, snippet, *_seconds(row, snippet), round(row.peak_k[k], 4)]
-            for video, row in best
-            for snippet in [row.peak_snippet_k[k]]
-        ]
+Row = tuple[int, SnippetScores]
+"""One stream's scores of a video, with the video's number in the ground truth."""
 
 
-def summarize_units(rows: Iterable[tuple[int, SnippetScores]], ground_truth: GroundTruth) -> list[dict[str, Any]]:
-    """The units of every stream; a row comes with its video's number in the ground truth."""
-    by_video = np.argsort(ground_truth.video_N, kind="stable")
-    bounds = np.searchsorted(ground_truth.video_N[by_video], np.arange(len(ground_truth.videos) + 1))
-    summaries: dict[str, UnitSummary] = {}
+def summarize_units(rows: Iterable[Row], truth: GroundTruth) -> list[dict[str, Any]]:
+    """The units of every stream, as the page has them."""
+    by_stream: dict[str, list[Row]] = {}
     for video, row in rows:
-        instances = by_video[bounds[video] : bounds[video + 1]]
-        summary = summaries.setdefault(row.stream, UnitSummary(row.stream, row.units, len(ground_truth.labels)))
-        summary.add(video, row, _inside(row, ground_truth, instances))
-    return [summary.contents() for summary in summaries.values()]
+        by_stream.setdefault(row.stream, []).append((video, row))
+    by_video = np.argsort(truth.video_N, kind="stable")
+    instances = np.split(by_video, np.searchsorted(truth.video_N[by_video], np.arange(1, len(truth.videos))))
+    return [_summarize(of_stream, truth, instances) for of_stream in by_stream.values()]
 
 
-def _inside(row: SnippetScores, ground_truth: GroundTruth, instances: np.ndarray) -> np.ndarray:
+def _summarize(rows: Sequence[Row], truth: GroundTruth, instances: Sequence[np.ndarray]) -> dict[str, Any]:
+    units = rows[0][1].units
+    sum_kC, leads_k = np.zeros((len(units), len(truth.labels) + 2)), np.zeros(len(units))
+    snippets_C = np.zeros(sum_kC.shape[1])
+    for video, row in rows:
+        covered_TC = _cover(row, truth, instances[video])
+        sum_kC += row.similarity_kT / STEPS @ covered_TC
+        snippets_C += covered_TC.sum(0)
+        leads_k += np.bincount(row.similarity_kT.argmax(0), minlength=len(units))
+    mean_kC = sum_kC / np.maximum(snippets_C, 1)
+    return {
+        "stream": rows[0][1].stream,
+        "units": list(units),
+        "mean": _short(mean_kC[:, -1]),
+        "leads": _short(leads_k / np.maximum(snippets_C, 1)[-1]),
+        "classes": [_short(mean_C) for mean_C in mean_kC[:, :-1]],
+        "measured": (snippets_C > 0).tolist()[:-1],
+        "top": [_top(rows, k) for k in range(len(units))],
+    }
+
+
+def _cover(row: SnippetScores, truth: GroundTruth, instances: np.ndarray) -> np.ndarray:
+    """T x C: which labels' instances a snippet's middle lies in, or else that it is background."""
     middle_s_T = (np.arange(len(row.attention_T)) + 0.5) * row.snippet_s
-    inside_TC = np.zeros((len(middle_s_T), len(ground_truth.labels)), dtype=bool)
+    covered_TC = np.zeros((len(middle_s_T), len(truth.labels) + 2))
     for g in instances:
-        within_T = (middle_s_T >= ground_truth.start_s_N[g]) & (middle_s_T < ground_truth.end_s_N[g])
-        inside_TC[within_T, ground_truth.label_N[g]] = True
-    return inside_TC
+        within_T = (middle_s_T >= truth.start_s_N[g]) & (middle_s_T < truth.end_s_N[g])
+        covered_TC[within_T, truth.label_N[g]] = 1
+    covered_TC[:, -2] = ~covered_TC.any(1)
+    covered_TC[:, -1] = 1
+    return covered_TC
+
+
+def _top(rows: Sequence[Row], k: int) -> list[list[float]]:
+    """[video, snippet, start_s, end_s, similarity] of the best videos; of equals the first in the list."""
+    best = sorted(rows, key=lambda row: (-row[1].peak_k[k], row[0]))[:TOP_SNIPPETS]
+    return [
+        [video, snippet, *_seconds(row, snippet), round(row.peak_k[k], 4)]
+        for video, row in best
+        for snippet in [row.peak_snippet_k[k]]
+    ]
 
 
 def _seconds(row: SnippetScores, snippet: int) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aumn import __version__
-from aumn.files import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, whole_folder
+from aumn.files import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, standing, whole_folder
 from aumn.inference.settings import LocalizeSettings
 from aumn.model.settings import ModelSettings
 from aumn.records import InputError
@@ -234,7 +234,7 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def _read_facts(folder: Path, name: str, *, kind: str) -> dict[str, Any]:
-    if not (folder / name).exists():
+    if not (standing(folder) / name).exists():
         raise DamagedError(f"{folder} is no {kind}: it has no {name}.", _remedy(folder))
     data = read_checked(folder, name, remedy=_remedy(folder))
     try:

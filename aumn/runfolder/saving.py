@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,13 @@ class RunWriter:
         self._writing: Future[bool] | None = None
         self._refused = self._status_refused = False
 
-    def begin(self, settings: Mapping[str, Any], **facts: Any) -> None:
-        """Write the run's settings, and that it runs."""
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Write the run's settings, and its status."""
         try:
             self._folder.write_config(settings)
         except OSError as error:
             self._say(f"The run's settings, {self._folder.path / 'config.yaml'}, cannot be written: {error}.")
-        self.note(state="running", why="", ended_ms=None, **facts)
+        self.note()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append numbers of a step to the metrics; never waits for the disk."""
@@ -93,14 +94,15 @@ class RunWriter:
         try:
             self.metrics.sync()  # a run that goes on from the checkpoint counts on them
             self.last = save_checkpoint(self._folder.path, frozen, keep_last=self._keep_last, best=best)
-            if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
-                Path(note).write_text(f"{self.last}\n")
         except OSError as error:
             self._tell_refusal(checkpoint.step, error)
             return False
         if self._refused:
             self._refused = False
             self._say(f"Checkpoints can be written again: {self.last} is whole.")
+        if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
+            with suppress(OSError):
+                Path(note).write_text(f"{self.last}\n")
         facts = checkpoint.trainer_facts
         self.note(step=checkpoint.step, **{name: facts[name] for name in ("best", "best_step") if name in facts})
         return True

@@ -8,9 +8,6 @@ from typing import Any
 
 from aumn.runfolder.checkpoint import ModelCard
 
-_HELD_OUT = "held_out"
-_AVERAGE = "/mAP/average"
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -32,28 +29,24 @@ class Measure:
 
 def measure(card: ModelCard, config: Mapping[str, Any] | None) -> Measure | None:
     """What the card records; None where nothing was measured. `config` says which videos were held out."""
-    named = next((name for name in card.metrics if name.endswith(_AVERAGE)), None)
-    if named is None:
+    population, values = None, {}
+    for name, value in card.metrics.items():
+        videos, mark, tiou = name.partition("/mAP/")
+        if mark:
+            population, values[tiou] = _population(videos, card, config), value
+    if "average" not in values:
         return None
-    videos = named.removesuffix(_AVERAGE)
-    prefix = f"{videos}/mAP/"
-    by_tiou = {
-        float(name.removeprefix(prefix)): value
-        for name, value in card.metrics.items()
-        if name.startswith(prefix) and name != named
-    }
-    population = _population(videos, card, config)
-    return Measure(population, card.dataset_identity, dict(sorted(by_tiou.items())), card.metrics[named])
+    average = values.pop("average")
+    by_tiou = {float(tiou): value for tiou, value in values.items()}
+    return Measure(population, card.dataset_identity, dict(sorted(by_tiou.items())), average)
 
 
 def why_incomparable(ours: Measure | None, theirs: Measure | None) -> str | None:
     """Why two mAP say nothing of each other; None where they were measured alike on the same videos."""
+    if ours is None and theirs is None:
+        return "neither records an mAP"
     if ours is None or theirs is None:
-        return (
-            "neither records an mAP"
-            if ours is theirs
-            else f"the {'first' if ours is None else 'second'} records no mAP"
-        )
+        return f"the {'second' if ours else 'first'} records no mAP"
     if ours.population is None or theirs.population is None:
         return "which videos were held out is not recorded"
     if ours.identity != theirs.identity:
@@ -64,11 +57,9 @@ def why_incomparable(ours: Measure | None, theirs: Measure | None) -> str | None
 
 
 def _population(videos: str, card: ModelCard, config: Mapping[str, Any] | None) -> str | None:
-    if videos != _HELD_OUT:
+    if videos != "held_out":
         return f"{videos} of {card.dataset}"
     if config is None:
         return None
-    data = config["data"]
-    return (
-        f"{data['holdout_share']:.0%} of {data['subset']} held out with seed {data['holdout_seed']}, of {card.dataset}"
-    )
+    share, subset, seed = (config["data"][name] for name in ("holdout_share", "subset", "holdout_seed"))
+    return f"{share:.0%} of {subset} held out with seed {seed}, of {card.dataset}"

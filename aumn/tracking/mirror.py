@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 from aumn.addresses import public
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder
 from aumn.tracking.mirrored_run import MirroredRun
 from aumn.tracking.registry import check_names
-from aumn.tracking.sent import NAME, Sent, Tracking, Waiting, find_waiting
+from aumn.tracking.sent import NAME, Sent, Waiting
+from aumn.tracking.settings import TrackingSettings
 from aumn.tracking.store import find_address
 
 GATHER_S = 2.0
@@ -41,7 +41,12 @@ class Mirror:
 
     @classmethod
     def open(
-        cls, folder: Path, tracking: Tracking, *, resumed: bool = True, say: Callable[[str], None] = logger.warning
+        cls,
+        folder: Path,
+        tracking: TrackingSettings,
+        *,
+        resumed: bool = True,
+        say: Callable[[str], None] = logger.warning,
     ) -> Mirror:
         """Begin a new MLflow run, or go on with the folder's own, for which the store need not answer.
 
@@ -51,19 +56,16 @@ class Mirror:
         """
         check_names(tracking.model_name, tracking.alias)
         address = find_address(tracking.uri)
-        if not resumed and (folder / NAME).exists():
-            _push(RunFolder(folder), None, say)
-            (folder / NAME).unlink()
-        run = _prepare(RunFolder(folder), tracking, address, say)
+        if not resumed:
+            _deliver_earlier(RunFolder(folder), address, say)
+        run = _prepare(RunFolder(folder), tracking, address, say, resumed=resumed)
         if not run.sent.run or run.sent.store != public(address):
             run.connect()
-        return cls(RunFolder(folder), tracking, run, address, say)
+        return cls(run, say)
 
-    def __init__(
-        self, folder: RunFolder, tracking: Tracking, run: MirroredRun, address: str, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, run: MirroredRun, say: Callable[[str], None]) -> None:
         """See `open`."""
-        self._folder, self._tracking, self._run, self._address, self._say = folder, tracking, run, address, say
+        self._run, self._folder, self._say = run, run.folder.path, say
         self._changed = threading.Condition()  # its lock guards all that follows
         self._woken = self._pushed = 0  # calls of `wake`, and how many of them the last push came after
         self._hurried = self._stopped = False
@@ -84,7 +86,8 @@ class Mirror:
         """Send all, the finished model of `status.json` among it: models:/name/version, or None if it must wait."""
         self.wake()
         self._settle(grace_s=END_GRACE_S)
-        return self._tracking.model_name and registered(self._folder.path, self._tracking.model_name)
+        name = self._run.tracking.model_name
+        return name and registered(self._folder, name)
 
     def close(self, *, hasty: bool) -> None:
         """Send the rest, how the run ended among it, and say what could not be sent and how to send it later.
@@ -98,10 +101,9 @@ class Mirror:
             self._changed.notify_all()
         self._run.close()
         if waiting := self._run.waiting():
-            path = self._folder.path
             self._say(
-                f"Not delivered to the tracking store {public(self._address)}: {waiting}. They stay in {path}; "
-                f"deliver them later with: aumn deliver {path}"
+                f"Not delivered to the tracking store {public(self._run.address)}: {waiting}. They stay in "
+                f"{self._folder}; deliver them later with: aumn deliver {self._folder}"
             )
 
     def _settle(self, *, grace_s: float, most_s: float = math.inf) -> None:
@@ -155,7 +157,7 @@ class Mirror:
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             self._changed.notify_all()
         if is_news:
-            self._say(f"{error} Training goes on; {self._folder.path} keeps its metrics until the store answers again.")
+            self._say(f"{error} Training goes on; {self._folder} keeps its metrics until the store answers again.")
 
     def _accepted(self, woken: int) -> None:
         with self._changed:
@@ -165,10 +167,8 @@ class Mirror:
             self._changed.notify_all()
         if ended:
             since_s, before = ended
-            delivered = find_waiting(self._folder, before, self._tracking)
-            self._say(
-                f"The tracking store is back after {time.monotonic() - since_s:.0f} s: {delivered} have been delivered."
-            )
+            delivered, lasted_s = self._run.waiting(before), time.monotonic() - since_s
+            self._say(f"The tracking store is back after {lasted_s:.0f} s: {delivered} have been delivered.")
 
 
 def registered(folder: Path, name: str) -> str | None:
@@ -198,15 +198,12 @@ def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = l
 
 
 def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Waiting | None:
-    settings = folder.config().get("tracking", {})
-    sent = Sent.read(folder.path)
-    if sent is None and uri is None and not settings.get("enabled"):
+    settings = folder.config()
+    tracking, sent = TrackingSettings(**settings.get("tracking", {})), Sent.read(folder.path)
+    if sent is None and uri is None and not (settings and tracking.enabled):
         return None  # the user wants no mirror of this run
-    names = ("experiment", "run_name", "model_name", "alias")
-    tracking = SimpleNamespace(
-        uri=settings.get("uri"), **{"experiment": "aumn"} | {name: settings.get(name) for name in names}
-    )
-    address = find_address(uri or tracking.uri) if uri or sent is None else _find_named(folder.path, sent.store)
+    store = sent.store if sent else public(find_address(tracking.uri))
+    address = find_address(uri) if uri else _find_named(folder.path, store)
     run = _prepare(folder, tracking, address, say)
     if run.sent.store != public(address):
         run.connect(folder.status().started_ms)
@@ -215,9 +212,26 @@ def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Wai
     return waiting or None
 
 
-def _prepare(folder: RunFolder, tracking: Tracking, address: str, say: Callable[[str], None]) -> MirroredRun:
+def _deliver_earlier(folder: RunFolder, address: str, say: Callable[[str], None]) -> None:
+    """Send what an earlier run left in a folder that a new run begins in."""
+    if (sent := Sent.read(folder.path)) is None:
+        return
+    try:
+        _push(folder, address if public(address) == sent.store else None, say)
+    except InputError as error:
+        raise InputError(
+            f"{folder.path} holds what an earlier run could not deliver. {error} Or name another run.folder, or remove "
+            f"{folder.path / NAME} to go on without what the earlier run left."
+        ) from None
+    (folder.path / NAME).unlink()
+
+
+def _prepare(
+    folder: RunFolder, tracking: TrackingSettings, address: str, say: Callable[[str], None], *, resumed: bool = True
+) -> MirroredRun:
     _refuse_old_letters(folder.path)
-    sent = Sent.read(folder.path) or Sent(run=_run_before(folder.path) or "", store=public(address))
+    run = (resumed and _run_before(folder.path)) or ""
+    sent = Sent.read(folder.path) or Sent(run=run, store=public(address))
     return MirroredRun(folder, tracking, address, sent, say)
 
 
@@ -232,8 +246,8 @@ def _find_named(folder: Path, store: str) -> str:
     credentials = [name for name in ("USERNAME", "PASSWORD", "TOKEN") if os.environ.get(f"MLFLOW_TRACKING_{name}")]
     if "***" in store or (credentials and store.startswith("http")):
         raise InputError(
-            f"{folder / NAME} names the tracking store {store} and keeps no password of it, and those of the "
-            "environment go to no store that you have not named: name it with --tracking-uri or MLFLOW_TRACKING_URI."
+            f"{folder} names the tracking store {store} and keeps no password of it, and the environment's goes to no "
+            "store that you have not named: name it with --tracking-uri or MLFLOW_TRACKING_URI."
         )
     return store
 

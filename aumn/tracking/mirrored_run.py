@@ -18,7 +18,8 @@ from aumn.addresses import hide, public
 from aumn.runfolder.folder import RunFolder, State, Status
 from aumn.runfolder.metrics import NO_METRICS
 from aumn.tracking.registration import register
-from aumn.tracking.sent import Sent, Tracking, Version, Waiting, find_waiting, line_key
+from aumn.tracking.sent import Sent, Version, Waiting, find_waiting, line_key
+from aumn.tracking.settings import TrackingSettings
 from aumn.tracking.store import RefusedForGoodError, StoreError, artifact_location, explain, open_store, reason
 
 if TYPE_CHECKING:
@@ -37,17 +38,17 @@ class MirroredRun:
     """Not safe for several threads, but for `close` and for reading `sent`."""
 
     def __init__(
-        self, folder: RunFolder, tracking: Tracking, address: str, sent: Sent, say: Callable[[str], None]
+        self, folder: RunFolder, tracking: TrackingSettings, address: str, sent: Sent, say: Callable[[str], None]
     ) -> None:
-        self.sent = sent
-        self._folder, self._tracking, self._address, self._say = folder, tracking, address, say
+        self.folder, self.tracking, self.address, self.sent = folder, tracking, address, sent
+        self._say = say
         self._client: MlflowClient | None = None
         self._writing = threading.Lock()
         self._closed = False
 
-    def waiting(self) -> Waiting:
-        """What is still to be sent."""
-        return find_waiting(self._folder, self.sent, self._tracking)
+    def waiting(self, since: Sent | None = None) -> Waiting:
+        """What is still to be sent, or was when no more than `since` had been."""
+        return find_waiting(self.folder, since or self.sent, self.tracking)
 
     def connect(self, started_ms: int = 0) -> MlflowClient:
         """Find out what the store has of the run. A store that does not know it gets a new one, and all of the folder.
@@ -55,14 +56,14 @@ class MirroredRun:
         To be called again after a refusal, which may have come after the taking. StoreError where nobody answers.
         `started_ms` is for a new one; 0: it starts now.
         """
-        client = open_store(self._address)
-        with explain(self._address):
+        client = open_store(self.address)
+        with explain(self.address):
             run = _find_run(client, self.sent.run) if self.sent.run else None
             if run is None:
                 run = self._begin(client, started_ms)
         self._params = dict(run.data.params)
         self._last_steps = {metric.key: int(metric.step) for metric in run.to_proto().data.metrics}
-        self._note(store=public(self._address))
+        self._note(store=public(self.address))
         self._save()
         self._client = client
         return client
@@ -76,7 +77,7 @@ class MirroredRun:
         if not waiting:
             return
         try:
-            client = self._client or self.connect(self._folder.status().started_ms)
+            client = self._client or self.connect(self.folder.status().started_ms)
             self._send_facts(client, waiting)
             self._send_metrics(client, waiting)
             if waiting.ending:
@@ -97,13 +98,13 @@ class MirroredRun:
     def _begin(self, client: MlflowClient, started_ms: int) -> Run:
         if self.sent.run:
             self._say(
-                f"The tracking store {public(self._address)} has no run {self.sent.run}: a new one gets all that "
-                f"{self._folder.path} holds."
+                f"The tracking store {public(self.address)} has no run {self.sent.run}: a new one gets all that "
+                f"{self.folder.path} holds."
             )
-        name = self._tracking.run_name or self._folder.path.absolute().name
-        experiment_id = _experiment_id(client, self._tracking.experiment)
+        name = self.tracking.run_name or self.folder.path.absolute().name
+        experiment_id = _experiment_id(client, self.tracking.experiment)
         run = client.create_run(experiment_id, started_ms or None, run_name=name)
-        self.sent = Sent(run=run.info.run_id, store=public(self._address))
+        self.sent = Sent(run=run.info.run_id, store=public(self.address))
         return run
 
     def _send_facts(self, client: MlflowClient, waiting: Waiting) -> None:
@@ -112,7 +113,7 @@ class MirroredRun:
 
         tags = dict(waiting.facts)
         if waiting.config:
-            settings = dict(_flatten(self._folder.config()))
+            settings = dict(_flatten(self.folder.config()))
             self._log(client, "param", [Param(*item) for item in settings.items() if item[0] not in self._params])
             self._params = settings | self._params
             tags |= {f"resumed.{name}": value for name, value in settings.items() if self._params[name] != value}
@@ -143,7 +144,7 @@ class MirroredRun:
                 yield Metric(name, math.nan if line[name] is None else line[name], line_key(line)[1], line["step"])
 
     def _send_state(self, client: MlflowClient, status: Status) -> None:
-        with explain(self._address):
+        with explain(self.address):
             if status.state == "running":
                 client.update_run(self.sent.run, _STATUS["running"])
             else:
@@ -152,19 +153,19 @@ class MirroredRun:
         self._note(state=status.state, ended_ms=status.ended_ms)
 
     def _send_model(self, client: MlflowClient, name: str) -> None:
-        folder, step, alias = self._folder.path / "model", self._folder.status().published_step, self._tracking.alias
+        model, step, alias = self.folder.path / "model", self.folder.status().published_step, self.tracking.alias
         try:
-            found = register(folder, name, run_id=self.sent.run, config=self._folder.config(), uri=self._address)
+            version = register(model, name, run_id=self.sent.run, config=self.folder.config(), uri=self.address)
         except RefusedForGoodError as error:
             self._set_aside(client, f"model {name}", error)
             return
         if alias:
             try:
-                with explain(self._address):
-                    client.set_registered_model_alias(name, alias, str(found.version))
+                with explain(self.address):
+                    client.set_registered_model_alias(name, alias, str(version))
             except RefusedForGoodError as error:
                 self._set_aside(client, f"alias {alias}", error)
-        self._note(models={**self.sent.models, name: Version(version=found.version, step=step, alias=alias)})
+        self._note(models={**self.sent.models, name: Version(version=version, step=step, alias=alias)})
 
     def _log(self, client: MlflowClient, kind: str, items: Sequence[Metric | Param | RunTag]) -> None:
         """Send metrics, parameters or tags but for those of names that were refused for good."""
@@ -176,7 +177,7 @@ class MirroredRun:
     def _log_batch(self, client: MlflowClient, kind: str, items: Sequence[Metric | Param | RunTag]) -> None:
         """One refused name refuses all of a request: halve it until the name is found."""
         try:
-            with explain(self._address):
+            with explain(self.address):
                 client.log_batch(self.sent.run, **{f"{kind}s": items})
         except RefusedForGoodError as error:
             names = sorted({item.key for item in items})
@@ -188,10 +189,10 @@ class MirroredRun:
             self._log_batch(client, kind, [item for item in items if item.key not in half])
 
     def _set_aside(self, client: MlflowClient, what: str, error: StoreError) -> None:
-        with explain(self._address):
+        with explain(self.address):
             _find_run(client, self.sent.run)  # of a run that was deleted, everything is refused: StoreError
-        why = reason(error.__cause__, self._address)
-        self._say(f"The {what} will be missing in the tracking store {public(self._address)}, which refuses it: {why}.")
+        why = reason(error.__cause__, self.address)
+        self._say(f"The {what} will be missing in the tracking store {public(self.address)}, which refuses it: {why}.")
         self._note(refused={**self.sent.refused, what: why})
 
     def _note(self, **facts: Any) -> None:
@@ -201,7 +202,7 @@ class MirroredRun:
         """A disk that refuses costs nothing but time: what was sent is found out from the store again."""
         with self._writing, suppress(OSError):
             if not self._closed:
-                self.sent.write(self._folder.path)
+                self.sent.write(self.folder.path)
 
 
 def _find_run(client: MlflowClient, run_id: str) -> Run | None:

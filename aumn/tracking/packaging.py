@@ -37,13 +37,15 @@ def packaged(
     artifact: Path, card: ModelCard, config: Mapping[str, Any] | None, *, run_id: str, model_id: str
 ) -> Iterator[Path]:
     """A folder beside the artifact with all of a version's files, for as long as the block lasts."""
+    import yaml
+
     folder = artifact.with_name(f".{artifact.name}.version.partial")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
     try:
         _save_pyfunc(folder, card, run_id, model_id)
         for file in artifact.iterdir():
             _link(file, folder / file.name)
-        (folder / "config.yaml").write_text(_yaml(config or {}), encoding="utf-8")
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config or {}), sort_keys=False), encoding="utf-8")
         (folder / "MODEL_CARD.md").write_text(write_model_card(card, config), encoding="utf-8")
         yield folder
     finally:
@@ -123,12 +125,6 @@ def _example(card: ModelCard) -> tuple[dict[str, Any], dict[str, float]]:
 def _version(name: str) -> str:
     """Without a local suffix such as +cpu, which only some package indices know."""
     return importlib.metadata.version(name).partition("+")[0]
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(dict(config), sort_keys=False)
 
 
 def _link(source: Path, target: Path) -> None:

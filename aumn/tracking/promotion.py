@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aumn.config.run_config import says, settings_of
 from aumn.records import InputError
 from aumn.tracking.measure import measure, why_incomparable
-from aumn.tracking.registry import Description, check_names, check_version, describe, find_model, read_description
+from aumn.tracking.registry import Description, check_names, describe, find_model, find_version, read_description
 from aumn.tracking.store import explain, open_store
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def compare(first_uri: str, second_uri: str, uri: str | None = None) -> Comparis
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What promoting did: the version that had the alias, if one did, and why the two were not compared, if so."""
+    """Which version has the alias now, which one had it, and why the two were not compared, if they were not."""
 
+    version: int
     before: int | None
     remark: str | None
 
@@ -54,8 +55,8 @@ class NotBetterError(InputError):
     """The version that has the alias records a higher mAP."""
 
 
-def promote(name: str, version: int, alias: str, uri: str | None = None, *, force: bool = False) -> Promotion:
-    """Give a version an alias.
+def promote(name: str, which: str, alias: str, uri: str | None = None, *, force: bool = False) -> Promotion:
+    """Give a version, named by its number or by @alias, another alias.
 
     Without `force`, NotBetterError where the version that has the alias records a higher mAP, InputError where it
     records one that this version cannot be compared with. A version without an mAP makes way for any.
@@ -63,13 +64,13 @@ def promote(name: str, version: int, alias: str, uri: str | None = None, *, forc
     check_names(alias=alias)
     client = open_store(uri)
     with explain(client.tracking_uri):
-        check_version(client, name, version)
+        version = find_version(client, name, which)
         before = find_model(client, name).aliases.get(alias)
         remark = None
         if before not in {None, version} and not force:
             remark = _judge(client, name, version, before, alias)
         client.set_registered_model_alias(name, alias, str(version))
-        return Promotion(before, remark)
+        return Promotion(version, before, remark)
 
 
 def _judge(client: MlflowClient, name: str, version: int, before: int, alias: str) -> str | None:

@@ -15,7 +15,7 @@ from aumn.files import CHECKSUMS
 from aumn.runfolder.checkpoint import ModelCard, read_card
 from aumn.tracking.model_card import summarize
 from aumn.tracking.packaging import packaged
-from aumn.tracking.registry import ModelVersion, as_version, check_names, find_model, pages
+from aumn.tracking.registry import check_names, pages
 from aumn.tracking.store import explain, open_store
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def register(
     run_id: str,
     config: Mapping[str, Any] | None = None,
     uri: str | None = None,
-) -> ModelVersion:
-    """Upload a model artifact as the next version of a name, new or not.
+) -> int:
+    """Upload a model artifact as the next version of a name, new or not; the version's number.
 
     A run registers the same files once: killed and repeated at any moment, this finds the version that is there.
     `config` is the run's.
@@ -43,13 +43,12 @@ def register(
     client = open_store(uri)
     with explain(client.tracking_uri):
         if not _registered(client, name, run_id, digest):
-            tags = _describe(card) | {_DIGEST: digest}
-            _upload(client, folder, name, card, config, run_id=run_id, tags=tags)
+            _upload(client, folder, name, card, config, run_id=run_id, digest=digest)
         # A store that hung may have taken an upload given up long since: the first one counts.
         version, *doubles = _registered(client, name, run_id, digest)
         for double in doubles:
             client.delete_model_version(name, double)
-        return as_version(client.get_model_version(name, version), find_model(client, name).aliases)
+        return int(version)
 
 
 def _describe(card: ModelCard) -> dict[str, str]:
@@ -72,11 +71,12 @@ def _upload(
     config: Mapping[str, Any] | None,
     *,
     run_id: str,
-    tags: dict[str, str],
+    digest: str,
 ) -> None:
     """A new version. Nothing is in the registry before all files are in the store."""
     from mlflow.entities import LoggedModelOutput
 
+    tags = _describe(card) | {_DIGEST: digest}
     experiment_id = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment_id, "localizer", run_id, tags, model_type="AUMN")
     with packaged(folder, card, config, run_id=run_id, model_id=model.model_id) as files:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,31 +77,20 @@ def resolve(model_uri: str, uri: str | None = None) -> Path:
     """The folder of `models:/name@alias` or `models:/name/version`: the store's own if it is on this machine, else a
     copy in the user's cache, downloaded once. Any number of ranks may ask at the same time.
     """
-    wanted = _parse(model_uri)
+    name, which = _parse(model_uri)
     client = open_store(uri)
     with explain(client.tracking_uri):
-        name, version = _locate(client, *wanted)
+        version = find_version(client, name, which)
         source = client.get_model_version_download_uri(name, str(version))
         return _fetch(source, client.tracking_uri, f"{name}-{version}")
 
 
 def describe(model_uri: str, uri: str | None = None) -> Description:
     """What a version says of itself; downloads no weights."""
-    wanted = _parse(model_uri)
+    name, which = _parse(model_uri)
     client = open_store(uri)
     with explain(client.tracking_uri):
-        return read_description(client, *_locate(client, *wanted))
-
-
-def find_version_number(name: str, which: str, uri: str | None = None) -> int:
-    """Of `which`: a number as it is, or @alias looked up."""
-    if which.isdecimal():
-        return int(which)
-    if not which.startswith("@"):
-        raise InputError(f"{which!r} is no version of {name}: give its number, or an alias of it such as @challenger.")
-    client = open_store(uri)
-    with explain(client.tracking_uri):
-        return _find_alias(client, name, which[1:])
+        return read_description(client, name, find_version(client, name, which))
 
 
 def list_models(uri: str | None = None) -> list[RegisteredModel]:
@@ -116,7 +105,17 @@ def show_model(name: str, uri: str | None = None) -> list[ModelVersion]:
     client = open_store(uri)
     with explain(client.tracking_uri):
         aliases = find_model(client, name).aliases
-        return [as_version(found, aliases) for found in _find_versions(client, name)]
+        return [
+            ModelVersion(
+                name,
+                int(found.version),
+                tuple(sorted(alias for alias, version in aliases.items() if version == int(found.version))),
+                datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+                found.run_id or None,
+                dict(found.tags),
+            )
+            for found in _find_versions(client, name)
+        ]
 
 
 def read_description(client: MlflowClient, name: str, version: int) -> Description:
@@ -132,22 +131,15 @@ def read_description(client: MlflowClient, name: str, version: int) -> Descripti
         return Description(name, version, read_card(Path(folder)), config or None)
 
 
-def _parse(model_uri: str) -> tuple[str, str | None, int | None]:
-    """Name, and alias or version."""
-    match = re.fullmatch(r"models:/(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>\d+))", model_uri)
+def _parse(model_uri: str) -> tuple[str, str]:
+    """Name, and version or @alias."""
+    match = re.fullmatch(r"models:/(?P<name>[^/:@]+)(?P<which>@[^/:@]+|/\d+)", model_uri)
     if not match:
         raise InputError(
             f"{model_uri} is no registered model: write models:/<name>@<alias> or models:/<name>/<version>, "
             "such as models:/aumn-thumos14@champion."
         )
-    return match["name"], match["alias"], int(match["version"]) if match["version"] else None
-
-
-def _locate(client: MlflowClient, name: str, alias: str | None, version: int | None) -> tuple[str, int]:
-    version = _find_alias(client, name, alias) if alias else version
-    assert version is not None
-    check_version(client, name, version)
-    return name, version
+    return match["name"], match["which"].removeprefix("/")
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel:
@@ -163,19 +155,24 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel:
     raise InputError(f"No model is registered as {name} in {public(client.tracking_uri)}; {_choices('names', names)}.")
 
 
+def find_version(client: MlflowClient, name: str, which: str) -> int:
+    """The version of a model that must be there: by its number, or by @alias."""
+    if which.startswith("@"):
+        return _find_alias(client, name, which[1:])
+    if not which.isdecimal():
+        raise InputError(f"{which!r} is no version of {name}: give its number, or an alias of it such as @challenger.")
+    find_model(client, name)
+    versions = [int(found.version) for found in _find_versions(client, name)]
+    if int(which) not in versions:
+        raise InputError(f"Model {name} has no version {which}; {_choices('versions', versions)}.")
+    return int(which)
+
+
 def _find_alias(client: MlflowClient, name: str, alias: str) -> int:
     aliases = find_model(client, name).aliases
     if alias not in aliases:
         raise InputError(f"Model {name} has no alias {alias}; {_choices('aliases', sorted(aliases))}.")
     return aliases[alias]
-
-
-def check_version(client: MlflowClient, name: str, version: int) -> None:
-    """InputError unless the model has the version."""
-    find_model(client, name)
-    versions = [int(found.version) for found in _find_versions(client, name)]
-    if version not in versions:
-        raise InputError(f"Model {name} has no version {version}; {_choices('versions', versions)}.")
 
 
 def _find_versions(client: MlflowClient, name: str) -> list[Any]:
@@ -203,19 +200,6 @@ def _model(found: Any) -> RegisteredModel:
     """MLflow says the newest version of each stage, of which ours have none; sqlite and a server differ in types."""
     newest = max((int(version.version) for version in found.latest_versions or []), default=None)
     return RegisteredModel(found.name, newest, {alias: int(version) for alias, version in found.aliases.items()})
-
-
-def as_version(found: Any, aliases: Mapping[str, int]) -> ModelVersion:
-    """What MLflow found, in our words."""
-    version = int(found.version)
-    return ModelVersion(
-        found.name,
-        version,
-        tuple(sorted(alias for alias, holder in aliases.items() if holder == version)),
-        datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        found.run_id or None,
-        dict(found.tags),
-    )
 
 
 def _fetch(source: str, address: str, readable: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,32 +16,9 @@ from aumn.files import whole_file
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, State, Status
 from aumn.runfolder.metrics import read_metrics
+from aumn.tracking.settings import TrackingSettings
 
 NAME = "mirror.json"
-
-
-class Tracking(Protocol):
-    """Settings of the mirror, as `tracking` of a run's settings has them."""
-
-    @property
-    def uri(self) -> str | None:
-        """The store; None: see `store.find_address`."""
-
-    @property
-    def experiment(self) -> str:
-        """Of new MLflow runs."""
-
-    @property
-    def run_name(self) -> str | None:
-        """None: the folder's name."""
-
-    @property
-    def model_name(self) -> str | None:
-        """The finished model is registered under it; None: it is not."""
-
-    @property
-    def alias(self) -> str | None:
-        """Given to the registered version."""
 
 
 class Version(BaseModel):
@@ -126,7 +103,7 @@ class Waiting:
         return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or "settings and tags"
 
 
-def find_waiting(folder: RunFolder, sent: Sent, tracking: Tracking) -> Waiting:
+def find_waiting(folder: RunFolder, sent: Sent, tracking: TrackingSettings) -> Waiting:
     """Compare a run's folder with what its store has."""
     status, config = folder.status(), _digest(folder.path / "config.yaml")
     first, lines = _unsent_lines(folder.path, sent)
@@ -154,7 +131,7 @@ def line_key(line: Mapping[str, Any]) -> tuple[int, int]:
     return line.get("step", -1), line.get("at_ms", 0)
 
 
-def _unregistered(status: Status, sent: Sent, tracking: Tracking) -> str | None:
+def _unregistered(status: Status, sent: Sent, tracking: TrackingSettings) -> str | None:
     name = tracking.model_name
     if not (status.published_step and name) or f"model {name}" in sent.refused:
         return None

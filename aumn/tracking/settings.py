@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import model_validator
 
+from aumn.addresses import has_password
 from aumn.config.section import Section, refusal, setting
 
 
@@ -31,7 +30,7 @@ class TrackingSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrackingSettings:
-        if re.search(r"//[^/@\s]*:[^/@\s]*@", self.uri or ""):
+        if has_password(self.uri or ""):
             raise refusal(
                 "tracking.uri must hold no password, since settings are kept with checkpoints and models: set "
                 "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"

@@ -123,7 +123,7 @@ def footprint(
     with FakeTensorMode(), patch.dict(CHUNK_ELEMENTS, cpu=CHUNK_ELEMENTS[config.run.device]):
         network = TwoStream.build(widths, num_classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
         batch = _make_batch(micro_videos, snippets, widths, num_classes)
-        # Gradients are there from the start where micro-batches add up or DDP's buckets hold them.
+        # Gradients are there from the start where micro-batches or ranks add up.
         peak_bytes = _peak_bytes(network, batch, config, gradients_stay=micro_batches > 1 or ranks > 1)
     parameters = {stream: _count_parameters(part) for stream, part in network.networks.items()}
     count = sum(sum(layers.values()) for layers in parameters.values())
@@ -154,27 +154,31 @@ def _make_batch(videos: int, snippets: int, widths: Mapping[str, int], classes: 
 
 def _peak_bytes(network: TwoStream, batch: Batch, config: RunConfig, *, gradients_stay: bool) -> int:
     """Most bytes that gradients and activations take together during a step of one micro-batch."""
-    if gradients_stay:
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+    parameters = list(network.parameters())
+    gradients = [torch.zeros_like(parameter) for parameter in parameters if gradients_stay]
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        parameter.grad = gradient
     objective = Objective(config.loss, config.run.steps, config.model.independent_classes)
     step = Step(config.run.steps, 0, len(batch.lengths), (batch,))  # past `loss.pseudo_labels_from`
-    with _LiveBytes() as live:
+    held = [*parameters, *gradients, *batch.features.values(), batch.mask_BT, batch.labels_BC]
+    with _LiveBytes(held) as live:
         train_step(cast(Engine, _OneProcess(network, config.engine.precision)), step, objective)
-    stay_bytes = sum(parameter.nbytes for parameter in network.parameters()) if gradients_stay else 0
-    return int(stay_bytes + live.peak)
+    return int(sum(gradient.nbytes for gradient in gradients) + live.peak)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations bring about: bytes alive now, and the most so far."""
+    """Bytes of the storages alive that operations have brought about, now and at most; `held` were there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._alive: set[int] = set()
+        self._alive = {tensor.untyped_storage()._cdata for tensor in held}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(Tensor, self._see, func(*args, **(kwargs or {})))
+        found = tree_map_only(Tensor, self._see, func(*args, **(kwargs or {})))
+        if func is torch.ops.aten._softmax_backward_data.default:  # it copies a gradient that comes transposed (Eq. 4)
+            self.peak = max(self.peak, self.now + sum(x.nbytes for x in args[:2] if not x.is_contiguous()))
+        return found
 
     def _see(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from aumn.config.run_config import RunConfig
+from aumn.data.loader import TrainingLoader
 from aumn.model.aumn import TwoStream
 from aumn.model.losses import Objective
 from aumn.records import Step
@@ -32,16 +33,6 @@ if TYPE_CHECKING:
     from aumn.training.validation import Validation  # which opens temporal ground truth; training does not
 
 
-class StepSource(Protocol):
-    """Where steps come from: `data.loader.TrainingLoader`."""
-
-    steps_per_epoch: int
-    wait_s: float
-
-    def steps(self, first: int, last: int) -> Iterable[Step]:
-        """Steps first, ..., last - 1, prefetched."""
-
-
 @dataclass
 class Run:
     """A run put together, the same on every rank, but for the writer, which the first one alone has."""
@@ -49,7 +40,7 @@ class Run:
     config: RunConfig
     network: TwoStream
     engine: Engine
-    loader: StepSource
+    loader: TrainingLoader
     watch: FiniteWatch
     progress: Progress
     validation: Validation | None = None
@@ -61,29 +52,12 @@ class Run:
 
 def train(run: Run) -> None:
     """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them."""
-    config, engine, progress, ranks = run.config.run, run.engine, run.progress, run.engine.ranks
-    objective = Objective(run.config.loss, config.steps, run.config.model.independent_classes)
-    clock = _Clock(run.loader, engine)
-    with closing(run.loader.steps(progress.step, config.steps)) as steps:  # type: ignore[type-var]
+    config, progress, ranks = run.config.run, run.progress, run.engine.ranks
+    clock = _Clock(run.loader, run.engine)
+    with closing(run.loader.steps(progress.step, config.steps)) as steps:
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
         for step in chain([None] if progress.evaluation_due else [], steps):
-            signal = 0
-            if step is not None:
-                asked = ranks.ask(preemption.asked)  # answered while the step computes
-                report = train_step(engine, step, objective)
-                rate = learning_rate(run.config.optimizer, step.index, config.steps)
-                norms = engine.update(rate)
-                run.watch.add(step, report, norms)
-                progress.step, last = step.index + 1, step.index + 1 == config.steps
-                clock.videos += step.global_videos
-                if progress.step % config.log_every == 0 or last:
-                    run.watch.settle()
-                    metrics = _summed(engine, report) | _engine_metrics(engine, norms) | clock.read()
-                    _log(run, metrics | {"learning_rate": rate, "epoch": progress.step / run.loader.steps_per_epoch})
-                progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
-                due = progress.step % run.config.evaluation.every == 0 or last
-                progress.evaluation_due = due and run.validation is not None
-                signal = asked()
+            signal = 0 if step is None else _take(run, step, clock)
 
             best = None
             if progress.evaluation_due and not signal:  # a signal goes first: who resumes begins with the evaluation
@@ -99,6 +73,25 @@ def train(run: Run) -> None:
                 run.all_stop = True
                 raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run, run.writer)))
             run.advance(progress.step, config.steps)
+
+
+def _take(run: Run, step: Step, clock: _Clock) -> int:
+    """Take a step, and log it where that is due; the signal that asked any rank to stop meanwhile, or 0."""
+    config, engine, progress, steps = run.config, run.engine, run.progress, run.config.run.steps
+    asked = engine.ranks.ask(preemption.asked)  # answered while the step computes
+    report = train_step(engine, step, Objective(config.loss, steps, config.model.independent_classes))
+    rate = learning_rate(config.optimizer, step.index, steps)
+    norms = engine.update(rate)
+    run.watch.add(step, report, norms)
+    clock.videos += step.global_videos
+    progress.step, last = step.index + 1, step.index + 1 == steps
+    if progress.step % config.run.log_every == 0 or last:
+        run.watch.settle()
+        metrics = _summed(engine, report) | _engine_metrics(engine, norms) | clock.read()
+        _log(run, metrics | {"learning_rate": rate, "epoch": progress.step / run.loader.steps_per_epoch})
+    progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
+    progress.evaluation_due = run.validation is not None and (progress.step % config.evaluation.every == 0 or last)
+    return asked()
 
 
 def _evaluate(run: Run) -> float | None:
@@ -185,7 +178,7 @@ def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, fl
 class _Clock:
     """Videos a second, and the shares of time spent waiting for data and for other ranks, since the last reading."""
 
-    def __init__(self, loader: StepSource, engine: Engine) -> None:
+    def __init__(self, loader: TrainingLoader, engine: Engine) -> None:
         self.loader, self.engine, self.videos = loader, engine, 0
         self.before = self._totals_s()
 

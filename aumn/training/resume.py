@@ -24,6 +24,7 @@ from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
+from aumn.tracking.job_run import job_tags
 from aumn.tracking.mirror import registered
 
 
@@ -53,7 +54,7 @@ FACTS = ("best", "best_step", "evaluation_due", "config")
 
 @dataclass
 class Start:
-    """Where to start, the same on every rank, but for the status, which the first one alone knows.
+    """Where to start, the same on every rank, but for the status, which the first one alone writes.
 
     Without a checkpoint: from the beginning. `lines` of the metrics were logged up to it; checkpoints of commit 0e01a02
     say nothing of them, since metrics.jsonl begins behind those.
@@ -61,7 +62,8 @@ class Start:
 
     progress: Progress
     status: Status
-    resumed: bool = False
+    finished: bool = False  # the run has all its steps, and its model is wherever it should be
+    resumed: bool = False  # the folder's run goes on, with a checkpoint or without one
     path: Path | None = None
     checkpoint: Checkpoint | None = None
     lines: int = 0
@@ -81,25 +83,35 @@ def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool
     """
     resumed, status, found = _look(config.run.folder, resume=resume) if ranks.is_first else (False, Status(), None)
     path = ranks.broadcast(found and found[0])
-    if path is None:
-        return Start(Progress(card, config=config.model_dump(mode="json")), status, resumed)
-    checkpoint = found[1] if found else read_checkpoint(path)
-    progress = Progress.of(checkpoint)
-    _refuse_another_run(progress, config, card, path)
+    progress, checkpoint, lines = Progress(card), None, 0
+    if path is not None:
+        checkpoint = found[1] if found else read_checkpoint(path)
+        progress, lines = Progress.of(checkpoint), checkpoint.trainer_facts.get("metrics_lines", 0)
+        _refuse_another_run(progress, config, card, path)
+        if ranks.is_first and progress.best_step == progress.step:
+            mark_best(config.run.folder, path)  # a run may have been killed just before it did
     progress.config = config.model_dump(mode="json")
-    if ranks.is_first and progress.best_step == progress.step:
-        mark_best(config.run.folder, path)  # a run may have been killed just before it did
-    return Start(progress, status, resumed, path, checkpoint, checkpoint.trainer_facts.get("metrics_lines", 0))
+    finished = ranks.broadcast(ranks.is_first and _is_finished(config, progress, status))
+    return Start(progress, _begun(status, config, progress, ranks), finished, resumed, path, checkpoint, lines)
 
 
-def is_finished(config: RunConfig, start: Start) -> bool:
-    """Whether the run has all its steps, and its model is wherever it should be; the first rank knows."""
-    run, tracking, status = config.run, config.tracking, start.status
-    if not (start.progress.step == status.published_step == run.steps and status.state == "finished"):
-        return False
-    name = tracking.model_name if tracking.enabled else None
-    is_registered = name is None or registered(run.folder, name) is not None
-    return is_registered and (run.folder / "model" / "model.json").exists()
+def _is_finished(config: RunConfig, progress: Progress, status: Status) -> bool:
+    run, name = config.run, config.tracking.model_name if config.tracking.enabled else None
+    return (
+        progress.step == status.published_step == run.steps
+        and status.state == "finished"
+        and (name is None or registered(run.folder, name) is not None)
+        and (run.folder / "model" / "model.json").exists()
+    )
+
+
+def _begun(status: Status, config: RunConfig, progress: Progress, ranks: Ranks) -> Status:
+    card, job = progress.card, job_tags(os.environ)
+    facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
+    facts |= {"ranks": str(ranks.size), "host": os.uname().nodename, **job}
+    where = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
+    begun = {"state": "running", "why": "", "ended_ms": None, "steps": config.run.steps, "facts": facts}
+    return status.model_copy(update={**where, **begun, "launch": launch_id(os.environ)})
 
 
 def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
@@ -139,16 +151,13 @@ def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Chec
             missing_ok=True
         )  # of a run by commit 0e01a02 that ended before its first checkpoint
         status = Status(started_ms=time.time_ns() // 1_000_000)
-    return resumed, status.model_copy(update={"launch": launch}), found
+    return resumed, status, found
 
 
 def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, path: Path) -> None:
     """The checkpoint must be of this run: the same settings, the same training data, and steps that are asked for."""
-    if differing := config.differing_from(progress.config):
-        raise InputError(
-            f"{path} is of a run with other settings; resume with those it started with:",
-            *(f"{name}: the run has {before!r}, now {now!r}" for name, (before, now) in differing.items()),
-        )
+    if refused := config.refused_on_resume(progress.config):
+        raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *refused)
     if progress.card.dataset_identity != card.dataset_identity:
         raise InputError(
             f"{config.data.shards} is not what {path} was trained on (identity {card.dataset_identity}, not "

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,12 +26,11 @@ from aumn.runtime import preemption
 from aumn.runtime.attempts import launch_id
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.tracking.job_run import job_tags
 from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import NAME as MIRROR
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
-from aumn.training.resume import Start, find_start, is_finished, new_card
+from aumn.training.resume import Start, find_start, new_card
 from aumn.training.validation import Validation
 
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
@@ -41,12 +39,7 @@ Say = Callable[[str], None]
 
 
 def run_training(
-    config: RunConfig,
-    ranks: Ranks,
-    *,
-    resume: bool,
-    say: Say,
-    advance: Callable[[int, int], None],
+    config: RunConfig, ranks: Ranks, *, resume: bool, say: Say, advance: Callable[[int, int], None]
 ) -> None:
     """Train as `config` says, on all ranks together; checkpoints, the final model and its registration included.
 
@@ -63,7 +56,7 @@ def run_training(
     validation = Validation.of(config, shards, held_out, card)
     with _sole_writer(config.run.folder, ranks, resume=resume):
         start = find_start(config, card, ranks, resume=resume)
-        if ranks.broadcast(ranks.is_first and is_finished(config, start)):
+        if start.finished:
             say(
                 f"{config.run.folder} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
                 f"{config.run.folder / 'model'}. Set run.steps higher to go on."
@@ -121,7 +114,7 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
         with closing(writer):
             if mirror:
                 writer.changed = mirror.wake
-            writer.begin(config.model_dump(mode="json"), **_facts(run))
+            writer.begin(start.progress.config)
             run.writer = writer
             yield mirror
     except BaseException as error:
@@ -169,20 +162,6 @@ def _publish(run: Run, mirror: Mirror | None) -> None:
             run.say(f"registered: {version}{f', which is now models:/{name}@{alias}' if alias else ''}")
     except Stopped as stop:
         raise preemption.stopped(stop.signal, GO_ON) from None
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """What the status says from the start on."""
-    card, progress, ranks = run.progress.card, run.progress, run.engine.ranks
-    facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
-    facts |= {"ranks": str(ranks.size), "host": os.uname().nodename} | job_tags(os.environ)
-    return {
-        "steps": run.config.run.steps,
-        "step": progress.step,
-        "best": progress.best,
-        "best_step": progress.best_step,
-        "facts": facts,
-    }
 
 
 def _now_ms() -> int:

@@ -12,7 +12,7 @@ from problems import AsWritten, check_against_as_written, check_against_referenc
 from torch import Tensor
 from torch.testing import assert_close
 
-from aumn.model.products import multiply
+from aumn.model.products import product
 from aumn.records import Step
 
 SIZE = {"videos": 32, "snippets": 200, "width": 1024, "classes": 200}
@@ -36,8 +36,8 @@ def make_sides(seed: int, size: dict[str, int]) -> dict:
     grad_FN = grad_NF.T.contiguous()
 
     def theirs() -> None:
-        multiply(unfolded_NX, weight_XF)
-        multiply(grad_FN, unfolded_NX)
+        product(unfolded_NX, weight_XF)
+        product(grad_FN, unfolded_NX)
 
     def plain() -> None:
         torch.mm(unfolded_NX, weight_XF)

@@ -15,7 +15,7 @@ from harness import Row, fresh_seed, main, take_turns
 from aumn.inference.proposals import detect
 from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import AUMN, TwoStream
-from aumn.model.products import multiply
+from aumn.model.products import product
 from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Video
 from tests.model import reference
@@ -31,11 +31,11 @@ def measure() -> list[Row]:
     network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings()).eval()
     batches = [make_batch(seed + number, snippets, WIDTH) for number, snippets in enumerate((400, 310, 500, 390))]
     check_against_reference(network, batches[1])
-    products = [product for batch in batches for product in make_products(network, batch)]
+    products = [call for batch in batches for call in make_products(network, batch)]
     best_s = take_turns(
         8,
         ours=lambda: [network.localize(batch) for batch in batches],
-        theirs=lambda: [product() for product in products],
+        theirs=lambda: [call() for call in products],
     )
     share, proposals_s, whole_s, found = time_parts(network, batches)
     print(f"{found / len(batches):.0f} detections a video")
@@ -80,7 +80,7 @@ def make_products(network: TwoStream, batch: Batch) -> list:
         if small == units:  # form 1 builds the values
             shapes.append((units, basis, embedding * classes))
         for rows, inner, columns in shapes:
-            calls.append(partial(multiply, torch.randn(rows, inner), torch.randn(inner, columns)))
+            calls.append(partial(product, torch.randn(rows, inner), torch.randn(inner, columns)))
     return calls
 
 

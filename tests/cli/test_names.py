@@ -8,7 +8,7 @@ import pytest
 
 from aumn.cli.evaluation import evaluate
 from aumn.cli.inspection import inspect
-from aumn.cli.printing import print_table
+from aumn.cli.printing import show, table
 from aumn.data.packing.packing import pack
 from aumn.inference.parts import write_part
 from aumn.records import Detections
@@ -63,7 +63,7 @@ def test_evaluate_shows_every_class_by_its_name(place, capsys):
 
 
 def test_a_table_keeps_headers_cells_and_caption_as_they_are(capsys):
-    print_table(NAMES, [NAMES], caption=NAMES[0])
+    show(table(NAMES, [NAMES], caption=NAMES[0]))
     header, _rule, row, caption = filter(str.strip, capsys.readouterr().out.splitlines())
     assert [cell.strip() for cell in header.split("  ")] == [cell.strip() for cell in row.split("  ")] == list(NAMES)
     assert caption.strip() == NAMES[0]

@@ -134,18 +134,25 @@ PSEUDO = "loss.pseudo_labels=0.5"
 @pytest.mark.parametrize(
     ("begun", "now", "names"),
     [
-        ([], ["data.shards=moved", "run.folder=moved", "run.engine=deepspeed", "engine.zero_stage=3"], []),
-        ([], ["batch.micro_videos=2", "tracking.uri=sqlite:///x.db", "run.steps=20", "run.hang_timeout_s=9"], []),
+        ([], ["data.shards=moved", "run.folder=moved", "run.engine=deepspeed", "engine.zero_stage=3"], ""),
+        ([], ["batch.micro_videos=2", "tracking.uri=sqlite:///x.db", "run.steps=20", "run.hang_timeout_s=9"], ""),
         ([], ["model.units=3", "engine.precision=bf16", "run.device=cuda"], "model.units engine.precision run.device"),
         (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "run.steps=20"], "run.steps"),
         ([PSEUDO], [PSEUDO, "run.steps=20"], "run.steps"),
-        ([PSEUDO, "loss.pseudo_labels_from=0"], [PSEUDO, "loss.pseudo_labels_from=0", "run.steps=20"], []),
+        ([PSEUDO, "loss.pseudo_labels_from=0"], [PSEUDO, "loss.pseudo_labels_from=0", "run.steps=20"], ""),
     ],
 )
 def test_a_resumed_run_may_change_what_makes_no_other_run(tmp_path, begun, now, names):
     saved = load_config(write(tmp_path, MINIMAL), begun).model_dump(mode="json")
-    differing = load_config(write(tmp_path, MINIMAL), now).differing_from(saved)
-    assert sorted(differing) == sorted(names.split() if names else [])
+    refused = load_config(write(tmp_path, MINIMAL), now).refused_on_resume(saved)
+    assert sorted(line.partition(":")[0] for line in refused) == sorted(names.split())
+
+
+def test_other_steps_are_refused_with_what_would_move(tmp_path):
+    saved = load_config(write(tmp_path, MINIMAL), [PSEUDO]).model_dump(mode="json")
+    assert load_config(write(tmp_path, MINIMAL), [PSEUDO, "run.steps=20"]).refused_on_resume(saved) == [
+        "run.steps: the run has 10, now 20, and loss.pseudo_labels_from would move with it"
+    ]
 
 
 def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_difference(tmp_path):
@@ -154,7 +161,7 @@ def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_di
     del saved["model"]["normalised_pooling"]
     saved["model"]["mixing_dropout"] = 0.5
     saved["engine"]["shared_memory"] = True
-    assert config.differing_from(saved) == {}
+    assert config.refused_on_resume(saved) == []
 
 
 def test_a_missing_file_names_the_remedy(tmp_path):

@@ -14,9 +14,9 @@ from tests.tiny import Tiny
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A trained run of one step, and its shard set."""
+    """A trained run of a few steps, and its shard set."""
     tiny = Tiny(tmp_path_factory.mktemp("localize"))
-    succeed(tiny.train("run", "run.steps=1", "evaluation.videos=null"))
+    succeed(tiny.train("run", "run.steps=6", "evaluation.videos=null"))
     return tiny
 
 

@@ -93,6 +93,16 @@ def test_sha256sum_can_check_an_artifact(tmp_path):
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "model", check=True)
 
 
+def test_all_files_of_a_model_may_be_read_by_those_whom_the_umask_lets_read(tmp_path):
+    """A registry or a colleague takes them; safetensors alone would let nobody else read the weights."""
+    before = os.umask(0o027)
+    try:
+        save_model(tmp_path / "model", make_weights(0), CARD)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o640}
+
+
 def test_saving_again_replaces_the_artifact_and_leaves_nothing_else(tmp_path):
     save_model(tmp_path / "model", make_weights(0), CARD)
     save_model(tmp_path / "model", make_weights(1), CARD)

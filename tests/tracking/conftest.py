@@ -69,7 +69,7 @@ def artifact(tmp_path) -> Path:
 
 def add_version(artifact: Path, run: TrackedRun, alias: str | None = None, *, name="aumn", config=None) -> int:
     """Register a model artifact as a run's, and give it the alias."""
-    version = register(artifact, name, run_id=run.sent.run, config=config, uri=run.sent.store).version
+    version = register(artifact, name, run_id=run.sent.run, config=config, uri=run.sent.store)
     if alias:
         open_store(run.sent.store).set_registered_model_alias(name, alias, str(version))
     return version

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -11,8 +10,7 @@ from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import MetricsWriter
 from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import Sent
-
-TRACKING = {"enabled": True, "uri": None, "experiment": "aumn", "run_name": None, "model_name": None, "alias": None}
+from aumn.tracking.settings import TrackingSettings
 
 
 class TrackedRun:
@@ -21,16 +19,16 @@ class TrackedRun:
     def __init__(self, path: Path, *, config=None, keep: int = 0, resumed=False, say=print, **tracking) -> None:
         """Begin anew, or go on behind the first `keep` lines of metrics."""
         self.folder, self.path = RunFolder(path), path
-        tracking = TRACKING | tracking
+        settings = TrackingSettings(**tracking)
         self._lock = self.folder.writing()
         self._lock.__enter__()
         try:
-            self.mirror = Mirror.open(path, SimpleNamespace(**tracking), resumed=resumed, say=say)
+            self.mirror = Mirror.open(path, settings, resumed=resumed, say=say)
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
         self.metrics = MetricsWriter(path, keep=keep)
-        self.folder.write_config({**(config or {}), "tracking": tracking})
+        self.folder.write_config({**(config or {}), "tracking": settings.model_dump()})
         self.status = Status()
         self.note(started_ms=_now_ms())
 

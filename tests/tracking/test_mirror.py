@@ -265,15 +265,15 @@ def test_two_runs_at_once_do_not_meet(track, store):
 DEFAULT_STORE = """
 import os, sys
 from pathlib import Path
-from types import SimpleNamespace
 from aumn.tracking import registry
 from aumn.tracking.history import attach
 from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import Sent
+from aumn.tracking.settings import TrackingSettings
 assert not {"mlflow", "torch"} & sys.modules.keys(), "imported before it is used"
 
-run, tracking = Path("run").absolute(), {"uri": None, "experiment": "aumn", "run_name": None, "model_name": None}
-mirror = Mirror.open(run, SimpleNamespace(**tracking, alias=None))
+run = Path("run").absolute()
+mirror = Mirror.open(run, TrackingSettings())
 os.chdir("/")
 mirror.wake()
 sent = Sent.read(run)
@@ -374,7 +374,11 @@ def test_credentials_go_to_no_store_that_the_user_has_not_named(tmp_path, track,
     run = track().end()
     Sent(run="0123", store="http://127.0.0.1:1").write(run.path)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
-    with pytest.raises(InputError, match=r"those of the environment go to no store that you have not named"):
+    with pytest.raises(InputError, match=r"the environment's goes to no store that you have not named"):
+        push(run.path)
+    (run.path / "mirror.json").unlink()
+    run.folder.write_config({"tracking": {"enabled": True, "uri": "http://127.0.0.1:1"}})
+    with pytest.raises(InputError, match=r"names the tracking store http://127\.0\.0\.1:1 and keeps no password of it"):
         push(run.path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(InputError, match="Connection refused"):

@@ -217,6 +217,8 @@ def test_what_an_earlier_run_left_in_the_folder_is_delivered_to_it(track, store,
     breakable.smash()
     log_steps(earlier, range(STEPS))
     earlier.end("failed")
+    with pytest.raises(InputError, match=r"holds what an earlier run could not deliver\. .* refused: .*or remove"):
+        track(earlier.path)
     breakable.mend()
     earlier_id = earlier.sent.run
     run = track(earlier.path)

@@ -37,9 +37,9 @@ def holder(store) -> int:
 def test_a_version_as_good_as_the_one_before_takes_over_the_alias(add, store):
     add(metrics=measured(0.3))
     add(metrics=measured(0.3))
-    assert promote("aumn", 1, "champion", store) == Promotion(None, None)
-    assert promote("aumn", 2, "champion", store) == Promotion(1, None)
-    assert promote("aumn", 2, "champion", store) == Promotion(2, None)
+    assert promote("aumn", "1", "champion", store) == Promotion(1, None, None)
+    assert promote("aumn", "2", "champion", store) == Promotion(2, 1, None)
+    assert promote("aumn", "2", "champion", store) == Promotion(2, 2, None)
     assert holder(store) == 2
 
 
@@ -68,9 +68,9 @@ def test_a_version_that_is_not_known_to_be_better_is_refused_unless_forced(case,
     add("champion", metrics=measured(0.3))
     add(**changes)
     with pytest.raises(InputError, match=message):
-        promote("aumn", 2, "champion", store)
+        promote("aumn", "2", "champion", store)
     assert holder(store) == 1
-    assert promote("aumn", 2, "champion", store, force=True) == Promotion(1, None)
+    assert promote("aumn", "2", "champion", store, force=True) == Promotion(2, 1, None)
     assert holder(store) == 2
 
 
@@ -80,16 +80,16 @@ def test_held_out_videos_are_the_same_only_for_the_same_share_and_seed(add, stor
     add(metrics=measured(0.4, "held_out"), config=None)
     add(metrics=measured(0.4, "held_out"))
     with pytest.raises(InputError, match=r"20% of training held out with seed 1.*20% of training held out with seed 0"):
-        promote("aumn", 2, "champion", store)
+        promote("aumn", "2", "champion", store)
     with pytest.raises(InputError, match=r"which videos were held out is not recorded"):
-        promote("aumn", 3, "champion", store)
-    assert promote("aumn", 4, "champion", store) == Promotion(1, None)
+        promote("aumn", "3", "champion", store)
+    assert promote("aumn", "4", "champion", store) == Promotion(4, 1, None)
 
 
 def test_a_version_without_an_map_makes_way_and_that_is_said(add, store):
     add("champion", metrics={})
     add(metrics=measured(0.1))
-    assert promote("aumn", 2, "champion", store) == Promotion(1, "version 1 records no mAP to compare with")
+    assert promote("aumn", "2", "champion", store) == Promotion(2, 1, "version 1 records no mAP to compare with")
 
 
 def test_two_versions_side_by_side(add, store):

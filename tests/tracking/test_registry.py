@@ -112,7 +112,7 @@ def test_an_unknown_model_lists_the_known(versions, ask):
 
 def test_an_unknown_model_in_an_empty_registry(store):
     with pytest.raises(InputError, match=r"No model is registered as aumn in sqlite:///.*; there are no names yet\."):
-        promote("aumn", 1, "champion", store)
+        promote("aumn", "1", "champion", store)
 
 
 def test_an_unknown_alias_lists_the_known(versions):
@@ -124,7 +124,7 @@ def test_an_unknown_alias_lists_the_known(versions):
 
 @pytest.mark.parametrize(
     "ask",
-    [lambda uri: resolve("models:/aumn-thumos14/4", uri), lambda uri: promote("aumn-thumos14", 4, "champion", uri)],
+    [lambda uri: resolve("models:/aumn-thumos14/4", uri), lambda uri: promote("aumn-thumos14", "4", "champion", uri)],
 )
 def test_an_unknown_version_lists_the_known(versions, ask):
     with pytest.raises(InputError, match=r"^Model aumn-thumos14 has no version 4; the versions are 3, 2, 1\.$"):

@@ -56,7 +56,7 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.5), (1, 0.25)]
     listed = {model.name: (model.newest_version, model.aliases) for model in list_models(server)}
     assert listed["aumn"] == (2, {"champion": 2})
-    assert promote("aumn", 1, "champion", server) == Promotion(2, None)
+    assert promote("aumn", "1", "champion", server) == Promotion(1, 2, None)
     assert [version.aliases for version in show_model("aumn", server)] == [(), ("champion",)]
     assert show_model("aumn", server)[0].tags["dataset"] == "spliced"
 

@@ -132,7 +132,7 @@ def test_a_run_that_goes_on_is_not_finished_and_a_rank_alone_ends_with_torchrun(
 @pytest.mark.slow
 def test_a_run_of_commit_0e01a02_goes_on_and_ends_in_the_same_model(tiny):
     """Its layout, made by hand: run.json, no other file beside the checkpoints, which know no lines of metrics."""
-    settings = ["run.steps=9", "run.log_every=1", "evaluation.every=4"]
+    settings = ["run.steps=9", "run.log_every=1", "evaluation.every=4", "run.keep_checkpoints=9"]
     succeed(tiny.train("newer", *settings))
     older = tiny.root / "older"
     shutil.copytree(tiny.root / "newer" / "checkpoints" / "step_00000007", older / "checkpoints" / "step_00000007")

@@ -10,7 +10,7 @@ from aumn.records import InputError
 from aumn.runfolder.checkpoint import Checkpoint, save_checkpoint, save_model
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.ranks import Ranks
-from aumn.training.resume import Progress, find_start, is_finished
+from aumn.training.resume import Progress, find_start
 from tests.training.footprint_steps import CARD
 
 
@@ -68,13 +68,13 @@ def test_a_run_is_finished_when_its_status_says_so_and_its_model_is_there(tmp_pa
     save_model(tmp_path / "model", {}, CARD)
     for status in (Status(), Status(state="running", published_step=40), Status(state="finished", published_step=30)):
         folder.write_status(status)
-        assert not is_finished(config, start(config))
+        assert not start(config).finished
     folder.write_status(done)
-    assert is_finished(config, start(config))
+    assert start(config).finished
     tracked = {"tracking": {"enabled": True, "model_name": "aumn"}}
-    assert not is_finished(settings(tmp_path, **tracked), start(config))  # the registry does not have it
+    assert not start(settings(tmp_path, **tracked)).finished  # the registry does not have it
     (tmp_path / "model" / "model.json").unlink()
-    assert not is_finished(config, start(config))
+    assert not start(config).finished
 
 
 def test_a_run_of_commit_0e01a02_goes_on(tmp_path):
@@ -86,5 +86,5 @@ def test_a_run_of_commit_0e01a02_goes_on(tmp_path):
     leave_checkpoint(config, 40, tracking_run="f00")
     found = start(config)
     assert (found.progress.step, found.lines) == (40, 0)
-    assert is_finished(config, found)
-    assert not is_finished(settings(tmp_path, 80), start(settings(tmp_path, 80)))
+    assert found.finished
+    assert not start(settings(tmp_path, 80)).finished

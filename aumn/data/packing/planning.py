@@ -15,7 +15,7 @@ from aumn.data.shards.layout import FORMAT_VERSION, Description
 from aumn.data.shards.tars import sample_key
 from aumn.data.sources.containers import Containers
 from aumn.data.sources.features import Joint, VideoFeatures, check_features
-from aumn.data.sources.releases import Release, describe, find_release, read_fact
+from aumn.data.sources.releases import LAYOUTS, Release, find_release, read_fact
 from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.records import InputError
@@ -147,7 +147,7 @@ def _plan_videos(
 
 def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride_frames: int, rates: list[float]) -> str:
     how = "found by looking" if release.was_found else "as told"
-    parts = [f"layout {release.layout} ({describe(release.layout)}), {how}"]
+    parts = [f"layout {release.layout} ({LAYOUTS[release.layout]}), {how}"]
     if release.layout in {"joint", "wtalc"}:
         spans = joint.split(sum(streams.values()))
         parts.append(

@@ -51,9 +51,12 @@ def workplace(out: Path) -> Iterator[Workplace]:
     See `files.hold` for file systems without flock.
     """
     work = Workplace(out.with_name(out.name + ".partial"))
-    with hold(work.partial / "lock", f"Another run is packing into {out}: let it finish, or stop it first"):
+    lock = work.partial / "lock"
+    with hold(lock, f"Another run is packing into {out}: let it finish, or stop it first"):
+        refuse_existing(out)  # the run that was waited for may have made it
+        if not lock.exists():  # or have given up and removed it
+            raise InputError(f"The run that was packing into {out} has just ended: run the same command again.")
         try:
-            refuse_existing(out)  # the run that was waited for may have made it
             for folder in (work.shards, work.progress):
                 folder.mkdir(exist_ok=True)
                 for unfinished in folder.glob(".*.partial"):

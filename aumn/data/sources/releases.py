@@ -22,7 +22,13 @@ from aumn.records import InputError
 
 STREAMS = ("rgb", "flow")
 JOINT = "joint"
-LAYOUTS = ("folders", "suffixes", JOINT, "wtalc")
+LAYOUTS = {
+    "folders": "rgb/VIDEO and flow/VIDEO",
+    "suffixes": "VIDEO_rgb and VIDEO_flow",
+    JOINT: "one array VIDEO with the streams' columns side by side",
+    "wtalc": "one file of joint arrays, named by the annotation folder's videoname.npy",
+}
+"""What each layout's arrays are called."""
 
 Parts = tuple[str, ...]
 Named = tuple[str, str]  # a video, and one of its streams
@@ -52,7 +58,8 @@ def find_release(
     `names` are the videos in the order of W-TALC's arrays. `prefix` is what arrays' names have before the videos'.
     """
     if layout is not None and layout not in LAYOUTS:
-        raise InputError(f"There is no layout {layout!r}: choose {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
+        *names_of, last = LAYOUTS
+        raise InputError(f"There is no layout {layout!r}: choose {', '.join(names_of)} or {last}.")
     if not path.exists():
         raise InputError(f"There are no features at {path}: give their folder, archive or W-TALC file.")
     if path.is_file() and path.suffix == ".npy":
@@ -128,22 +135,9 @@ def _check_streams(path: Path, layout: str, places: dict[str, dict[str, Place]])
     missing = [stream for stream in STREAMS if layout != JOINT and stream not in found]
     if missing:
         raise InputError(
-            f"{path} holds no {' and no '.join(missing)} features (layout {layout!r}: {_DESCRIPTIONS[layout]}): both "
+            f"{path} holds no {' and no '.join(missing)} features (layout {layout!r}: {LAYOUTS[layout]}): both "
             "streams are needed; where one array holds both, give --layout joint."
         )
-
-
-_DESCRIPTIONS = {
-    "folders": "rgb/VIDEO and flow/VIDEO",
-    "suffixes": "VIDEO_rgb and VIDEO_flow",
-    JOINT: "one array VIDEO with the streams' columns side by side",
-    "wtalc": "one file of joint arrays, named by the annotation folder's videoname.npy",
-}
-
-
-def describe(layout: str) -> str:
-    """What a layout's arrays are called."""
-    return _DESCRIPTIONS[layout]
 
 
 def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> dict[str, dict[str, Place]]:

@@ -5,12 +5,14 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,18 @@ def test_one_run_at_a_time(published: Any, tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(InputError, match=r"Another run is packing into .*out: let it finish, or stop it first"):
             published.pack(tmp_path / "out")
     published.pack(tmp_path / "out")
+
+
+def test_a_run_that_waited_for_one_that_gave_up_does_not_hold_a_removed_lock(published: Any, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    with ThreadPoolExecutor(1) as threads:
+        with (tmp_path / "out.partial" / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            second = threads.submit(published.pack, tmp_path / "out")
+            time.sleep(1)
+            shutil.rmtree(tmp_path / "out.partial")
+        with pytest.raises(InputError, match=r"packing into .*out has just ended: run the same command again"):
+            second.result()
 
 
 def test_one_run_at_a_time_on_file_systems_without_flock(
