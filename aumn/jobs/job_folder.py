@@ -29,7 +29,7 @@ from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
-_LOCAL, _PLAN = "local-", '"plan":'
+LOCAL, _PLAN = "local-", '"plan":'
 _STATES: Mapping[str, State] = {
     "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
     "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
@@ -70,11 +70,6 @@ class PointStatus:
     def task_id(self) -> str:
         """What scancel and --dependency call it."""
         return f"{self.job_id}_{self.index}" if self.step.is_sweep else self.job_id
-
-    @property
-    def is_local(self) -> bool:
-        """Whether `aumn submit --local` ran it last."""
-        return self.job_id.startswith(_LOCAL)
 
     @property
     def is_active(self) -> bool:
@@ -168,7 +163,7 @@ class JobFolder:
 
     def record_local(self, step: str, index: int, pid: int) -> str:
         """Remember a process of this machine that runs a point: what stands for the job's number."""
-        name = f"{_LOCAL}{pid}-{started_at(pid)}"
+        name = f"{LOCAL}{pid}-{started_at(pid)}"
         self.record(step, [index], job_id=name)
         return name
 
@@ -192,7 +187,7 @@ class JobFolder:
         asked = {
             key: last
             for key, last in sent.items()
-            if not last.job_id.startswith(_LOCAL) and (key not in ends or ends[key].state != DONE)
+            if not last.job_id.startswith(LOCAL) and (key not in ends or ends[key].state != DONE)
         }
         names = {sbatch_name(self.job, step) for step, _ in asked}
         tasks = look_up(names, {last.job_id for last in asked.values() if last.job_id})
@@ -261,7 +256,7 @@ def _state(job_id: str, end: Task | None, task: Task | None) -> tuple[State, str
     """Where a point is, and why: a good end counts most, then what SLURM says now, then how the point ended before."""
     if end and end.state == DONE:
         return "done", ""
-    if job_id.startswith(_LOCAL) and not (end and end.job_id == job_id):
+    if job_id.startswith(LOCAL) and not (end and end.job_id == job_id):
         return ("running", "") if _is_running(job_id) else ("failed", NO_WORD)
     if task is None and end:
         return "failed", end.reason
@@ -275,5 +270,5 @@ def _state(job_id: str, end: Task | None, task: Task | None) -> tuple[State, str
 
 def _is_running(job_id: str) -> bool:
     """Whether a process of this machine has the number and the start that were noted: numbers are given again."""
-    pid, _, start = job_id.removeprefix(_LOCAL).partition("-")
+    pid, _, start = job_id.removeprefix(LOCAL).partition("-")
     return start.isdigit() and started_at(int(pid)) == int(start)

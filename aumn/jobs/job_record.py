@@ -24,7 +24,7 @@ from aumn.tracking import job_run
 def record_start(folder: JobFolder) -> None:
     """Begin the run that holds the job's steps, or let it run again where there is something left to do."""
     if not folder.tracking_run and folder.job.plan.tracking.enabled:
-        with _recording(folder.job, "this job"):
+        with _recording(folder.job.directory, "this job"):
             folder.tracking_run = _begin(folder.job)
     elif folder.not_done():
         _tag(folder, {}, "RUNNING")
@@ -48,20 +48,15 @@ def record_end(folder: JobFolder, statuses: Sequence[PointStatus]) -> None:
 
 def record_step(arguments: Sequence[str], code: int, started_ms: int) -> None:
     """Called by the first rank of every command that runs in a job, when it is done; not when it is to go on later."""
-    try:
+    with _recording(Path(), "this step"):
         folder = JobFolder.open(Path(os.environ["AUMN_JOB_FOLDER"]))
         label = folder.job.step(os.environ["AUMN_STEP"]).label(int(os.environ.get("AUMN_POINT", "0")))
-    except InputError as error:
-        print(f"aumn: this step is not recorded in the tracking store: {error}", file=sys.stderr)
-        return
-    if arguments[0] != "train":
-        metrics = read_evaluation(arguments, Path())
-        with _recording(folder.job, "this step"):
+        if arguments[0] != "train":
+            uri, metrics = folder.job.plan.tracking.uri, read_evaluation(arguments, Path())
             tags = _dataset_tags(folder.job)
-            uri = folder.job.plan.tracking.uri
             job_run.record_step(uri, label, code=code, started_ms=started_ms, tags=tags, metrics=metrics)
-    is_last = not folder.not_done() - {label}  # its own outcome is not written yet
-    _tag(folder, {}, "FAILED" if code else "FINISHED" if is_last else None)
+        is_last = not folder.not_done() - {label}  # its own outcome is not written yet
+        _tag(folder, {}, "FAILED" if code else "FINISHED" if is_last else None)
 
 
 def _begin(job: Job) -> str:
@@ -73,15 +68,15 @@ def _begin(job: Job) -> str:
 
 def _tag(folder: JobFolder, tags: Mapping[str, str], status: str | None = None) -> None:
     if folder.tracking_run:
-        with _recording(folder.job, "the state of this job"):
+        with _recording(folder.job.directory, "the state of this job"):
             tags = {**tags, **_dataset_tags(folder.job)}
             job_run.tag_job(folder.job.plan.tracking.uri, folder.tracking_run, tags, status)
 
 
 @contextmanager
-def _recording(job: Job, what: str) -> Iterator[None]:
+def _recording(directory: Path, what: str) -> Iterator[None]:
     try:
-        with chdir(job.directory):  # where a store that is a file lies, and the configurations of its steps
+        with chdir(directory):  # where a store that is a file lies, and the configurations of the steps
             yield
     except (InputError, OSError) as error:
         print(f"aumn: {what} is not recorded in the tracking store: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ out and named, never filled in.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Measurement:
     global_videos: int
     videos_per_s: float
     data_share: float
-    communication_share: float | None  # None: the engine does not measure it
+    communication_share: float  # not a number: the engine does not measure it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,12 @@ def read_measurement(run: Path) -> Measurement | None:
     if not (config and ranks and readings):
         return None
 
-    def median(name: str) -> float | None:
-        values = [line[name] for line in readings if line.get(name) is not None]
-        return statistics.median(values) if values else None
+    def median(name: str) -> float:
+        return statistics.median([line[name] for line in readings if line.get(name) is not None] or [math.nan])
 
-    rate, data_share = median("videos_per_s"), median("data_wait_share")
-    assert rate is not None, run
-    assert data_share is not None, run
     units, videos = config["model"]["units"], config["batch"]["global_videos"]
-    return Measurement(units, int(ranks), videos, rate, data_share, median("communication_wait_share"))
+    shares = median("data_wait_share"), median("communication_wait_share")
+    return Measurement(units, int(ranks), videos, median("videos_per_s"), *shares)
 
 
 def compare(measurements: Sequence[Measurement]) -> list[Row]:
@@ -99,7 +97,7 @@ def _table(rows: Sequence[Row], lacking: Sequence[str], source: str) -> str:
     ]
     for row in rows:
         found = row.measured
-        wait = "-" if found.communication_share is None else f"{found.communication_share:.1%}"
+        wait = "-" if math.isnan(found.communication_share) else f"{found.communication_share:.1%}"
         lines.append(
             f"| {row.mode} | {found.units:,} | {found.ranks} | {found.global_videos} | {found.videos_per_s:,.1f} | "
             f"{row.efficiency:.0%} | {wait} | {found.data_share:.1%} |"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aumn.jobs import queue
 from aumn.jobs.job import Job, Step
-from aumn.jobs.job_folder import NEVER, JobFolder, PointStatus
+from aumn.jobs.job_folder import LOCAL, NEVER, JobFolder, PointStatus
 from aumn.jobs.sbatch import points_folder, script, script_arguments, submissions
 from aumn.records import InputError
 
@@ -22,8 +22,8 @@ def dry_run(job: Job) -> Iterator[str]:
     """A shell script that submits the whole job, as `submit` would from nothing."""
     names: dict[str, list[str]] = {}
     for step in job.steps:
-        if step.is_sweep:
-            yield from _describe_points(job, step)
+        for index in range(len(step.points)) if step.is_sweep else ():
+            yield f"# {points_folder(job, step)}/{index}: {' '.join(map(repr, script_arguments(step, index)))}"
         after = [f"${name}" for need in step.needs for name in names[need]]
         mine = names.setdefault(step.name, [])
         for call in submissions(job, step, range(len(step.points)), step_environment(JobFolder(job, job.plan.name))):
@@ -85,7 +85,7 @@ def run_here(folder: JobFolder, say: Say) -> list[str]:
 def cancel_job(folder: JobFolder, say: Say) -> None:
     """End whatever waits or runs on the cluster; training keeps its checkpoints, and a later `aumn submit` goes on."""
     active = [status for status in folder.statuses() if status.is_active]
-    if here := [status.label for status in active if status.is_local]:
+    if here := [status.label for status in active if status.job_id.startswith(LOCAL)]:
         raise InputError(f"{', '.join(here)} runs on this machine: stop it with Ctrl-C where `aumn submit` runs.")
     queue.cancel(status.task_id for status in active)
     say(f"cancelled: {', '.join(status.label for status in active) or 'nothing was under way'}")
@@ -155,11 +155,6 @@ def _describe(step: Step, indices: Sequence[int]) -> str:
         return step.name
     names = ", ".join(step.points[index].name for index in indices)
     return f"{step.name}, {len(indices)} point{'s' * (len(indices) > 1)} ({names})"
-
-
-def _describe_points(job: Job, step: Step) -> Iterator[str]:
-    for index in range(len(step.points)):
-        yield f"# {points_folder(job, step)}/{index}: {' '.join(map(repr, script_arguments(step, index)))}"
 
 
 def _program() -> str:
