@@ -25,7 +25,7 @@ from aumn.model.losses import Objective
 from aumn.model.settings import ModelSettings
 from aumn.records import Step
 from aumn.runfolder.saving import _Snapshot
-from aumn.runtime.engines import Engine, TorchEngine, build_engine
+from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, group_of_one
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
@@ -221,7 +221,7 @@ def many_units(device: torch.device) -> Iterator[Row]:
         del engine
 
 
-def _engine(device: torch.device, units: int, precision: str = "fp32") -> TorchEngine:
+def _engine(device: torch.device, units: int, precision: str = "fp32") -> Engine:
     size = SIZES[device.type]
     return make_engine(1, size["width"], size["classes"], device=device.type, precision=precision, units=units)
 
