@@ -68,8 +68,7 @@ def run_training(
         how = config.run.engine
         engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
         start.load_into(engine)
-        watch = FiniteWatch(engine)
-        run = Run(config, network, engine, loader, watch, start.progress, validation, say=say, advance=advance)
+        run = Run(config, engine, loader, FiniteWatch(engine), start.progress, validation, say=say, advance=advance)
         try:
             with _recorded(run, start) as mirror:
                 say(
