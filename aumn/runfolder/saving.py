@@ -33,9 +33,9 @@ class RunWriter:
     def __init__(
         self,
         folder: Path,
-        *,
         keep_last: int,
         say: Callable[[str], None],
+        *,
         last: Path | None = None,
         lines: int = 0,
         status: Status | None = None,
