@@ -25,6 +25,7 @@ from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
 from aumn.training.finite import FiniteWatch
 from aumn.training.resume import Progress
+from aumn.training.settings import HELD_OUT
 from aumn.training.step import learning_rate, train_step
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _evaluate(run: Run) -> float | None:
     run.say(f"step {progress.step}: {validation.describe(metrics)}")
     progress.card = progress.card.model_copy(update={"metrics": named})
     average = metrics["mAP/average"]
-    return average if validation.is_held_out and average > progress.best else None
+    return average if validation.name == HELD_OUT and average > progress.best else None
 
 
 def _save_best(run: Run, best: float) -> None:
