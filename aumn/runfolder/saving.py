@@ -125,7 +125,7 @@ class HostCopy:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = {name: _copy(tensor.detach()) for name, tensor in tensors.items()}
         self._device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
-        self._copied = self._device and torch.cuda.current_stream(self._device).record_event()
+        self._copied = torch.cuda.current_stream(self._device).record_event() if self._device else None
 
     def read(self) -> dict[str, Tensor]:
         """The copies, once they are complete; waits for nothing launched since."""
