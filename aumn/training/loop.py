@@ -69,7 +69,7 @@ def train(run: Run) -> None:
 
             if signal:
                 run.all_stop = True
-                raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run, run.writer)))
+                raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run)))
             run.advance(progress.step, config.steps)
 
 
@@ -136,9 +136,9 @@ def _save(run: Run, *, best: bool = False) -> None:
         run.writer.save(Checkpoint(progress.step, weights, progress.card, tensors, facts), best=best)
 
 
-def _how_to_go_on(run: Run, writer: RunWriter | None) -> str | None:
+def _how_to_go_on(run: Run) -> str | None:
     """After being stopped, by the first rank; true whatever the disk did."""
-    if writer is None:
+    if (writer := run.writer) is None:
         return None
     step = f"step {run.progress.step} of {run.config.run.steps}"
     if writer.wait():
