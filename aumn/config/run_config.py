@@ -64,16 +64,29 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        values = _flatten(self.model_dump(mode="json"))
-        problems = [_without_effect(name, values) for name in values if values[name] != default(name)]
+        values, problems = _flatten(self.model_dump(mode="json")), []
+        for name, value in values.items():
+            needs = says(name, "needs")
+            if value != default(name) and not _is_met(needs, values):
+                missing = needs.partition("=")[0]
+                problems.append(
+                    f"{name}={_text(value)} has no effect with {missing}={_text(values[missing])}: set {needs}, or "
+                    f"leave {name} at {_text(default(name))}"
+                )
         if self.optimizer.warmup_steps > self.run.steps:
             problems.append(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than run.steps={self.run.steps}, so "
                 "that the learning rate would never be reached: shorten the one, or lengthen the other"
             )
-        if found := [problem for problem in problems if problem]:
-            raise refusal("\n".join(found))
+        if problems:
+            raise refusal("\n".join(problems))
         return self
+
+
+SECTIONS: dict[str, Any] = {name: section.annotation for name, section in RunConfig.model_fields.items()}
+FIELDS: dict[str, FieldInfo] = {
+    f"{section}.{name}": field for section, of in SECTIONS.items() for name, field in of.model_fields.items()
+}
 
 
 def settings_of(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -81,8 +94,7 @@ def settings_of(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     `saved` is `model_dump(mode="json")` of then; a setting that it is too old to know had what is its default now.
     """
-    known = {f"{section}.{field}" for section, fields in RunConfig.model_fields.items() for field in _fields(fields)}
-    values = {name: default(name) for name in known} | _flatten(saved)
+    values = {name: default(name) for name in FIELDS} | _flatten(saved)
     return {
         name: value for name, value in values.items() if name not in REMOVED and _is_met(says(name, "needs"), values)
     }
@@ -90,37 +102,33 @@ def settings_of(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def says(name: str, fact: str) -> Any:
     """What a field says of itself (see `section.setting`); None of a name that is no setting now."""
-    field = _field(name)
+    field = FIELDS.get(name)
     return field and dict(field.json_schema_extra or {})[fact]  # type: ignore[arg-type]
 
 
 def default(name: str) -> Any:
     """What a setting is where nobody sets it, as `model_dump(mode="json")` has it; None where it must be set."""
-    field = _field(name)
+    field = FIELDS.get(name)
     return None if field is None or field.is_required() else field.default
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `section.field=value` overrides (values are YAML); InputError lists every problem."""
-    settings = _read_sections(path)
+    settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
+    if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
+        raise InputError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines.")
     for override in overrides:
-        _apply(settings, override)
+        if not re.match(r"[^.=]+\.[^=]+=", override):
+            raise InputError(
+                f"override {override!r} must read section.field=value, e.g. optimizer.learning_rate=0.001."
+            )
+        (section, *field), value = parse_value(override)
+        settings.setdefault(section, {})[".".join(field)] = value
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _describe(problem)]
         raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
-
-
-def _fields(section: FieldInfo) -> dict[str, FieldInfo]:
-    """A section's settings."""
-    section_type: Any = section.annotation
-    return dict(section_type.model_fields)
-
-
-def _field(name: str) -> FieldInfo | None:
-    section, _, field = name.partition(".")
-    return _fields(RunConfig.model_fields[section]).get(field) if section in RunConfig.model_fields else None
 
 
 def _flatten(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -133,37 +141,9 @@ def _is_met(needs: str | None, values: Mapping[str, Any]) -> bool:
     return not name or (_text(values[name]) == wanted if wanted else bool(values[name]))
 
 
-def _without_effect(name: str, values: Mapping[str, Any]) -> str | None:
-    """What is to be said of a setting that is on and for nothing."""
-    needs = says(name, "needs")
-    if _is_met(needs, values):
-        return None
-    missing = needs.partition("=")[0]
-    return (
-        f"{name}={_text(values[name])} has no effect with {missing}={_text(values[missing])}: set {needs}, or leave "
-        f"{name} at {_text(default(name))}"
-    )
-
-
 def _text(value: Any) -> str:
     """As YAML has it."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _read_sections(path: Path) -> dict[str, Any]:
-    settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
-    if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
-        raise InputError(
-            f"{path} must hold sections ({', '.join(RunConfig.model_fields)}), each with `field: value` lines."
-        )
-    return settings
-
-
-def _apply(settings: dict[str, Any], override: str) -> None:
-    if not re.match(r"[^.=]+\.[^=]+=", override):
-        raise InputError(f"override {override!r} must read section.field=value, e.g. optimizer.learning_rate=0.001.")
-    (section, *field), value = parse_value(override)
-    settings.setdefault(section, {})[".".join(field)] = value
 
 
 def _describe(problem: Any) -> list[str]:
@@ -177,7 +157,7 @@ def _describe(problem: Any) -> list[str]:
     if where in REMOVED:
         return [f"{where} is no setting any more: {REMOVED[where]}"]
     if problem["type"] == "extra_forbidden":
-        fields = list(_fields(RunConfig.model_fields[parents[0]]) if parents else RunConfig.model_fields)
+        fields = list(SECTIONS[parents[0]].model_fields if parents else SECTIONS)
         near = difflib.get_close_matches(name, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(fields)}."
         return [f"{where} is not a setting: {hint}"]

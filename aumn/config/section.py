@@ -21,12 +21,7 @@ class Section(BaseModel):
 
 
 def setting(
-    default: Any,
-    description: str,
-    *,
-    may_change: bool = False,
-    same_model: bool = False,
-    needs: str | None = None,
+    default: Any, description: str, *, may_change: bool = False, same_model: bool = False, needs: str | None = None
 ) -> Any:
     """A field of a Section; `...` as its default: it must be given.
 
@@ -34,11 +29,12 @@ def setting(
         default: what the paper says, where it says something.
         description: for people, with its unit.
         may_change: a resumed run may have another value than it began with.
-        same_model: another value makes no other model, so comparisons of runs and of models leave it out.
+        same_model: another value makes no other model, so comparisons of runs and of models leave it out, and a
+            resumed run may have it.
         needs: the setting without which this one has no effect, `section.field` that must not be 0 or null,
             or `section.field=value`. A value other than the default is then an error.
     """
-    facts: dict[str, JsonValue] = {"may_change": may_change, "same_model": same_model, "needs": needs}
+    facts: dict[str, JsonValue] = {"may_change": may_change or same_model, "same_model": same_model, "needs": needs}
     return Field(default, description=description, json_schema_extra=facts)
 
 

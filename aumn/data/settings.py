@@ -11,10 +11,7 @@ class DataSettings(Section):
     """Which videos a run sees, and which of their snippets."""
 
     shards: Path = setting(
-        ...,
-        "Shard set that `aumn pack` wrote. It may move, since its identity is checked.",
-        may_change=True,
-        same_model=True,
+        ..., "Shard set that `aumn pack` wrote. It may move, since its identity is checked.", same_model=True
     )
     subset: str = setting("training", "Subset to train on; THUMOS14 trains on `validation`.")
     holdout_share: ShareBelowOne = setting(

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aumn.files import hold, whole_file
@@ -103,8 +104,6 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The settings by section, as resolved; empty where none were written."""
-        import yaml
-
         try:
             settings: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
@@ -113,8 +112,6 @@ class RunFolder:
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Replace the settings. OSError where the disk refuses."""
-        import yaml
-
         with whole_file(self.path / "config.yaml") as file:
             file.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 

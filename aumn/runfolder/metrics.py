@@ -29,6 +29,11 @@ Curve = dict[int, float]
 """A metric's value at each step, steps ascending."""
 
 
+def now_ms() -> int:
+    """Since 1970, as everything in a run's folder counts time."""
+    return time.time_ns() // 1_000_000
+
+
 class MetricsWriter:
     """Appends to a run's metrics; for the one process that holds the run's lock.
 
@@ -43,7 +48,6 @@ class MetricsWriter:
         self.count = len(lines)  # of the lines logged so far, whether the disk took them or not
         self._lines: list[bytes] = []  # since the last sync
         self._written = 0  # of these
-        self._rewrites = 0  # how often some of them had to be written anew
         self._synced_bytes = sum(map(len, lines))
         self._file.truncate(self._synced_bytes)
         self._lock = threading.Lock()
@@ -51,7 +55,7 @@ class MetricsWriter:
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log numbers of a step. What the disk refuses is kept in memory and written later."""
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        record = {"step": step, "at_ms": time.time_ns() // 1_000_000, **numbers}
+        record = {"step": step, "at_ms": now_ms(), **numbers}
         with self._lock, suppress(OSError):  # `sync` tries again, and tells
             self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             self.count += 1
@@ -59,22 +63,18 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Return once all numbers so far outlive a crash of the machine. OSError where the disk refuses."""
-        synced = False
-        while not synced:
+        with self._lock:
+            self._write()
+            lines = self._written
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
             with self._lock:
-                self._write()
-                lines, rewrites = len(self._lines), self._rewrites
-            try:
-                os.fsync(self._file.fileno())
-            except OSError:
-                with self._lock:  # what the disk has failed to take may be gone, though it counts as written
-                    self._write_anew()
-                raise
-            with self._lock:
-                synced = self._rewrites == rewrites
-                if synced:
-                    self._synced_bytes += sum(map(len, self._lines[:lines]))
-                    self._lines, self._written = self._lines[lines:], self._written - lines
+                self._written = 0  # what the disk has failed to take may be gone
+            raise
+        with self._lock:
+            self._synced_bytes += sum(map(len, self._lines[:lines]))
+            self._lines, self._written = self._lines[lines:], self._written - lines
 
     def close(self) -> None:
         """Let go of the file."""
@@ -82,19 +82,13 @@ class MetricsWriter:
 
     def _write(self) -> None:
         """Bring the file up to the memory, over what a full disk may have cut short."""
-        if self._written == 0:
-            self._file.truncate(self._synced_bytes)
+        good_bytes = self._synced_bytes + sum(map(len, self._lines[: self._written]))
+        if os.fstat(self._file.fileno()).st_size != good_bytes:
+            self._file.truncate(good_bytes)
         text = b"".join(self._lines[self._written :])
-        try:
-            if self._file.write(text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
-        except OSError:
-            self._write_anew()
-            raise
+        if self._file.write(text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         self._written = len(self._lines)
-
-    def _write_anew(self) -> None:
-        self._written, self._rewrites = 0, self._rewrites + 1
 
 
 def read_metrics(folder: Path, first: int = 0) -> Iterator[dict[str, Any]]:

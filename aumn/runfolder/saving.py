@@ -33,9 +33,9 @@ class RunWriter:
     def __init__(
         self,
         folder: Path,
-        *,
         keep_last: int,
         say: Callable[[str], None],
+        *,
         last: Path | None = None,
         lines: int = 0,
         status: Status | None = None,
@@ -75,10 +75,11 @@ class RunWriter:
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
         """Have the checkpoint written as it is now; returns when its tensors may change, having waited for `wait`."""
         self.wait()
-        weights, tensors = _Snapshot(checkpoint.weights), _Snapshot(checkpoint.trainer_tensors)
+        weights, tensors = HostCopy(checkpoint.weights), HostCopy(checkpoint.trainer_tensors)
         facts = {**checkpoint.trainer_facts, "metrics_lines": self.metrics.count}
-        frozen = replace(checkpoint, trainer_facts=facts)
-        self._writing = self._thread.submit(self._write, frozen, weights, tensors, best)
+        self._writing = self._thread.submit(
+            self._write, replace(checkpoint, trainer_facts=facts), weights, tensors, best
+        )
 
     def wait(self) -> bool:
         """Until nothing is being written; whether the checkpoint last asked for is on the disk."""
@@ -89,13 +90,19 @@ class RunWriter:
         self._thread.shutdown()
         self.metrics.close()
 
-    def _write(self, checkpoint: Checkpoint, weights: _Snapshot, tensors: _Snapshot, best: bool) -> bool:
+    def _write(self, checkpoint: Checkpoint, weights: HostCopy, tensors: HostCopy, best: bool) -> bool:
         frozen = replace(checkpoint, weights=weights.read(), trainer_tensors=tensors.read())
         try:
             self.metrics.sync()  # a run that goes on from the checkpoint counts on them
             self.last = save_checkpoint(self._folder.path, frozen, keep_last=self._keep_last, best=best)
         except OSError as error:
-            self._tell_refusal(checkpoint.step, error)
+            if not self._refused:
+                last = f"the last whole one is {self.last}" if self.last else "there is no whole one yet"
+                self._say(
+                    f"The checkpoint of step {checkpoint.step} cannot be written, and {last}: {error}. Training goes "
+                    "on, and tries again with the next: free space, or mend the folder."
+                )
+            self._refused = True
             return False
         if self._refused:
             self._refused = False
@@ -107,44 +114,28 @@ class RunWriter:
         self.note(step=checkpoint.step, **{name: facts[name] for name in ("best", "best_step") if name in facts})
         return True
 
-    def _tell_refusal(self, step: int, error: OSError) -> None:
-        if not self._refused:
-            last = f"the last whole one is {self.last}" if self.last else "there is no whole one yet"
-            self._say(
-                f"The checkpoint of step {step} cannot be written, and {last}: {error}. Training goes on, and tries "
-                "again with the next: free space, or mend the folder."
-            )
-        self._refused = True
 
-
-class _Snapshot:
+class HostCopy:
     """Tensors on the host as they are now, whatever becomes of the originals.
 
-    On CUDA they are copied into page-locked memory on a stream of its own. What the device does next waits for that,
-    the host does not, until the thread that writes them reads them. Untested there for want of a GPU.
+    On CUDA they go into page-locked memory: what the device does next waits for that, and the host does when it reads
+    them. Untested there for want of a GPU.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = {name: _copy(tensor.detach()) for name, tensor in tensors.items()}
         self._device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
-        if self._device is None:
-            self._tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            return
-        present, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        aside.wait_stream(present)
-        with torch.cuda.stream(aside):
-            self._tensors = {name: _to_pinned(tensor.detach()) for name, tensor in tensors.items()}
-            self._copied = aside.record_event()
-        present.wait_stream(aside)
+        self._copied = torch.cuda.current_stream(self._device).record_event() if self._device else None
 
     def read(self) -> dict[str, Tensor]:
-        """The copies, once they are complete."""
-        if self._device is not None:
+        """The copies, once they are complete; waits for nothing launched since."""
+        if self._copied is not None:
             with torch.cuda.device(self._device):  # a thread's own current device is the first one
                 self._copied.synchronize()
         return self._tensors
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
+def _copy(tensor: Tensor) -> Tensor:
     if not tensor.is_cuda:
         return tensor.clone()
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

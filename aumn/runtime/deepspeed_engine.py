@@ -2,7 +2,7 @@
 
 Each stream has a DeepSpeed engine of its own: DeepSpeed clips by the norm over all of an engine's parameters, and that
 is then the stream's own norm, whatever the stage has partitioned. Weights are float32 and 16 bits are autocast's, as in
-TorchEngine, so a stage changes where things lie and nothing else; DeepSpeed's own bf16 and fp16 modes, which round the
+Engine, so a stage changes where things lie and nothing else; DeepSpeed's own bf16 and fp16 modes, which round the
 weights, are not used.
 
 Written for DeepSpeed 0.19; `_flat_partitions` and `_give_adam_its_state` touch what it does not document.
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from aumn.records import Batch, Scores
 from aumn.runtime.engines import Engine
-from aumn.runtime.optimizer_state import PREFIX, Slots, load_slots, named_state
+from aumn.runtime.optimizer_state import PREFIX, Slots
 from aumn.runtime.precision import autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks, group_of_one
-from aumn.runtime.settings import EngineSettings, OptimizerSettings
+from aumn.runtime.settings import EngineSettings
 
 BUCKET_ELEMENTS = 25_000_000  # 100 MB of float32; DeepSpeed would allocate 2 GB for models of any size
 SLOTS = ("exp_avg", "exp_avg_sq")
@@ -35,12 +35,10 @@ SLOTS = ("exp_avg", "exp_avg_sq")
 class DeepSpeedEngine(Engine):
     """See Engine. DeepSpeed itself waits for the device in every step. Untested on CUDA for want of a GPU."""
 
-    def __init__(
-        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
-    ) -> None:
-        self._deepspeed = _import_deepspeed(ranks, device)
-        super().__init__(network, ranks, device, optimizer, settings)
-        self._engines = {name: self._build(part) for name, part in network.networks.items()}
+    def _prepare(self) -> dict[str, Any]:
+        self._deepspeed = _import_deepspeed(self.ranks, self.device)
+        self._engines = {name: self._build(part) for name, part in self.network.networks.items()}
+        return {name: engine.basic_optimizer for name, engine in self._engines.items()}
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -136,10 +134,10 @@ class DeepSpeedEngine(Engine):
         """Adam's momenta, whole, on the first rank, parameter by parameter. Before the first step there are none."""
         engine = self._engines[stream]
         if self.settings.zero_stage == 0:
-            return named_state(engine.basic_optimizer, self._names)
+            return super()._optimizer_state(stream)
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        adam_state = engine.basic_optimizer.state.get(_flat_partitions(engine)[0])
+        adam_state = self._adams[stream].state.get(_flat_partitions(engine)[0])
         if not adam_state:
             return {}
         tensors: dict[str, Tensor] = {}
@@ -155,7 +153,7 @@ class DeepSpeedEngine(Engine):
         """Give every rank its part of the momenta."""
         engine = self._engines[stream]
         if self.settings.zero_stage == 0:
-            load_slots(engine.basic_optimizer, self._names, slots)
+            super()._load_optimizer(stream, slots)
             return
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 

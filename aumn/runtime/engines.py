@@ -7,7 +7,6 @@ rank, so any engine goes on from any other's checkpoint, at any number of ranks.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -23,11 +22,18 @@ from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 
 
-class Engine(ABC):
-    """One rank's hands on the network; every rank makes the same calls in the same order.
+class Engine:
+    """One rank's hands on the network, here by PyTorch alone; every rank makes the same calls in the same order.
 
     `network` is a `model.aumn.TwoStream`, and `scales` are its streams' loss scales. An engine moves the network to its
-    device.
+    device. Adam's weight decay is decoupled.
+
+    The ranks' gradients lie in one tensor, and cross in one collective behind the step's last backward pass. DDP would
+    overlap the two on CUDA, but lays its buckets out anew after its first backward pass, and the order in which gloo
+    adds depends on a value's place: on three ranks or more a run that goes on would differ in its last bits.
+
+    A step asks nothing of the device: clipping, loss scales and whether a stream is updated at all are decided there,
+    by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
     """
 
     def __init__(
@@ -37,22 +43,46 @@ class Engine(ABC):
         self.network = network.to(device)
         self.scales = {name: LossScale(settings.precision, device) for name in network.networks}
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.networks.named_parameters()}
+        self._gradients: Tensor | None = None
+        self._adams = self._prepare()
 
-    @abstractmethod
-    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
+    def _prepare(self) -> dict[str, Any]:
+        """Each stream's optimizer, on weights that are the same on every rank."""
+        if self.ranks.size > 1:
+            parameters = list(self.network.parameters())
+            for parameter in parameters:
+                self.ranks.copy_first_(parameter.data)
+            self._gradients = _gather_gradients(parameters)
+        arguments: dict[str, Any] = {"betas": self.optimizer.betas, "weight_decay": self.optimizer.weight_decay}
+        return {
+            stream: torch.optim.AdamW(part.parameters(), fused=True, **arguments)
+            for stream, part in self.network.networks.items()
+        }
+
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
         """Context of one micro-batch's forward and backward; gradients cross ranks in the step's last one at latest."""
+        yield
+        if self._gradients is not None and last:
+            assert all(parameter.grad is not None for parameter in self._names), "what has no gradient is an old one's"
+            self.ranks.sum_(self._gradients)
 
-    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores, with gradient."""
+        with autocast(self.settings.precision, self.device):
+            scores: dict[str, Scores] = self.network(batch)
+        return scores
 
-    @abstractmethod
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 11's sums of every stream, without gradient."""
+        with autocast(self.settings.precision, self.device):
+            sums: dict[str, Tensor] = self.network.unit_sums(batch)
+        return sums
 
-    @abstractmethod
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Add the gradient of this rank's share of each stream's loss."""
+        parts = [self.scales[name].scaled(loss) for name, loss in poisoned(losses).items()]
+        torch.stack(parts).sum().backward()
 
     def update(self, learning_rate: float) -> dict[str, Tensor]:
         """Clip, step, clear; each stream's gradient norm before clipping, the same on every rank, on the device.
@@ -66,16 +96,19 @@ class Engine(ABC):
         return norms
 
     def communication_s(self) -> float | None:
-        """Seconds so far in which ranks spoke and no compute hid it, waiting included; None: nobody measures that."""
-        return None
+        """Seconds so far in which ranks spoke and no compute hid it, waiting included; None: nobody measures that.
+
+        On CUDA the host's clock sees the launch of a collective alone.
+        """
+        return self.ranks.sums_s if self.device.type == "cpu" or self.ranks.size == 1 else None
 
     def whole_network(self) -> AbstractContextManager[None]:
         """Context in which every rank has every weight, so that the network can be used without the engine."""
         return nullcontext()
 
-    @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """The whole network's weights by name; every rank must call, the first one is answered."""
+        return dict(self.network.state_dict())
 
     def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimizer's tensors and JSON facts; every rank must call, the first one is answered."""
@@ -95,100 +128,26 @@ class Engine(ABC):
             self._load_optimizer(stream, slots)
             scale.restore(facts.get("loss_scales", {}).get(stream))
 
-    @abstractmethod
     def _update(self, stream: str, learning_rate: float) -> Tensor:
         """One stream's update; its gradient norm before clipping."""
-
-    @abstractmethod
-    def _optimizer_state(self, stream: str) -> dict[str, Tensor]:
-        """One stream's part of `trainer_state`'s tensors."""
-
-    @abstractmethod
-    def _load_weights(self, weights: Mapping[str, Tensor]) -> None: ...
-
-    @abstractmethod
-    def _load_optimizer(self, stream: str, slots: Slots) -> None: ...
-
-
-class TorchEngine(Engine):
-    """PyTorch alone or over several ranks; Adam with decoupled weight decay.
-
-    The ranks' gradients lie in one tensor, and cross in one collective behind the step's last backward pass. DDP would
-    overlap the two on CUDA, but lays its buckets out anew after its first backward pass, and the order in which gloo
-    adds depends on a value's place: on three ranks or more a run that goes on would differ in its last bits.
-
-    A step asks nothing of the device: clipping, loss scales and whether a stream is updated at all are decided there,
-    by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
-    """
-
-    def __init__(
-        self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
-    ) -> None:
-        super().__init__(network, ranks, device, optimizer, settings)
-        self._weights = list(network.parameters())
-        self._gradients: Tensor | None = None
-        if ranks.size > 1:
-            for parameter in self._weights:
-                ranks.copy_first_(parameter.data)
-            self._gradients = _gather_gradients(self._weights)
-        arguments: dict[str, Any] = {"betas": optimizer.betas, "weight_decay": optimizer.weight_decay, "fused": True}
-        self._optimizers = {
-            stream: torch.optim.AdamW(part.parameters(), **arguments) for stream, part in network.networks.items()
-        }
-
-    @contextmanager
-    def accumulate(self, *, last: bool) -> Iterator[None]:
-        """See Engine."""
-        yield
-        if self._gradients is not None and last:
-            assert all(parameter.grad is not None for parameter in self._weights), (
-                "what has no gradient is an old one's"
-            )
-            self.ranks.sum_(self._gradients)
-
-    def forward(self, batch: Batch) -> dict[str, Scores]:
-        """See Engine."""
-        with autocast(self.settings.precision, self.device):
-            scores: dict[str, Scores] = self.network(batch)
-        return scores
-
-    def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
-        """See Engine."""
-        with autocast(self.settings.precision, self.device):
-            sums: dict[str, Tensor] = self.network.unit_sums(batch)
-        return sums
-
-    def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """See Engine."""
-        parts = [self.scales[name].scaled(loss) for name, loss in poisoned(losses).items()]
-        torch.stack(parts).sum().backward()
-
-    def communication_s(self) -> float | None:
-        """See Engine. On CUDA the host's clock sees the launch of a collective alone."""
-        return self.ranks.sums.total_s if self.device.type == "cpu" or self.ranks.size == 1 else None
-
-    def weights(self) -> dict[str, Tensor]:
-        """See Engine; here every rank is answered."""
-        return dict(self.network.state_dict())
-
-    def _update(self, stream: str, learning_rate: float) -> Tensor:
-        optimizer = self._optimizers[stream]
-        (group,) = optimizer.param_groups
+        adam = self._adams[stream]
+        (group,) = adam.param_groups
         norm = clip_(group["params"], self.scales[stream], self.optimizer.clip_norm)
         group["lr"] = learning_rate
-        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # 1: Adam does nothing at all
-        optimizer.step()
-        optimizer.zero_grad()
+        adam.found_inf = (~norm.isfinite()).float()  # 1: Adam does nothing at all
+        adam.step()
+        adam.zero_grad()
         return norm
 
     def _optimizer_state(self, stream: str) -> dict[str, Tensor]:
-        return named_state(self._optimizers[stream], self._names)
+        """One stream's part of `trainer_state`'s tensors."""
+        return named_state(self._adams[stream], self._names)
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(weights)
 
     def _load_optimizer(self, stream: str, slots: Slots) -> None:
-        load_slots(self._optimizers[stream], self._names, slots)
+        load_slots(self._adams[stream], self._names, slots)
 
 
 def _gather_gradients(parameters: list[nn.Parameter]) -> Tensor:
@@ -206,13 +165,7 @@ def _move_gradient(place: Tensor, parameter: Tensor) -> None:
 
 
 def build_engine(
-    name: str,
-    network: Any,
-    ranks: Ranks,
-    device: torch.device,
-    *,
-    optimizer: OptimizerSettings,
-    engine: EngineSettings,
+    name: str, network: Any, ranks: Ranks, device: torch.device, *, optimizer: OptimizerSettings, engine: EngineSettings
 ) -> Engine:
     """The engine of a run's one config word."""
     if name == "single" and ranks.size > 1:
@@ -223,4 +176,4 @@ def build_engine(
         from aumn.runtime.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(network, ranks, device, optimizer, engine)
-    return TorchEngine(network, ranks, device, optimizer, engine)
+    return Engine(network, ranks, device, optimizer, engine)

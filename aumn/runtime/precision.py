@@ -7,7 +7,7 @@ is the network's own affair: it closes `torch.autocast` around its softmaxes and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -80,11 +80,3 @@ class LossScale:
         if self.is_dynamic and facts is not None:
             self.value = torch.full_like(self.value, facts["value"])
             self.good_steps = torch.full_like(self.good_steps, facts["good_steps"])
-
-
-def overflow_is_expected(scales: Iterable[LossScale]) -> bool:
-    """Whether gradients that overflowed are their streams' loss scales' affair, now lowered, and nobody's fault.
-
-    A gradient that is not finite at any scale is no overflow.
-    """
-    return all(scale.is_dynamic and scale.value.item() >= 1 for scale in scales)

@@ -27,20 +27,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Stopwatch:
-    """Seconds that something took so far."""
-
-    total_s: float = 0.0
-
-
-@dataclass(frozen=True)
 class Ranks:
     """This process's place in the run, and the few collectives the stages need. Every rank must call each of them."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    sums: Stopwatch = field(default_factory=Stopwatch, compare=False, repr=False)  # in `sum_`, on the host's clock
+    sums_s: float = field(default=0.0, compare=False, repr=False)  # spent in `sum_` so far, on the host's clock
 
     @property
     def is_first(self) -> bool:
@@ -72,7 +65,7 @@ class Ranks:
         if self.size > 1:
             start_s = time.perf_counter()
             _dist().all_reduce(tensor)
-            self.sums.total_s += time.perf_counter() - start_s
+            self.sums_s += time.perf_counter() - start_s
         return tensor
 
     def copy_first_(self, tensor: Tensor) -> Tensor:

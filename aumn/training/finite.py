@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from aumn.records import InputError, Step
+from aumn.runfolder.saving import HostCopy
 from aumn.runtime.engines import Engine
-from aumn.runtime.precision import overflow_is_expected
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A step that is done, as far as the host has launched it."""
-
-    step: Step
-    report: Mapping[str, Tensor]
-    norms: HostCopy
 
 
 class FiniteWatch:
@@ -37,45 +27,23 @@ class FiniteWatch:
     def __init__(self, engine: Engine, *, lag: bool | None = None) -> None:
         self.engine = engine
         self.lag = engine.device.type == "cuda" if lag is None else lag
-        self._unseen: _Seen | None = None
+        self._unseen: tuple[Step, Mapping[str, Tensor], HostCopy] | None = None
 
     def add(self, step: Step, report: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
         """A step has been taken; InputError on every rank if it, or with `lag` the one before, stops the run."""
-        earlier, self._unseen = self._unseen, _Seen(step, report, HostCopy(norms))
-        if earlier is not None:
-            self._look(earlier)
+        unseen = step, report, HostCopy(norms)
+        self.settle()
+        self._unseen = unseen
         if not self.lag:
             self.settle()
 
     def settle(self) -> None:
         """Return once every step so far is known to be good."""
-        if self._unseen is not None:
-            seen, self._unseen = self._unseen, None
-            self._look(seen)
-
-    def _look(self, seen: _Seen) -> None:
-        bad_streams = [stream for stream, norm in seen.norms.read().items() if not math.isfinite(norm)]
-        if bad_streams:
-            _stop_or_go_on(self.engine, seen.step, seen.report, bad_streams)
-
-
-class HostCopy:
-    """Numbers on their way from the device; reading them waits for them, and for nothing launched since."""
-
-    def __init__(self, numbers: Mapping[str, Tensor]) -> None:
-        self._names = list(numbers)
-        values = torch.stack([number.detach().float() for number in numbers.values()])
-        self._event: torch.cuda.Event | None = None
-        self._values = values
-        if values.is_cuda:
-            self._values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-            self._event = torch.cuda.current_stream(values.device).record_event()
-
-    def read(self) -> dict[str, float]:
-        """By name, on the host."""
-        if self._event is not None:
-            self._event.synchronize()
-        return dict(zip(self._names, self._values.tolist(), strict=True))
+        if self._unseen is None:
+            return
+        (step, report, norms), self._unseen = self._unseen, None
+        if bad_streams := [stream for stream, norm in norms.read().items() if not norm.isfinite()]:
+            _stop_or_go_on(self.engine, step, report, bad_streams)
 
 
 def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor], bad_streams: Sequence[str]) -> None:
@@ -86,8 +54,9 @@ def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor], bad
     """
     bad_terms = [name for name, term in report.items() if not (name.endswith("/total") or bool(term.isfinite()))]
     terms = sorted({name for names in engine.ranks.gather(bad_terms) for name in names})
-    if overflow_is_expected(engine.scales[stream] for stream in bad_streams) and not terms:
-        return
+    scales = [engine.scales[stream] for stream in bad_streams]
+    if not terms and all(scale.is_dynamic and scale.value.item() >= 1 for scale in scales):
+        return  # the scales are lowered by now; what is not finite at any scale is no overflow
     videos = sorted({video for names in engine.ranks.gather(_videos_not_finite(engine, step)) for video in names})
     what = f"{' and '.join(terms)} {'is' if len(terms) == 1 else 'are'}" if terms else "a gradient is"
     whose = f" for {len(videos)} of its {step.global_videos} videos ({', '.join(videos[:10])})" if videos else ""

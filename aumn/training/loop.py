@@ -5,7 +5,6 @@ Every rank makes the same decisions at the same step; what lasts is written by t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -18,15 +17,15 @@ from torch import Tensor
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
-from aumn.model.aumn import TwoStream
 from aumn.model.losses import Objective
 from aumn.records import Step
 from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
-from aumn.training.finite import FiniteWatch, HostCopy
+from aumn.training.finite import FiniteWatch
 from aumn.training.resume import Progress
+from aumn.training.settings import HELD_OUT
 from aumn.training.step import learning_rate, train_step
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ class Run:
     """A run put together, the same on every rank, but for the writer, which the first one alone has."""
 
     config: RunConfig
-    network: TwoStream
     engine: Engine
     loader: TrainingLoader
     watch: FiniteWatch
@@ -71,7 +69,7 @@ def train(run: Run) -> None:
 
             if signal:
                 run.all_stop = True
-                raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run, run.writer)))
+                raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run)))
             run.advance(progress.step, config.steps)
 
 
@@ -87,8 +85,8 @@ def _take(run: Run, step: Step, clock: _Clock) -> int:
     progress.step, last = step.index + 1, step.index + 1 == steps
     if progress.step % config.run.log_every == 0 or last:
         run.watch.settle()
-        metrics = _summed(engine, report) | _engine_metrics(engine, norms) | clock.read()
-        _log(run, metrics | {"learning_rate": rate, "epoch": progress.step / run.loader.steps_per_epoch})
+        epoch = progress.step / run.loader.steps_per_epoch
+        _log(run, report, norms, {**clock.read(), "learning_rate": rate, "epoch": epoch})
     progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
     progress.evaluation_due = run.validation is not None and (progress.step % config.evaluation.every == 0 or last)
     return asked()
@@ -103,7 +101,7 @@ def _evaluate(run: Run) -> float | None:
     assert validation is not None
     run.watch.settle()
     with engine.whole_network():
-        metrics = validation.measure(run.network, engine.ranks, engine.device)
+        metrics = validation.measure(engine.network, engine.ranks, engine.device)
     if metrics is None:
         return None
     progress.evaluation_due = False
@@ -113,7 +111,7 @@ def _evaluate(run: Run) -> float | None:
     run.say(f"step {progress.step}: {validation.describe(metrics)}")
     progress.card = progress.card.model_copy(update={"metrics": named})
     average = metrics["mAP/average"]
-    return average if validation.is_held_out and average > progress.best else None
+    return average if validation.name == HELD_OUT and average > progress.best else None
 
 
 def _save_best(run: Run, best: float) -> None:
@@ -138,9 +136,9 @@ def _save(run: Run, *, best: bool = False) -> None:
         run.writer.save(Checkpoint(progress.step, weights, progress.card, tensors, facts), best=best)
 
 
-def _how_to_go_on(run: Run, writer: RunWriter | None) -> str | None:
+def _how_to_go_on(run: Run) -> str | None:
     """After being stopped, by the first rank; true whatever the disk did."""
-    if writer is None:
+    if (writer := run.writer) is None:
         return None
     step = f"step {run.progress.step} of {run.config.run.steps}"
     if writer.wait():
@@ -150,29 +148,25 @@ def _how_to_go_on(run: Run, writer: RunWriter | None) -> str | None:
     return f"{step} could not be saved; go on from {writer.last} by the same command with --resume"
 
 
-def _log(run: Run, metrics: Mapping[str, float]) -> None:
-    done, steps = run.progress.step, run.config.run.steps
-    if run.writer:
-        run.writer.log(done, metrics)
-    attention = ", ".join(f"{stream} {metrics[f'{stream}/attention_mean']:.2f}" for stream in ("rgb", "flow"))
-    run.say(
-        f"step {done}/{steps}  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.1e}  "
-        f"{metrics['videos_per_s']:,.0f} videos/s  waiting {metrics['data_wait_share']:.1%}  attention {attention}"
-    )
+def _log(run: Run, report: Mapping[str, Tensor], norms: Mapping[str, Tensor], others: Mapping[str, float]) -> None:
+    """The report over all ranks, in one collective and one copy to the host, and what this rank alone knows.
 
-
-def _summed(engine: Engine, report: Mapping[str, Tensor]) -> dict[str, float]:
-    """The report over all ranks, in one collective and one copy to the host."""
+    A norm that is not finite is no number to plot; it shows as a loss scale that fell.
+    """
+    engine, step, steps = run.engine, run.progress.step, run.config.run.steps
     values = engine.ranks.sum_(torch.stack(list(report.values())).double()).tolist()
     metrics = dict(zip(report, values, strict=True))
-    return metrics | {"loss": sum(value for name, value in metrics.items() if name.endswith("/total"))}
-
-
-def _engine_metrics(engine: Engine, norms: Mapping[str, Tensor]) -> dict[str, float]:
-    """A norm that is not finite is no number to plot; it shows as a loss scale that fell."""
-    found = {f"{name}/gradient_norm": norm for name, norm in HostCopy(norms).read().items() if math.isfinite(norm)}
-    scales = {name: scale.value.item() for name, scale in engine.scales.items() if scale.is_dynamic}
-    return found | {f"{name}/loss_scale": value for name, value in scales.items()}
+    metrics["loss"] = sum(value for name, value in metrics.items() if name.endswith("/total"))
+    metrics |= {f"{name}/gradient_norm": norm.item() for name, norm in norms.items() if norm.isfinite()}
+    metrics |= {f"{name}/loss_scale": scale.value.item() for name, scale in engine.scales.items() if scale.is_dynamic}
+    metrics |= others
+    if run.writer:
+        run.writer.log(step, metrics)
+    attention = ", ".join(f"{stream} {metrics[f'{stream}/attention_mean']:.2f}" for stream in ("rgb", "flow"))
+    run.say(
+        f"step {step}/{steps}  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.1e}  "
+        f"{metrics['videos_per_s']:,.0f} videos/s  waiting {metrics['data_wait_share']:.1%}  attention {attention}"
+    )
 
 
 class _Clock:
@@ -184,16 +178,13 @@ class _Clock:
 
     def read(self) -> dict[str, float]:
         now = self._totals_s()
-        spent = {name: total_s - self.before.get(name, 0.0) for name, total_s in now.items()}
-        elapsed_s = max(spent.pop("elapsed"), 1e-9)
+        elapsed_s, *spent_s = (now_s - before_s for now_s, before_s in zip(now, self.before, strict=True))
         rates = {"videos_per_s": self.videos / elapsed_s}
         self.videos, self.before = 0, now
-        return rates | {f"{name}_wait_share": spent_s / elapsed_s for name, spent_s in spent.items()}
+        shares = zip(("data_wait_share", "communication_wait_share"), spent_s, strict=False)
+        return rates | {name: share_s / elapsed_s for name, share_s in shares}
 
-    def _totals_s(self) -> dict[str, float]:
-        """Without the ranks' where the engine does not measure it."""
-        totals = {"elapsed": time.perf_counter(), "data": self.loader.wait_s}
-        gradients_s = self.engine.communication_s()
-        if gradients_s is not None:
-            totals["communication"] = gradients_s
-        return totals
+    def _totals_s(self) -> list[float]:
+        """So far: elapsed, for data, and for other ranks where the engine measures that."""
+        others_s = self.engine.communication_s()
+        return [time.perf_counter(), self.loader.wait_s, *([] if others_s is None else [others_s])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from aumn.runfolder.checkpoint import (
     source_commit,
 )
 from aumn.runfolder.folder import RunFolder, Status
+from aumn.runfolder.metrics import now_ms
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
@@ -43,12 +43,8 @@ class Progress:
         """For a checkpoint, beside its step and its card."""
         return {name: getattr(self, name) for name in FACTS}
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Progress:
-        """Where the run stood when the checkpoint was written."""
-        return cls(checkpoint.card, checkpoint.step, **{name: checkpoint.trainer_facts[name] for name in FACTS})
 
-
+NOTHING_TO_RESUME = "holds no checkpoint to resume from: start the run without --resume."
 FACTS = ("best", "best_step", "evaluation_due", "config")
 
 
@@ -86,13 +82,16 @@ def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool
     progress, checkpoint, lines = Progress(card), None, 0
     if path is not None:
         checkpoint = found[1] if found else read_checkpoint(path)
-        progress, lines = Progress.of(checkpoint), checkpoint.trainer_facts.get("metrics_lines", 0)
+        facts = checkpoint.trainer_facts
+        lines = facts.get("metrics_lines", 0)
+        progress = Progress(checkpoint.card, checkpoint.step, **{name: facts[name] for name in FACTS})
         _refuse_another_run(progress, config, card, path)
         if ranks.is_first and progress.best_step == progress.step:
             mark_best(config.run.folder, path)  # a run may have been killed just before it did
     progress.config = config.model_dump(mode="json")
     finished = ranks.broadcast(ranks.is_first and _is_finished(config, progress, status))
-    return Start(progress, _begun(status, config, progress, ranks), finished, resumed, path, checkpoint, lines)
+    status = status.model_copy(update=_begun(config, progress, ranks))
+    return Start(progress, status, finished, resumed, path, checkpoint, lines)
 
 
 def _is_finished(config: RunConfig, progress: Progress, status: Status) -> bool:
@@ -105,13 +104,13 @@ def _is_finished(config: RunConfig, progress: Progress, status: Status) -> bool:
     )
 
 
-def _begun(status: Status, config: RunConfig, progress: Progress, ranks: Ranks) -> Status:
-    card, job = progress.card, job_tags(os.environ)
+def _begun(config: RunConfig, progress: Progress, ranks: Ranks) -> dict[str, Any]:
+    """What the status says of a run that begins here or goes on."""
+    card, launch = progress.card, launch_id(os.environ)
     facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
-    facts |= {"ranks": str(ranks.size), "host": os.uname().nodename, **job}
-    where = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
-    begun = {"state": "running", "why": "", "ended_ms": None, "steps": config.run.steps, "facts": facts}
-    return status.model_copy(update={**where, **begun, "launch": launch_id(os.environ)})
+    facts |= {"ranks": str(ranks.size), "host": os.uname().nodename, **job_tags(os.environ)}
+    where = {"step": progress.step, "best": progress.best, "best_step": progress.best_step, "steps": config.run.steps}
+    return {**where, "state": "running", "why": "", "ended_ms": None, "facts": facts, "launch": launch}
 
 
 def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
@@ -133,24 +132,21 @@ def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
 def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Checkpoint] | None]:
     """Whether the folder's run goes on, its status or a new run's, and the checkpoint to go on from."""
     status, launch = RunFolder(folder).status(), launch_id(os.environ)
-    again = is_restart(os.environ) and launch is not None and status.launch == launch
-    resumed = resume or again
-    exists = (folder / "model").exists() or any((folder / "checkpoints").glob("step_*"))
-    if exists and not resumed:
+    resumed = resume or (is_restart(os.environ) and launch is not None and status.launch == launch)
+    model = folder / "model"
+    if not resumed and (model.exists() or any((folder / "checkpoints").glob("step_*"))):
         raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
     found = read_last_checkpoint(folder) if resumed else None
-    if found is None and (folder / "model").exists():
+    if found is None and model.exists():
         raise InputError(
-            f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use "
-            f"{folder / 'model'}, or name another run.folder."
+            f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use {model}, or "
+            "name another run.folder."
         )
     if found is None and resume:
-        raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
+        raise InputError(f"{folder} {NOTHING_TO_RESUME}")
     if not resumed:
-        (folder / "run.json").unlink(
-            missing_ok=True
-        )  # of a run by commit 0e01a02 that ended before its first checkpoint
-        status = Status(started_ms=time.time_ns() // 1_000_000)
+        (folder / "run.json").unlink(missing_ok=True)  # of a run by commit 0e01a02 that got to no checkpoint
+        status = Status(started_ms=now_ms())
     return resumed, status, found
 
 

@@ -7,10 +7,8 @@ which alone opens temporal ground truth.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from pathlib import Path
 
 import torch
 
@@ -21,6 +19,7 @@ from aumn.model.aumn import TwoStream
 from aumn.records import InputError, Stopped
 from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
+from aumn.runfolder.metrics import now_ms
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.attempts import launch_id
@@ -30,7 +29,7 @@ from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import NAME as MIRROR
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
-from aumn.training.resume import Start, find_start, new_card
+from aumn.training.resume import NOTHING_TO_RESUME, Start, find_start, new_card
 from aumn.training.validation import Validation
 
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
@@ -50,16 +49,29 @@ def run_training(
     training, held_out = split_holdout(
         indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
     )
-    loader = _build_loader(shards, training, config, ranks)
+    loader = TrainingLoader(
+        shards,
+        training,
+        global_videos=config.batch.global_videos,
+        micro_videos=config.batch.micro_videos,
+        snippets=config.data.snippets,
+        seed=config.run.seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        pin_memory=config.run.device == "cuda",
+    )
     device = ranks.device(config.run.device)
     card = new_card(config, shards)
     validation = Validation.of(config, shards, held_out, card)
-    with _sole_writer(config.run.folder, ranks, resume=resume):
+    if resume and not config.run.folder.exists():
+        raise InputError(f"{config.run.folder} {NOTHING_TO_RESUME}")
+    folder = RunFolder(config.run.folder)
+    with folder.writing(launch_id(os.environ)) if ranks.is_first else nullcontext():
         start = find_start(config, card, ranks, resume=resume)
         if start.finished:
             say(
-                f"{config.run.folder} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
-                f"{config.run.folder / 'model'}. Set run.steps higher to go on."
+                f"{folder.path} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
+                f"{folder.path / 'model'}. Set run.steps higher to go on."
             )
             return
         torch.manual_seed(config.run.seed)
@@ -68,12 +80,11 @@ def run_training(
         how = config.run.engine
         engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
         start.load_into(engine)
-        watch = FiniteWatch(engine)
-        run = Run(config, network, engine, loader, watch, start.progress, validation, say=say, advance=advance)
+        run = Run(config, engine, loader, FiniteWatch(engine), start.progress, validation, say=say, advance=advance)
         try:
             with _recorded(run, start) as mirror:
                 say(
-                    f"{config.run.folder}: {len(training)} training videos, {len(held_out)} held out; steps "
+                    f"{folder.path}: {len(training)} training videos, {len(held_out)} held out; steps "
                     f"{start.progress.step} to {config.run.steps} of {config.batch.global_videos} videos on "
                     f"{ranks.size} rank{'s' * (ranks.size > 1)}."
                 )
@@ -86,30 +97,18 @@ def run_training(
 
 
 @contextmanager
-def _sole_writer(folder: Path, ranks: Ranks, *, resume: bool) -> Iterator[None]:
-    """The first rank holds the folder's lock for all of the run."""
-    if resume and not folder.exists():
-        raise InputError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
-    with RunFolder(folder).writing(launch_id(os.environ)) if ranks.is_first else nullcontext():
-        yield
-
-
-@contextmanager
 def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     """Give the first rank's run its writer and its mirror, if it is tracked; both are told how the block ended."""
     if not run.engine.ranks.is_first:
         yield None
         return
-    config = run.config
-    mirror = _open_mirror(config, start, run.say)  # before anything is replaced in the folder
-    writer = RunWriter(
-        config.run.folder,
-        keep_last=config.run.keep_checkpoints,
-        say=run.say,
-        last=start.path,
-        lines=start.lines,
-        status=start.status,
-    )
+    config, mirror = run.config, None
+    if config.tracking.enabled:  # before anything is replaced in the folder
+        mirror = Mirror.open(config.run.folder, config.tracking, resumed=start.resumed, say=run.say)
+    elif not start.resumed:
+        (config.run.folder / MIRROR).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    keep = config.run.keep_checkpoints
+    writer = RunWriter(config.run.folder, keep, run.say, last=start.path, lines=start.lines, status=start.status)
     try:
         with closing(writer):
             if mirror:
@@ -120,22 +119,14 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     except BaseException as error:
         state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         why = str(error).partition("\n")[0] or type(error).__name__
-        writer.note(state=state, why=why, ended_ms=_now_ms())
+        writer.note(state=state, why=why, ended_ms=now_ms())
         if mirror:
             with suppress(InputError):  # a store that cannot be told must not hide what went wrong
                 mirror.close(hasty=True)
         raise
-    writer.note(state="finished", ended_ms=_now_ms())
+    writer.note(state="finished", ended_ms=now_ms())
     if mirror:
         mirror.close(hasty=False)
-
-
-def _open_mirror(config: RunConfig, start: Start, say: Say) -> Mirror | None:
-    if not config.tracking.enabled:
-        if not start.resumed:
-            (config.run.folder / MIRROR).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-        return None
-    return Mirror.open(config.run.folder, config.tracking, resumed=start.resumed, say=say)
 
 
 def _publish(run: Run, mirror: Mirror | None) -> None:
@@ -162,21 +153,3 @@ def _publish(run: Run, mirror: Mirror | None) -> None:
             run.say(f"registered: {version}{f', which is now models:/{name}@{alias}' if alias else ''}")
     except Stopped as stop:
         raise preemption.stopped(stop.signal, GO_ON) from None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _build_loader(shards: ShardSet, training: list[int], config: RunConfig, ranks: Ranks) -> TrainingLoader:
-    return TrainingLoader(
-        shards,
-        training,
-        global_videos=config.batch.global_videos,
-        micro_videos=config.batch.micro_videos,
-        snippets=config.data.snippets,
-        seed=config.run.seed,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        pin_memory=config.run.device == "cuda",
-    )

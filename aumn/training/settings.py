@@ -9,11 +9,14 @@ from pydantic import Field
 
 from aumn.config.section import Count, Section, setting
 
+HELD_OUT = "held_out"
+"""The videos to evaluate on that are held out of training."""
+
 
 class RunSettings(Section):
     """The run itself."""
 
-    folder: Path = setting(..., "Where checkpoints and the final model go.", may_change=True, same_model=True)
+    folder: Path = setting(..., "Where checkpoints and the final model go.", same_model=True)
     steps: Count = setting(
         ..., "Optimizer steps. A resumed run may change them where nothing else is a share of them.", may_change=True
     )
@@ -24,18 +27,13 @@ class RunSettings(Section):
         may_change=True,
     )
     device: Literal["cpu", "cuda"] = setting("cpu", "cuda is untested for want of a GPU.")
-    log_every: Count = setting(10, "Steps between lines of metrics.", may_change=True, same_model=True)
-    checkpoint_every: Count = setting(
-        500, "Steps between checkpoints; the last step always has one.", may_change=True, same_model=True
-    )
-    keep_checkpoints: Count = setting(
-        2, "How many of the newest checkpoints are kept.", may_change=True, same_model=True
-    )
+    log_every: Count = setting(10, "Steps between lines of metrics.", same_model=True)
+    checkpoint_every: Count = setting(500, "Steps between checkpoints; the last step always has one.", same_model=True)
+    keep_checkpoints: Count = setting(2, "How many of the newest checkpoints are kept.", same_model=True)
     hang_timeout_s: Count = setting(
         600,
         "After how many seconds without a word from another rank a rank ends; more than one rank may ever "
         "work alone, as on an evaluation's longest videos.",
-        may_change=True,
         same_model=True,
     )
 

@@ -18,14 +18,12 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
-from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import TwoStream
 from aumn.records import GroundTruth, InputError
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime import preemption
 from aumn.runtime.ranks import Ranks
-
-HELD_OUT = "held_out"
+from aumn.training.settings import HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,6 @@ class Validation:
     ground_truth: GroundTruth
     tious: tuple[float, ...]
     card: ModelCard
-    rules: LocalizeSettings
 
     @classmethod
     def of(cls, config: RunConfig, shards: ShardSet, held_out: list[int], card: ModelCard) -> Validation | None:
@@ -61,13 +58,7 @@ class Validation:
                 "or set evaluation.videos=null."
             )
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
-        rules = config.localize
-        return cls(name, shards, indices, ground_truth, tious, card, rules)
-
-    @property
-    def is_held_out(self) -> bool:
-        """Whether a checkpoint may be chosen by this measure."""
-        return self.name == HELD_OUT
+        return cls(name, shards, indices, ground_truth, tious, card)
 
     def measure(self, network: TwoStream, ranks: Ranks, device: torch.device) -> dict[str, float] | None:
         """Mean average precision by threshold and on average, the same on every rank.
@@ -77,7 +68,7 @@ class Validation:
         network.eval()
         batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
         on_device = (batch.to(device) for batch in takewhile(lambda _: not preemption.asked(), batches))
-        detections = localize(network, on_device, self.card, rules=self.rules)
+        detections = localize(network, on_device, self.card, rules=self.card.localize)
         network.train()
         if ranks.ask(preemption.asked)():
             return None

@@ -16,7 +16,7 @@ from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.losses import Objective
 from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import Batch, Step, Video
-from aumn.runtime.engines import TorchEngine, build_engine
+from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.step import train_step
@@ -27,7 +27,7 @@ OBJECTIVE = Objective(LossSettings(diversity=0.01, homogeneity=0.02, sparsity_rg
 
 def make_engine(
     seed: int, width: int, classes: int, *, device: str = "cpu", precision: str = "fp32", **settings: Any
-) -> TorchEngine:
+) -> Engine:
     """One stream's network in the engine that trains it."""
     torch.manual_seed(seed)
     network = TwoStream.build({"rgb": width}, classes, ModelSettings(**settings))
@@ -46,7 +46,7 @@ def make_step(seed: int, videos: int, snippets: int, width: int, classes: int) -
     return Step(0, 0, videos, (batch,))
 
 
-def our_step(engine: TorchEngine, step: Step) -> Tensor:
+def our_step(engine: Engine, step: Step) -> Tensor:
     """Forward and backward as training does it; the loss. Gradients start from nothing."""
     engine.network.zero_grad()
     return train_step(engine, step, OBJECTIVE)["rgb/total"]
@@ -113,7 +113,7 @@ def step_as_written(model: AsWritten, batch: Batch) -> Tensor:
     return loss.detach()
 
 
-def check_against_reference(engine: TorchEngine, step: Step) -> None:
+def check_against_reference(engine: Engine, step: Step) -> None:
     """Our loss in float32 is that of the plain reference in float64, on the first and last video of the step."""
     net, (batch,) = engine.network.networks["rgb"], step.micro_batches
     two = [0, len(batch.videos) - 1]
@@ -136,7 +136,7 @@ def check_against_reference(engine: TorchEngine, step: Step) -> None:
     assert_close(ours.double().cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
-def check_against_as_written(engine: TorchEngine, model: AsWritten, step: Step) -> None:
+def check_against_as_written(engine: Engine, model: AsWritten, step: Step) -> None:
     """Both sides' loss and gradients at this very size, in float32."""
     net, (batch,) = engine.network.networks["rgb"], step.micro_batches
     batch, ours = batch.to(engine.device), our_step(engine, step)

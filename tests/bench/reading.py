@@ -146,7 +146,7 @@ def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     settings = {"optimizer": config.optimizer, "engine": config.engine}
     engine = build_engine("single", network, Ranks(), torch.device("cpu"), **settings)
     start_s = time.perf_counter()
-    train(Run(config, network, engine, loader, FiniteWatch(engine), Progress(CARD)))
+    train(Run(config, engine, loader, FiniteWatch(engine), Progress(CARD)))
     elapsed_s = time.perf_counter() - start_s
     return loader.wait_s / elapsed_s, loader.wait_s, elapsed_s
 

@@ -76,8 +76,6 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         ("a: [", [], "run.yaml is not YAML"),
         (MINIMAL, ["units=3"], "override 'units=3' must read section.field=value"),
         (MINIMAL, ["model.units=[", "run.seed=1"], "override 'model.units=[': its value is not YAML"),
-        (MINIMAL, ["model.units=many"], "model.units='many': input should be a valid integer"),
-        (MINIMAL, ["optimizer.beta1=1"], "optimizer.beta1=1: input should be less than 1."),
         (MINIMAL, ["model.key_ratio=5"], "model.embedding_width=512 is no multiple of model.key_ratio=5"),
         (
             MINIMAL,
@@ -92,11 +90,6 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         ),
         (
             MINIMAL,
-            ["loss.pseudo_labels_from=0.5"],
-            "loss.pseudo_labels_from=0.5 has no effect with loss.pseudo_labels=0.0: set loss.pseudo_labels, or",
-        ),
-        (
-            MINIMAL,
             ["tracking.alias=champion"],
             "tracking.alias=champion has no effect with tracking.model_name=null: set tracking.model_name, or",
         ),
@@ -104,6 +97,16 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
             MINIMAL,
             ["optimizer.warmup_steps=11"],
             "optimizer.warmup_steps=11 is more than run.steps=10, so that the learning rate would never be reached",
+        ),
+        (
+            MINIMAL,
+            ["run.engine=deepspeed", "engine.offload=all"],
+            "engine.offload=all needs engine.zero_stage=3 or more.",
+        ),
+        (
+            MINIMAL,
+            ["run.engine=deepspeed", "engine.zero_stage=0", "engine.compile_ops=true"],
+            "needs engine.zero_stage=1 or more.",
         ),
         (MINIMAL, ["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1: input should be greater than 0."),
     ],
@@ -167,9 +170,3 @@ def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_di
 def test_a_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist: give a run configuration"):
         load_config(tmp_path / "nowhere.yaml")
-
-
-def test_a_config_is_frozen(tmp_path):
-    config = load_config(write(tmp_path, MINIMAL))
-    with pytest.raises(ValueError, match="frozen"):
-        config.model.units = 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from aumn.config.run_config import RunConfig
 from aumn.model.aumn import TwoStream
 from aumn.records import Batch, InputError, Step
 from aumn.runtime.engines import Engine, build_engine
@@ -17,13 +18,18 @@ from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.finite import FiniteWatch
+from aumn.training.loop import Run
 from aumn.training.loop import train as run_steps
-from aumn.training.settings import RunSettings
+from aumn.training.resume import Progress
 from aumn.training.step import train_step
-from tests.training.train_ranks import CLASSES, OBJECTIVE, SHAPE, WIDTHS, make_batch
+from tests.training.footprint_steps import CARD
+from tests.training.train_ranks import CLASSES, LOSS, OBJECTIVE, SHAPE, WIDTHS, make_batch
 
 VIDEOS, STEPS = 7, 6
 CPU = torch.device("cpu")
+CONFIG = RunConfig.model_validate(
+    {"data": {"shards": "unused"}, "run": {"folder": "unused", "steps": 9, "log_every": 1}, "loss": LOSS.model_dump()}
+)
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 
@@ -125,13 +131,12 @@ def damage(ranks: Ranks, case: str) -> list[tuple[str, int, bool]]:
     """What each rank says of a step that it cannot take, how many it took, and if its weights are as before."""
     engine, taken = build(case, ranks), []
 
-    def after_step(done: int, metrics: object, signal: int) -> None:
+    def keep(done: int, steps: int) -> None:
         taken.append((done, save(engine)[0]))
 
-    run = RunSettings(folder=Path(), steps=9)
+    progress, watch = Progress(CARD, step=3), FiniteWatch(engine)
     try:
-        steps, rates, watch = DamagedSteps(ranks), OptimizerSettings(), FiniteWatch(engine)
-        run_steps(engine, steps, run, rates, OBJECTIVE, first_step=3, watch=watch, after_step=after_step)
+        run_steps(Run(CONFIG, engine, DamagedSteps(ranks), watch, progress, advance=keep))
         said = "nothing"
     except InputError as error:
         said = str(error)

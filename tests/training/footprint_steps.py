@@ -24,7 +24,7 @@ from aumn.model.losses import Objective
 from aumn.records import Batch, Step
 from aumn.runfolder.checkpoint import Checkpoint, ModelCard
 from aumn.runfolder.saving import RunWriter
-from aumn.runtime.engines import TorchEngine, build_engine
+from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
 from aumn.training.step import train_step
@@ -53,7 +53,7 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
     )
 
 
-def build(config: RunConfig, classes: int, ranks: Ranks) -> TorchEngine:
+def build(config: RunConfig, classes: int, ranks: Ranks) -> Engine:
     network = TwoStream.build(WIDTHS, classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
     place = torch.device("cpu")
     return build_engine("ddp", network, ranks, place, optimizer=config.optimizer, engine=config.engine)
@@ -66,7 +66,7 @@ def make_step(config: RunConfig, classes: int, ranks: Ranks) -> Step:
     return Step(0, 0, config.batch.global_videos, batches)
 
 
-def take(engine: TorchEngine, step: Step, config: RunConfig) -> None:
+def take(engine: Engine, step: Step, config: RunConfig) -> None:
     train_step(engine, step, Objective(config.loss, 1))
     engine.update(1e-4)
 

@@ -50,11 +50,4 @@ def test_the_learning_rate_is_a_function_of_the_step():
 
 def test_a_single_process_engine_refuses_several_ranks():
     with pytest.raises(InputError, match=r"run.engine=single trains in one process, but 2 ranks .* set run.engine=ddp"):
-        build_engine(
-            "single",
-            None,
-            Ranks(0, 2),
-            torch.device("cpu"),
-            optimizer=OptimizerSettings(),
-            engine=EngineSettings(),
-        )
+        build_engine("single", None, Ranks(0, 2), "cpu", optimizer=OptimizerSettings(), engine=EngineSettings())
