@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing.packing import PackingReport, pack
+from aumn.data.packing.packing import pack
+from aumn.data.packing.planning import PackingReport
 from aumn.data.shards.shard_set import ShardSet
 
 WIDTHS = {"rgb": 5, "flow": 3}

@@ -21,6 +21,8 @@ from aumn.files import whole_file
 from aumn.records import InputError
 
 Row = dict[str, Any]  # of manifest.parquet
+SHARDS, PROGRESS = "shards", "progress"
+"""Folders of the workplace: what becomes the shard set, and notes on the shards that are finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,12 @@ class Written:
     problems: list[str]
 
 
-def write_shard(plan: ShardPlan, shards: Path, progress: Path) -> Written:
-    """Write `shards/<file>` and then the note in `progress` that it is finished; each appears whole or not at all."""
+def write_shard(plan: ShardPlan, work: Path) -> Written:
+    """Write `shards/<file>` in `work` and then the note that it is finished; each appears whole or not at all."""
     rows, problems = [], []
     containers = Containers(allow_pickle=plan.allow_pickle)
-    with whole_file(shards / plan.file) as partial, partial.open("wb") as file:
+    shard = work / SHARDS / plan.file
+    with whole_file(shard) as partial, partial.open("wb") as file:
         writer = SampleWriter(file)
         for video in plan.videos:
             try:
@@ -74,26 +77,22 @@ def write_shard(plan: ShardPlan, shards: Path, progress: Path) -> Written:
         writer.close()
         size = file.tell()
     if problems:
-        (shards / plan.file).unlink()
+        shard.unlink()
         return Written(plan.file, 0, [], problems)
-    with whole_file(_note(plan, progress)) as partial:
+    with whole_file(work / PROGRESS / f"{plan.file}.json") as partial:
         partial.write_text(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows}))
     return Written(plan.file, size, rows, [])
 
 
-def read_finished(plan: ShardPlan, shards: Path, progress: Path) -> Written | None:
+def read_finished(plan: ShardPlan, work: Path) -> Written | None:
     """What `write_shard` left behind, if it finished this very plan."""
-    note, shard = _note(plan, progress), shards / plan.file
+    note, shard = work / PROGRESS / f"{plan.file}.json", work / SHARDS / plan.file
     if not note.is_file() or not shard.is_file():
         return None
     finished = json.loads(note.read_bytes())
     if finished["plan"] != plan.digest() or finished["bytes"] != shard.stat().st_size:
         return None
     return Written(plan.file, finished["bytes"], finished["rows"], [])
-
-
-def _note(plan: ShardPlan, progress: Path) -> Path:
-    return progress / f"{plan.file}.json"
 
 
 def _write_sample(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -117,10 +118,9 @@ def schema(streams: Sequence[str]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
-def write_manifest(file: BinaryIO, rows: list[dict[str, Any]], streams: Sequence[str]) -> None:
+def write_manifest(file: Path, rows: list[dict[str, Any]], streams: Sequence[str]) -> None:
     """Write one row a video, in the order that readers will count in; equal rows make equal bytes."""
-    table = pa.Table.from_pylist(rows, schema=schema(streams))
-    pq.write_table(table, file, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(streams)), file, compression="zstd")
 
 
 def read_manifest(content: bytes, streams: Sequence[str]) -> Manifest:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -103,7 +102,7 @@ def read_annotations(path: Path, *, allow_pickle: bool = False) -> Annotations:
     return Annotations(path, {video.id: video for video in videos}, is_wtalc)
 
 
-def write_annotations(file: BinaryIO, videos: Iterable[AnnotatedVideo]) -> None:
+def write_annotations(file: Path, videos: Iterable[AnnotatedVideo]) -> None:
     """Write one row a video, its instances as a list; equal videos make equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,11 +118,8 @@ def write_annotations(file: BinaryIO, videos: Iterable[AnnotatedVideo]) -> None:
             pa.field("untimed", pa.list_(pa.string()), nullable=False),
         ]
     )
-    rows = [
-        video._asdict() | {"annotations": [instance._asdict() for instance in video.annotations]} for video in videos
-    ]
-    table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, file, compression="zstd")
+    rows = [video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
 
 
 def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:

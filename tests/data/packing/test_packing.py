@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing.packing import PackingReport, pack
+from aumn.data.packing.packing import pack
+from aumn.data.packing.planning import PackingReport
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_annotations
 from aumn.records import InputError

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from aumn.data.packing.packing import PackingReport, pack
+from aumn.data.packing.packing import pack
+from aumn.data.packing.planning import PackingReport
 from aumn.data.shards.shard_set import ShardSet
 from aumn.records import InputError
 
