@@ -111,7 +111,7 @@ def _write_sample(
     }
     for stream, features_TD in streams.items():
         member = writer.write(features.video, f"{stream}.npy", npy_bytes(features_TD))
-        row |= {f"{stream}_offset": member.offset, f"{stream}_bytes": member.bytes, f"{stream}_xxh3": member.checksum}
+        row |= {f"{stream}_{part}": value for part, value in member.items()}
     facts = {key: row[key] for key in ("id", "subset", "snippets", "duration_s", "fps")}
     facts["labels"] = planned.label_names
     writer.write(features.video, "json", json.dumps(facts, ensure_ascii=False).encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,9 +33,12 @@ class Members:
     checksum_N: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The manifest's columns. Labels are flat: video i has `labels[label_bounds[i] : label_bounds[i + 1]]`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest(Sequence[Video]):
+    """All rows as videos, made anew whenever they are looked at, and the columns that they are made of.
+
+    Labels are flat: video i has `labels[label_bounds[i] : label_bounds[i + 1]]`.
+    """
 
     ids: pa.StringArray
     subsets: list[str]  # the distinct ones; `subset_N` indexes them
@@ -58,38 +62,12 @@ class Manifest:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
-    def videos_at(self, rows: slice) -> list[Video]:
-        """Some rows as videos."""
-        bounds = self.label_bounds[rows.start : rows.stop + 1].tolist()
-        labels = self.labels[bounds[0] : bounds[-1]].tolist()
-        columns = zip(
-            self.ids[rows].to_pylist(),
-            self.subset_N[rows].tolist(),
-            self.snippets_N[rows].tolist(),
-            bounds[:-1],
-            bounds[1:],
-            self.duration_s_N[rows].tolist(),
-            self.fps_N[rows].tolist(),
-            strict=True,
-        )
-        return [
-            Video(video, self.subsets[subset], snippets, tuple(labels[a - bounds[0] : b - bounds[0]]), duration_s, fps)
-            for video, subset, snippets, a, b, duration_s, fps in columns
-        ]
-
-
-class Videos(Sequence[Video]):
-    """All rows as videos, made anew whenever they are looked at."""
-
-    def __init__(self, rows: Manifest) -> None:
-        self._rows = rows
-
     def __len__(self) -> int:
-        return len(self._rows.subset_N)
+        return len(self.subset_N)
 
     def __iter__(self) -> Iterator[Video]:
         for first in range(0, len(self), CHUNK_VIDEOS):
-            yield from self._rows.videos_at(slice(first, min(first + CHUNK_VIDEOS, len(self))))
+            yield from self._videos_at(slice(first, min(first + CHUNK_VIDEOS, len(self))))
 
     @overload
     def __getitem__(self, index: int) -> Video: ...
@@ -99,7 +77,19 @@ class Videos(Sequence[Video]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
-        return self._rows.videos_at(slice(place, place + 1))[0]
+        return self._videos_at(slice(place, place + 1))[0]
+
+    def _videos_at(self, rows: slice) -> list[Video]:
+        bounds = self.label_bounds[rows.start : rows.stop + 1].tolist()
+        labels = self.labels[bounds[0] : bounds[-1]].tolist()
+        columns = (self.subset_N, self.snippets_N, self.duration_s_N, self.fps_N)
+        numbers = zip(*(column[rows].tolist() for column in columns), strict=True)
+        return [
+            Video(video, self.subsets[subset], snippets, tuple(labels[a - bounds[0] : b - bounds[0]]), duration_s, fps)
+            for video, (a, b), (subset, snippets, duration_s, fps) in zip(
+                self.ids[rows].to_pylist(), pairwise(bounds), numbers, strict=True
+            )
+        ]
 
 
 def schema(streams: Sequence[str]) -> pa.Schema:
@@ -133,10 +123,10 @@ def read_manifest(content: bytes, streams: Sequence[str]) -> Manifest:
     column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
     subset = column["subset"].dictionary_encode()
     labels = column["labels"]
-
-    def members(stream: str) -> Members:
-        return Members(*(column[f"{stream}_{part}"].to_numpy() for part in ("offset", "bytes", "xxh3")))
-
+    members = {
+        stream: Members(*(column[f"{stream}_{part}"].to_numpy() for part in ("offset", "bytes", "xxh3")))
+        for stream in streams
+    }
     return Manifest(
         ids=column["id"],
         subsets=subset.dictionary.to_pylist(),
@@ -147,5 +137,5 @@ def read_manifest(content: bytes, streams: Sequence[str]) -> Manifest:
         labels=labels.values.to_numpy(),
         duration_s_N=column["duration_s"].to_numpy(),
         fps_N=column["fps"].to_numpy(),
-        members={stream: members(stream) for stream in streams},
+        members=members,
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from aumn.data.shards.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description, read_table_bytes
-from aumn.data.shards.manifest import Manifest, Videos, read_manifest
+from aumn.data.shards.layout import DESCRIPTION, MANIFEST, Description, read_description, read_table_bytes
+from aumn.data.shards.manifest import Manifest, read_manifest
 from aumn.data.shards.tars import sample_key
 from aumn.records import InputError, Video
 
@@ -36,6 +36,8 @@ class ShardSet:
         self.dtype = np.dtype(description.dtype)
         self.stride_frames = description.stride_frames
         self._tars = [path / shard.file for shard in description.shards]
+        self.videos: Sequence[Video] = rows
+        """Every video of every subset, in the order that `indices` and `read` count in."""
         self._rows = rows
         self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
 
@@ -44,16 +46,20 @@ class ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
         description = read_description(path)
         rows = read_manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
-        _check_tars(path, description.shards)
+        for shard in description.shards:
+            file = path / shard.file
+            if not file.is_file():
+                raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
+            size = file.stat().st_size
+            if size != shard.bytes:
+                raise InputError(
+                    f"{file} has {size:,} bytes where {DESCRIPTION} says {shard.bytes:,}: "
+                    "it is truncated or another's; fetch this shard again."
+                )
         return cls(path, description, rows)
 
     def __len__(self) -> int:
         return len(self.videos)
-
-    @property
-    def videos(self) -> Sequence[Video]:
-        """Every video of every subset, in the order that `indices` and `read` count in."""
-        return Videos(self._rows)
 
     def ids(self, indices: Sequence[int]) -> list[str]:
         """The names of these videos."""
@@ -114,16 +120,3 @@ class ShardSet:
 def _map_tar(tar: Path) -> mmap.mmap:
     with tar.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _check_tars(path: Path, shards: Sequence[Shard]) -> None:
-    for shard in shards:
-        file = path / shard.file
-        if not file.is_file():
-            raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
-        size = file.stat().st_size
-        if size != shard.bytes:
-            raise InputError(
-                f"{file} has {size:,} bytes where {DESCRIPTION} says {shard.bytes:,}: "
-                "it is truncated or another's; fetch this shard again."
-            )

@@ -8,21 +8,11 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
 import xxhash
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Where a member's bytes are in its tar, and their xxh3_64."""
-
-    offset: int
-    bytes: int
-    checksum: int
 
 
 def sample_key(video: str) -> str:
@@ -40,13 +30,14 @@ class SampleWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=2**20)
 
-    def write(self, video: str, extension: str, content: bytes) -> Member:
-        """Append one member of a video's sample; a sample's members must follow one another."""
+    def write(self, video: str, extension: str, content: bytes) -> dict[str, int]:
+        """Append a member of a video's sample, whose members follow one another; its place in the tar, and its xxh3."""
         header = tarfile.TarInfo(f"{sample_key(video)}.{extension}")
         header.size, header.mode, header.mtime = len(content), 0o444, 0
         self._tar.addfile(header, io.BytesIO(content))
         padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        return Member(self._tar.offset - padded, len(content), xxhash.xxh3_64_intdigest(content))
+        offset = self._tar.offset - padded
+        return {"offset": offset, "bytes": len(content), "xxh3": xxhash.xxh3_64_intdigest(content)}
 
     def close(self) -> None:
         """Write the end of the archive; the file stays open."""

@@ -6,6 +6,7 @@ repaired: zero-length and duplicate instances and ends beyond the duration are k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,26 +33,10 @@ class Annotations:
 
     def known_subsets(self) -> str:
         """The subsets and their sizes, for messages."""
-        sizes: dict[str, list[int]] = {}
-        for video in self.videos.values():
-            size = sizes.setdefault(video.subset, [0, 0])
-            size[0] += 1
-            size[1] += len(video.annotations)
-        shown = (
-            f"{subset} ({videos:,} videos, {instances:,} instances)" for subset, (videos, instances) in sizes.items()
-        )
+        videos = Counter(video.subset for video in self.videos.values())
+        instances = Counter(video.subset for video in self.videos.values() for _ in video.annotations)
+        shown = (f"{subset} ({count:,} videos, {instances[subset]:,} instances)" for subset, count in videos.items())
         return ", ".join(shown) or "none"
-
-
-def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
-    """The instances of one subset; without a name, of the only subset that has any."""
-    annotations = read_annotations(path)
-    if subset is None:
-        annotated = {video.subset for video in annotations.videos.values() if video.annotations}
-        if len(annotated) != 1:
-            raise InputError(f"{path}: name the subset to take, one of {annotations.known_subsets()}.")
-        (subset,) = annotated
-    return ground_truth(annotations, subset)
 
 
 def read_durations(path: Path) -> dict[str, float]:
@@ -60,8 +45,17 @@ def read_durations(path: Path) -> dict[str, float]:
     return {video.id: video.duration_s for video in videos if video.duration_s is not None}
 
 
-def ground_truth(annotations: Annotations, subset: str) -> GroundTruth:
-    """One subset's instances as columns; `videos` are all of the subset, `labels` those that occur in it, sorted."""
+def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
+    """One subset's instances as columns; without a name, those of the only subset that has any.
+
+    `videos` are all of the subset, `labels` those that occur in it, sorted.
+    """
+    annotations = read_annotations(path)
+    if subset is None:
+        annotated = {video.subset for video in annotations.videos.values() if video.annotations}
+        if len(annotated) != 1:
+            raise InputError(f"{path}: name the subset to take, one of {annotations.known_subsets()}.")
+        (subset,) = annotated
     videos = [video for video in annotations.videos.values() if video.subset == subset]
     if not videos:
         raise InputError(f"{annotations.source} has no subset {subset!r}; it has {annotations.known_subsets()}.")

@@ -12,7 +12,7 @@ import pytest
 
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.truth.annotations import ground_truth, read_annotations, read_ground_truth
+from aumn.data.truth.annotations import read_annotations, read_ground_truth
 from aumn.records import InputError
 
 POPULATIONS = [  # file, subset, videos, instances, classes that occur: METHOD.md and the data's README
@@ -69,8 +69,7 @@ def test_nothing_is_repaired(shared_data: Path) -> None:
 
 @pytest.mark.shared
 def test_shrec_through_its_tool_and_raw(shared_data: Path, shrec: Path) -> None:
-    annotations = read_annotations(shrec / "gt.json")
-    training, testing = ground_truth(annotations, "training"), ground_truth(annotations, "testing")
+    training, testing = (read_ground_truth(shrec / "gt.json", subset) for subset in ("training", "testing"))
     assert (len(training.videos), len(testing.videos)) == (108, 72)
     assert len(training) + len(testing) == 676
     assert len(training.labels) == 17
