@@ -25,7 +25,7 @@ from aumn.data.packing.pool import run_in_processes
 from aumn.data.packing.shard_writer import PROGRESS, SHARDS, ShardPlan, Written, read_finished, write_shard
 from aumn.data.problems import refuse
 from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum
-from aumn.data.shards.manifest import read_manifest, write_manifest
+from aumn.data.shards.manifest import Manifest, write_manifest
 from aumn.data.truth.annotations import write_annotations
 from aumn.files import hold, sync, whole_file
 from aumn.records import InputError
@@ -131,7 +131,7 @@ def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
     content = {table: (shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
     description = replace(
         plan.description,
-        identity=read_manifest(content[MANIFEST], streams).identity(plan.description),
+        identity=Manifest(content[MANIFEST], streams).identity(plan.description),
         shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
         checksums={table: checksum(content[table]) for table in content},
     )

@@ -12,10 +12,9 @@ import numpy as np
 
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
-from aumn.data.shards.layout import FORMAT_VERSION, Description
-from aumn.data.shards.tars import sample_key
+from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
 from aumn.data.sources.containers import Containers
-from aumn.data.sources.features import VideoFeatures, check_features, parse_joint, split_columns
+from aumn.data.sources.features import Joint, VideoFeatures, check_features, parse_joint, split_columns
 from aumn.data.sources.releases import LAYOUTS, Release, find_release, read_fact
 from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import Annotations, read_annotations
@@ -140,11 +139,7 @@ def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ..
 
 
 def _plan_videos(
-    features: Sequence[VideoFeatures],
-    annotations: Annotations,
-    classes: Sequence[str],
-    stride_frames: int,
-    fps: float | None,
+    features: Sequence[VideoFeatures], annotations: Annotations, classes: Sequence[str], stride: int, fps: float | None
 ) -> list[PlannedVideo]:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error."""
     planned, unknown = [], []
@@ -155,7 +150,7 @@ def _plan_videos(
             unknown.append(video.id)
             continue
         labels = tuple(sorted(map(classes.index, video.labels())))
-        duration_s = video.duration_s or arrays.snippets * stride_frames / rate
+        duration_s = video.duration_s or arrays.snippets * stride / rate
         names = tuple(classes[label] for label in labels)
         planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
     if unknown:
@@ -166,9 +161,7 @@ def _plan_videos(
     return planned
 
 
-def _say_source(
-    release: Release, joint: dict[str, int | None], streams: dict[str, int], stride_frames: int, rates: list[float]
-) -> str:
+def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride: int, rates: list[float]) -> str:
     how = "found by looking" if release.was_found else "as told"
     parts = [f"layout {release.layout} ({LAYOUTS[release.layout]}), {how}"]
     if release.layout in {"joint", "wtalc"}:
@@ -176,13 +169,13 @@ def _say_source(
         columns = [f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items()]
         parts.append(f"columns {', '.join(columns)}")
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return "; ".join([*parts, f"a snippet every {stride_frames} frames at {shown} fps"])
+    return "; ".join([*parts, f"a snippet every {stride} frames at {shown} fps"])
 
 
-def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride_frames: int) -> float | None:
+def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride: int) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     shares = [
-        video.features.snippets * stride_frames / video.fps / duration_s
+        video.features.snippets * stride / video.fps / duration_s
         for video in videos
         if (duration_s := annotations.videos[video.features.video].duration_s)
     ]

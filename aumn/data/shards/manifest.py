@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
@@ -21,35 +20,35 @@ import xxhash
 from aumn.data.shards.layout import Description
 from aumn.records import Video
 
+MEMBER_PARTS = ("offset", "bytes", "xxh3")
 CHUNK_VIDEOS = 4096  # become objects at once, where all are looked at in turn
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
-    """Where one stream's tar members are: byte offset of the .npy file in its tar, its size, and its xxh3_64."""
-
-    offset_N: np.ndarray
-    bytes_N: np.ndarray
-    checksum_N: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Manifest(Sequence[Video]):
     """All rows as videos, made anew whenever they are looked at, and the columns that they are made of.
 
-    Labels are flat: video i has `labels[label_bounds[i] : label_bounds[i + 1]]`.
+    Columns are numpy arrays on Arrow's own memory, read a thousand times faster than pyarrow's scalars; they are read
+    one by one, so that only one at a time is held twice. Labels are flat: video i has
+    `labels[label_bounds[i] : label_bounds[i + 1]]`.
     """
 
-    ids: pa.StringArray
-    subsets: list[str]  # the distinct ones; `subset_N` indexes them
-    subset_N: np.ndarray
-    shard_N: np.ndarray
-    snippets_N: np.ndarray
-    label_bounds: np.ndarray
-    labels: np.ndarray
-    duration_s_N: np.ndarray
-    fps_N: np.ndarray
-    members: dict[str, Members]  # stream -> its members
+    def __init__(self, content: bytes, streams: Sequence[str]) -> None:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
+        subset = column["subset"].dictionary_encode()
+        self.ids: pa.StringArray = column["id"]
+        self.subsets: list[str] = subset.dictionary.to_pylist()  # the distinct ones; `subset_N` indexes them
+        self.subset_N: np.ndarray = subset.indices.to_numpy()
+        self.shard_N: np.ndarray = column["shard"].to_numpy()
+        self.snippets_N: np.ndarray = column["snippets"].to_numpy()
+        self.label_bounds: np.ndarray = column["labels"].offsets.to_numpy()
+        self.labels: np.ndarray = column["labels"].values.to_numpy()
+        self.duration_s_N: np.ndarray = column["duration_s"].to_numpy()
+        self.fps_N: np.ndarray = column["fps"].to_numpy()
+        # Where each stream's tar members are: byte offset of the .npy file in its tar, its size, and its xxh3_64.
+        self.offset_N, self.bytes_N, self.xxh3_N = (
+            {stream: column[f"{stream}_{part}"].to_numpy() for stream in streams} for part in MEMBER_PARTS
+        )
 
     def identity(self, description: Description) -> str:
         """A short hash of the content: features, labels and classes that are equal have it, however cut into tars."""
@@ -57,7 +56,7 @@ class Manifest(Sequence[Video]):
         digest = xxhash.xxh3_64(json.dumps(facts).encode())
         digest.update(json.dumps([self.ids.to_pylist(), self.subsets]).encode())
         numbers = [self.subset_N, self.snippets_N, self.label_bounds, self.labels, self.duration_s_N, self.fps_N]
-        numbers += [self.members[stream].checksum_N.astype("<u8") for stream in description.streams]
+        numbers += [self.xxh3_N[stream].astype("<u8") for stream in description.streams]
         for column in numbers:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
@@ -103,39 +102,11 @@ def schema(streams: Sequence[str]) -> pa.Schema:
         ("duration_s", pa.float64()),
         ("fps", pa.float64()),
     ]
-    for stream in streams:
-        fields += [(f"{stream}_offset", pa.int64()), (f"{stream}_bytes", pa.int64()), (f"{stream}_xxh3", pa.uint64())]
+    kinds = (pa.int64(), pa.int64(), pa.uint64())
+    fields += [(f"{stream}_{part}", kind) for stream in streams for part, kind in zip(MEMBER_PARTS, kinds, strict=True)]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
 def write_manifest(file: Path, rows: list[dict[str, Any]], streams: Sequence[str]) -> None:
     """Write one row a video, in the order that readers will count in; equal rows make equal bytes."""
     pq.write_table(pa.Table.from_pylist(rows, schema=schema(streams)), file, compression="zstd")
-
-
-def read_manifest(content: bytes, streams: Sequence[str]) -> Manifest:
-    """Read the bytes of manifest.parquet.
-
-    Columns are numpy arrays on Arrow's own memory, read a thousand times faster than pyarrow's scalars; they are read
-    one by one, so that only one at a time is held twice.
-    """
-    file = pq.ParquetFile(pa.BufferReader(content))
-    column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
-    subset = column["subset"].dictionary_encode()
-    labels = column["labels"]
-    members = {
-        stream: Members(*(column[f"{stream}_{part}"].to_numpy() for part in ("offset", "bytes", "xxh3")))
-        for stream in streams
-    }
-    return Manifest(
-        ids=column["id"],
-        subsets=subset.dictionary.to_pylist(),
-        subset_N=subset.indices.to_numpy(),
-        shard_N=column["shard"].to_numpy(),
-        snippets_N=column["snippets"].to_numpy(),
-        label_bounds=labels.offsets.to_numpy(),
-        labels=labels.values.to_numpy(),
-        duration_s_N=column["duration_s"].to_numpy(),
-        fps_N=column["fps"].to_numpy(),
-        members=members,
-    )

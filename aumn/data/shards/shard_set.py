@@ -13,9 +13,15 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from aumn.data.shards.layout import DESCRIPTION, MANIFEST, Description, read_description, read_table_bytes
-from aumn.data.shards.manifest import Manifest, read_manifest
-from aumn.data.shards.tars import sample_key
+from aumn.data.shards.layout import (
+    DESCRIPTION,
+    MANIFEST,
+    Description,
+    read_description,
+    read_table_bytes,
+    sample_key,
+)
+from aumn.data.shards.manifest import Manifest
 from aumn.records import InputError, Video
 
 OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
@@ -45,7 +51,7 @@ class ShardSet:
     def open(cls, path: Path) -> ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
         description = read_description(path)
-        rows = read_manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
+        rows = Manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
         for shard in description.shards:
             file = path / shard.file
             if not file.is_file():
@@ -96,17 +102,16 @@ class ShardSet:
 
     def checksum(self, index: int, stream: str) -> int:
         """That of a video's features in one stream: equal features have it, in any video."""
-        return int(self._rows.members[stream].checksum_N[index])
+        return int(self._rows.xxh3_N[stream][index])
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
         tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
         features = {}
         for stream, width in self.streams.items():
-            members = self._rows.members[stream]
-            first, size = members.offset_N.item(index), members.bytes_N.item(index)
+            first, size = self._rows.offset_N[stream].item(index), self._rows.bytes_N[stream].item(index)
             member = memoryview(tar)[first : first + size]
-            if xxhash.xxh3_64_intdigest(member) != members.checksum_N.item(index):
+            if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
                 raise InputError(
                     f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."

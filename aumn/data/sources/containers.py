@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,10 +24,8 @@ from aumn.records import InputError
 if TYPE_CHECKING:
     import h5py
 
-NPZ_SUFFIXES = (".npz",)
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+ARCHIVE_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf")
 MOST_OPEN = 32  # 1,024 is a usual limit of open files
-ARCHIVE_SUFFIXES = (*NPZ_SUFFIXES, *HDF5_SUFFIXES)
 
 
 class Place(NamedTuple):
@@ -39,21 +38,21 @@ class Place(NamedTuple):
         return self.file if self.member is None else f"{self.file}[{self.member}]"
 
 
-class Archive:
+class Archive(ABC):
     """An open file of many arrays."""
 
+    @abstractmethod
     def names(self) -> list[str]:
         """Its arrays, in any order."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """An array."""
 
     def header(self, name: str) -> Header:
         """What an array is."""
         values = self.read(name)
         return Header(values.shape, False, values.dtype)
-
-    def read(self, name: str) -> np.ndarray:
-        """An array."""
-        raise NotImplementedError
 
     def fact(self, name: str) -> float | None:
         """A number told about the whole archive, such as its frame rate: a scalar of that name."""
@@ -69,9 +68,9 @@ class Containers:
 
     def _open(self, file: str) -> Archive:
         suffix = Path(file).suffix.lower()
-        if suffix in NPZ_SUFFIXES:
-            return _Npz(file)
-        return _Hdf5(file) if suffix in HDF5_SUFFIXES else _PickledArrays(Path(file), allow_pickle=self._allow_pickle)
+        if suffix == ".npy":
+            return _PickledArrays(Path(file), allow_pickle=self._allow_pickle)
+        return _Npz(file) if suffix == ".npz" else _Hdf5(file)
 
     def header(self, place: Place) -> Header:
         """Shape and dtype of an array."""

@@ -73,12 +73,7 @@ def split_columns(joint: Joint, columns: int) -> dict[str, tuple[int, int]]:
 
 
 def check_features(
-    release: Release,
-    videos: Iterable[str],
-    containers: Containers,
-    *,
-    joint: Joint,
-    trim_streams: bool,
+    release: Release, videos: Iterable[str], containers: Containers, *, joint: Joint, trim_streams: bool
 ) -> tuple[list[VideoFeatures], dict[str, int]]:
     """Check every video's arrays by their headers; the videos in the order given, and each stream's width.
 

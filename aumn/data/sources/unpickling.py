@@ -45,24 +45,21 @@ def plain(value: Any) -> Any:
 
 def as_numbers(value: Any, limit: int) -> np.ndarray:
     """Unpickled rows of numbers as one array; lists as float64. `limit` bounds how many numbers lists may hold."""
+    no_table = InputError("holds pickled objects that are no table of numbers: save it as an array.")
     rows = plain(value)
     if isinstance(rows, np.ndarray):
         return rows
     if not isinstance(rows, list | tuple):
-        raise _no_table()
+        raise no_table
     rows = [plain(row) for row in rows]
     if not all(isinstance(row, list | tuple | np.ndarray) for row in rows) or len({len(row) for row in rows}) > 1:
-        raise _no_table()
+        raise no_table
     if sum(len(row) for row in rows) > limit:
         raise _refusal("repeats its rows beyond measure")
     try:
         return np.array([np.fromiter(map(plain, row), np.float64, len(row)) for row in rows])
     except (TypeError, ValueError):
-        raise _no_table() from None
-
-
-def _no_table() -> InputError:
-    return InputError("holds pickled objects that are no table of numbers: save it as an array.")
+        raise no_table from None
 
 
 class _ArrayUnpickler(pickle._Unpickler):

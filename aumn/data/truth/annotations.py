@@ -6,20 +6,20 @@ repaired: zero-length and duplicate instances and ends beyond the duration are k
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from aumn.data.shards.layout import ANNOTATIONS, read_description, read_table_bytes
-from aumn.data.truth.activitynet_json import read_json
-from aumn.data.truth.annotated import AnnotatedVideo, Instance
+from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive, parse_videos
 from aumn.data.truth.annotation_csv import read_csv
-from aumn.data.truth.wtalc import NAMES as WTALC_NAMES
-from aumn.data.truth.wtalc import read_wtalc
+from aumn.data.truth.wtalc import NAMES, read_wtalc
 from aumn.records import GroundTruth, InputError
 
 
@@ -86,13 +86,13 @@ def read_annotations(path: Path, *, allow_pickle: bool = False) -> Annotations:
             f"There is no ground truth at {path}: give ActivityNet-layout JSON, a CSV, W-TALC's annotation folder or a "
             "shard set's folder."
         )
-    is_wtalc = path.is_dir() and (path / WTALC_NAMES).is_file()
+    is_wtalc = path.is_dir() and (path / NAMES).is_file()
     if is_wtalc:
         videos = read_wtalc(path, allow_pickle=allow_pickle)
     elif path.is_dir() or path.name == ANNOTATIONS:
         videos = _read_parquet(path if path.is_dir() else path.parent)
     else:
-        videos = read_csv(path) if path.suffix.lower() == ".csv" else read_json(path)
+        videos = read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     return Annotations(path, {video.id: video for video in videos}, is_wtalc)
 
 
@@ -102,16 +102,15 @@ def write_annotations(file: Path, videos: Iterable[AnnotatedVideo]) -> None:
     import pyarrow.parquet as pq
 
     instance = pa.struct([("label", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
-    schema = pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("subset", pa.string(), nullable=False),
-            pa.field("duration_s", pa.float64()),
-            pa.field("fps", pa.float64()),
-            pa.field("annotations", pa.list_(instance), nullable=False),
-            pa.field("untimed", pa.list_(pa.string()), nullable=False),
-        ]
-    )
+    kinds = {
+        "id": pa.string(),
+        "subset": pa.string(),
+        "duration_s": pa.float64(),
+        "fps": pa.float64(),
+        "annotations": pa.list_(instance),
+        "untimed": pa.list_(pa.string()),
+    }
+    schema = pa.schema([pa.field(name, kinds[name], name in {"duration_s", "fps"}) for name in kinds])
     rows = [video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos]
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
 
@@ -128,3 +127,50 @@ def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:
     untimed = table["untimed"].to_pylist() if "untimed" in table.column_names else [()] * len(table)  # of older sets
     rows = zip(*facts, spans, map(tuple, untimed), strict=True)
     return [AnnotatedVideo(*row) for row in rows]
+
+
+def _read_json(file: Path) -> list[AnnotatedVideo]:
+    """ActivityNet's layout, in which THUMOS14 and others are released too."""
+    try:
+        content = json.loads(file.read_bytes(), object_pairs_hook=_refuse_twice)
+    except ValueError as error:
+        raise InputError(f"{file} is not usable JSON ({error}): give ground truth in ActivityNet's layout.") from None
+    database = content.get("database") if isinstance(content, dict) else None
+    if not isinstance(database, dict):
+        raise InputError(
+            f"{file} has no object 'database': ActivityNet's layout is "
+            '{"database": {VIDEO: {"subset": SUBSET, "annotations": [{"label": LABEL, "segment": [START_S, END_S]}]}}}.'
+        )
+    return parse_videos(file, database.items(), _parse_video)
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key given twice, of which Python would silently keep the last, is an error."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return fields
+
+
+def _parse_video(video: str, fields: Any) -> AnnotatedVideo:
+    if not isinstance(fields, dict) or not isinstance(fields.get("subset"), str):
+        raise InputError("has no text 'subset'; name the subset it belongs to, e.g. \"training\".")
+    if not isinstance(fields.get("annotations"), list):
+        raise InputError("has no list 'annotations'; give one, empty where nothing is annotated.")
+    return AnnotatedVideo(
+        id=video,
+        subset=fields["subset"],
+        duration_s=parse_positive("duration", fields.get("duration")),
+        fps=parse_positive("fps", fields.get("fps")),
+        annotations=tuple([_parse_annotation(annotation) for annotation in fields["annotations"]]),
+    )
+
+
+def _parse_annotation(annotation: Any) -> Instance:
+    if not isinstance(annotation, dict) or not isinstance(annotation.get("label"), str):
+        raise InputError(f"has an annotation without a text 'label': {annotation!r}.")
+    label, segment = annotation["label"], annotation.get("segment")
+    if not isinstance(segment, list) or len(segment) != 2:
+        raise InputError(f"has a {label!r} whose 'segment' is {segment!r}; it must be [start_s, end_s].")
+    return parse_instance(label, *segment)
