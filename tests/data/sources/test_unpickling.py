@@ -158,11 +158,6 @@ def test_honest_arrays_come_out_as_they_went_in(protocol: int, array: Any) -> No
     np.testing.assert_array_equal(plain(found), array)
 
 
-def test_objects_in_two_dimensions() -> None:
-    table = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=object)
-    np.testing.assert_array_equal(as_numbers(read(pickle.dumps(table)), limit=100), table.astype(float))
-
-
 def test_garbage_never_ends_in_anything_but_a_sentence(tmp_path: Path) -> None:
     """Honest pickles with bytes changed at random."""
     rng = np.random.default_rng(0)
