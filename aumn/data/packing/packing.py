@@ -1,8 +1,5 @@
 """Features and ground truth into a shard set: in parallel, byte-identical for any number of workers, hard to kill.
 
-    plan = plan_packing(options)
-    report = write(plan)
-
 The plan is made from file headers alone, so every shard's content is known before the first is written. Shards are
 built in `OUT.partial` beside OUT; each finished one leaves a note, by which a run started again after a kill keeps it.
 The last act is one rename, so a shard set is there whole or not at all.
@@ -22,12 +19,12 @@ from typing import Any
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse_existing
 from aumn.data.packing.pool import run_in_processes
-from aumn.data.packing.shard_writer import PROGRESS, SHARDS, ShardPlan, Written, read_finished, write_shard
+from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_finished, write_shard
 from aumn.data.problems import refuse
 from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum
 from aumn.data.shards.manifest import Manifest, write_manifest
 from aumn.data.truth.annotations import write_annotations
-from aumn.files import hold, sync, whole_file
+from aumn.files import hold, sync
 from aumn.records import InputError
 
 logger = logging.getLogger(__name__)
@@ -38,25 +35,30 @@ Progress = Callable[[int, int], None]  # videos done, videos in all
 def pack(
     features: Path, out: Path, annotations: Path, *, on_progress: Progress | None = None, **options: Any
 ) -> PackingReport:
-    """Plan and write in one call; `options` are the fields of PackOptions."""
-    return write(plan_packing(PackOptions(features, out, annotations, **options)), on_progress)
-
-
-def write(plan: Plan, on_progress: Progress | None = None) -> PackingReport:
-    """Write the planned shard set, from where a stopped run of the same plan left it."""
-    with _workplace(plan.out) as work:
-        kept = _find_finished(plan.shards, work)
+    """Write the shard set, from where a stopped run of the same plan left it; `options` are PackOptions' fields."""
+    plan = plan_packing(PackOptions(features, out, annotations, **options))
+    with _workplace(out) as work:
+        finished = [read_finished(shard, work) for shard in plan.shards]
+        kept = {shard.file: shard for shard in finished if shard is not None}
+        if outdated := len(list((work / PROGRESS).glob("*.json"))) - len(kept):
+            logger.warning(
+                "%d shards in %s were packed from other files or with other options: they are packed afresh.",
+                outdated,
+                work,
+            )
         written = _write_rest(plan, kept, work, on_progress)
         shards = work / SHARDS
         _write_tables(plan, shards, written)
         files = {ANNOTATIONS, MANIFEST, DESCRIPTION, *(shard.file for shard in written)}
-        for stray in shards.iterdir():  # of an earlier plan, or of a run that was killed
-            if stray.name not in files:
-                stray.unlink()
-        refuse_existing(plan.out)
+        for file in shards.iterdir():
+            if file.name in files:
+                sync(file)
+            else:  # of an earlier plan, or of a run that was killed
+                file.unlink()
+        refuse_existing(out)
         sync(shards)
-        shards.rename(plan.out)
-        sync(plan.out.parent)
+        shards.rename(out)
+        sync(out.parent)
         shutil.rmtree(work)
     return replace(plan.report, kept_shards=len(kept), bytes=sum(shard.bytes for shard in written))
 
@@ -82,18 +84,6 @@ def _workplace(out: Path) -> Iterator[Path]:
         finally:
             if work.exists() and not any((work / PROGRESS).glob("*.json")):
                 shutil.rmtree(work)
-
-
-def _find_finished(plans: Sequence[ShardPlan], work: Path) -> dict[str, Written]:
-    finished = [read_finished(plan, work) for plan in plans]
-    kept = {shard.file: shard for shard in finished if shard is not None}
-    if outdated := len(list((work / PROGRESS).glob("*.json"))) - len(kept):
-        logger.warning(
-            "%d shards in %s were packed from other files or with other options: they are packed afresh.",
-            outdated,
-            work,
-        )
-    return kept
 
 
 def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: Progress | None) -> list[Written]:
@@ -124,10 +114,8 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
 def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
     """The three files beside the tars; the description is the last."""
     streams = list(plan.description.streams)
-    with whole_file(shards / ANNOTATIONS) as partial:
-        write_annotations(partial, plan.annotated)
-    with whole_file(shards / MANIFEST) as partial:
-        write_manifest(partial, [row for shard in written for row in shard.rows], streams)
+    write_annotations(shards / ANNOTATIONS, plan.annotated)
+    write_manifest(shards / MANIFEST, [row for shard in written for row in shard.rows], streams)
     content = {table: (shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
     description = replace(
         plan.description,
@@ -135,5 +123,4 @@ def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
         shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
         checksums={table: checksum(content[table]) for table in content},
     )
-    with whole_file(shards / DESCRIPTION) as partial:
-        partial.write_text(description.to_json(), encoding="utf-8")
+    (shards / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")

@@ -42,9 +42,8 @@ class PackingReport:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `write` needs; the description and the report lack only what is known once shards are written."""
+    """The description and the report lack only what is known once shards are written."""
 
-    out: Path
     shards: list[ShardPlan]
     annotated: list[AnnotatedVideo]  # those to pack, in their order
     description: Description
@@ -74,7 +73,6 @@ def plan_packing(options: PackOptions) -> Plan:
     videos = _plan_videos(features, truth, classes, stride, fps)
     shards = _plan_shards(videos, options)
     return Plan(
-        out=options.out,
         shards=shards,
         annotated=[truth.videos[video] for video in ids],
         description=Description(

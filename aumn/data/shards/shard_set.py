@@ -13,14 +13,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from aumn.data.shards.layout import (
-    DESCRIPTION,
-    MANIFEST,
-    Description,
-    read_description,
-    read_table_bytes,
-    sample_key,
-)
+from aumn.data.shards import layout
 from aumn.data.shards.manifest import Manifest
 from aumn.records import InputError, Video
 
@@ -33,7 +26,7 @@ class ShardSet:
     Safe to read from several threads. Features are verified against their checksum on every read.
     """
 
-    def __init__(self, path: Path, description: Description, rows: Manifest) -> None:
+    def __init__(self, path: Path, description: layout.Description, rows: Manifest) -> None:
         self.path = path
         self.name = description.name
         self.identity = description.identity
@@ -50,8 +43,8 @@ class ShardSet:
     @classmethod
     def open(cls, path: Path) -> ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
-        description = read_description(path)
-        rows = Manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
+        description = layout.read_description(path)
+        rows = Manifest(layout.read_table_bytes(path, layout.MANIFEST, description), list(description.streams))
         for shard in description.shards:
             file = path / shard.file
             if not file.is_file():
@@ -59,7 +52,7 @@ class ShardSet:
             size = file.stat().st_size
             if size != shard.bytes:
                 raise InputError(
-                    f"{file} has {size:,} bytes where {DESCRIPTION} says {shard.bytes:,}: "
+                    f"{file} has {size:,} bytes where {layout.DESCRIPTION} says {shard.bytes:,}: "
                     "it is truncated or another's; fetch this shard again."
                 )
         return cls(path, description, rows)
@@ -113,7 +106,7 @@ class ShardSet:
             member = memoryview(tar)[first : first + size]
             if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
                 raise InputError(
-                    f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
+                    f"{self.tar_of(index)}: member {layout.sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
                 )
             # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aumn.data.sources.arrays import Header, parse_header, read_array, read_header, read_objects, reshape, table_of
+from aumn.data.sources import arrays
+from aumn.data.sources.arrays import Header, read_array, read_values, table_of
 from aumn.data.sources.unpickling import plain
 from aumn.records import InputError
 
@@ -51,8 +52,7 @@ class Archive(ABC):
 
     def header(self, name: str) -> Header:
         """What an array is."""
-        values = self.read(name)
-        return Header(values.shape, False, values.dtype)
+        return arrays.header_of(self.read(name))
 
     def fact(self, name: str) -> float | None:
         """A number told about the whole archive, such as its frame rate: a scalar of that name."""
@@ -75,7 +75,7 @@ class Containers:
     def header(self, place: Place) -> Header:
         """Shape and dtype of an array."""
         if place.member is None:
-            return read_header(Path(place.file), allow_pickle=self._allow_pickle)
+            return arrays.read_header(Path(place.file), allow_pickle=self._allow_pickle)
         return self.archive(place.file).header(place.member)
 
     def read(self, place: Place) -> np.ndarray:
@@ -107,14 +107,14 @@ class _Npz(Archive):
             return header
 
     def read(self, name: str) -> np.ndarray:
-        with self._open(name) as (header, member):
-            return reshape(np.frombuffer(member.read(), header.dtype), header)
+        with self._open(name) as (_, member):
+            return read_values(member)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[Header, Any]]:
         what = f"{self._file}[{name}]"
         with _telling_damage(f"{what} cannot be read"), self._zip.open(f"{name}.npy") as member:
-            header = parse_header(what, member, self._zip.getinfo(f"{name}.npy").file_size)  # type: ignore[arg-type]
+            header = arrays.parse_header(what, member, self._zip.getinfo(f"{name}.npy").file_size)  # type: ignore[arg-type]
             if header.dtype.hasobject:
                 raise InputError(f"{what} holds pickled Python objects: save it as an array of numbers.")
             yield header, member
@@ -137,7 +137,7 @@ class _Hdf5(Archive):
 
     def header(self, name: str) -> Header:
         dataset = self._dataset(name)
-        return Header(dataset.shape or (), False, dataset.dtype)
+        return Header(dataset.shape or (), dataset.dtype)
 
     def read(self, name: str) -> np.ndarray:
         with _telling_damage(f"{self._path}[{name}] cannot be read"):
@@ -159,7 +159,7 @@ class _PickledArrays(Archive):
 
     def __init__(self, path: Path, *, allow_pickle: bool) -> None:
         self._path = path
-        objects: Any = plain(read_objects(path, allow_pickle=allow_pickle))
+        objects: Any = plain(arrays.read_objects(path, allow_pickle=allow_pickle))
         self._objects = objects if isinstance(objects, list) else list(objects) if np.ndim(objects) == 3 else []
         if not self._objects:
             raise InputError(f"{path} is not a list of arrays, one a video, as W-TALC's features are: give the folder.")

@@ -172,16 +172,12 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-def _refuse_call(*_arguments: Any) -> Any:
-    raise _refusal("asks for an array to be made otherwise than numpy does")
-
-
 def _refusal(what: str) -> InputError:
     return InputError(f"{what}, which is no array of numbers: do not trust this file.")
 
 
 _STAND_INS = {
-    ("numpy", "ndarray"): _refuse_call,  # only ever an argument of _reconstruct
+    ("numpy", "ndarray"): _Array,  # only ever an argument of _reconstruct
     ("numpy", "dtype"): _Dtype,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "scalar"): _scalar,
