@@ -71,14 +71,17 @@ def batches_of_all_ranks(shards: ShardSet, step: int, world_size: int, **options
 def content(batches: list[Batch]) -> list[tuple[Any, ...]]:
     """All that a model could see of each video, to the bit."""
     return [
-        (batch.videos[i].id, batch.lengths[i], batch.seeds[i], batch.labels_BC[i].tolist(), *bits(batch, i))
+        (
+            batch.videos[i].id,
+            batch.lengths[i],
+            batch.seeds[i],
+            batch.labels_BC[i].tolist(),
+            features_BTD[i, : batch.lengths[i]].tolist(),
+        )
         for batch in batches
         for i in range(len(batch.videos))
+        for features_BTD in batch.features.values()
     ]
-
-
-def bits(batch: Batch, i: int) -> list[bytes]:
-    return [features_BTD[i, : batch.lengths[i]].numpy().tobytes() for features_BTD in batch.features.values()]
 
 
 def epoch_videos(shards: ShardSet, epoch: int, **options: Any) -> list[str]:
@@ -309,7 +312,7 @@ def test_a_step_that_does_not_split_evenly_is_refused(shards: ShardSet, options:
     assert str(raised.value) == message
 
 
-def test_a_training_video_without_a_label_is_refused(source: Published, tmp_path: Path) -> None:
+def test_a_training_video_without_a_label_and_no_video_at_all_are_refused(source: Published, tmp_path: Path) -> None:
     shards = relabel(source, tmp_path / "set", video_02=[], video_06=[], x=[])
     with pytest.raises(InputError) as raised:
         make_loader(shards)
@@ -317,13 +320,10 @@ def test_a_training_video_without_a_label_is_refused(source: Published, tmp_path
         "video_02 of subset 'training' has no label (as 2 of 11 videos here), and Eq. 9 needs one: "
         "annotate it, or pack it in another subset."
     )
-    testing = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
-    assert sorted(batch.videos[0].id for batch in testing) == ["w", "x", "y", "z"]
-
-
-def test_no_videos_are_refused(shards: ShardSet) -> None:
     with pytest.raises(InputError, match=r"^There is no video to train on: pack some of the training subset"):
         TrainingLoader(shards, [], global_videos=2, micro_videos=None, snippets=4, seed=0, rank=0, world_size=1)
+    testing = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
+    assert sorted(batch.videos[0].id for batch in testing) == ["w", "x", "y", "z"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

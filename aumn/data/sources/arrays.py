@@ -33,7 +33,10 @@ def read_header(path: Path, *, allow_pickle: bool) -> Header:
     with path.open("rb") as file:
         file.peek()  # waits for the file system before the lock is taken
         header = parse_header(str(path), file, path.stat().st_size)
-    return header_of(read_array(path, allow_pickle=allow_pickle)) if header.dtype.hasobject else header
+    if not header.dtype.hasobject:
+        return header
+    values = read_array(path, allow_pickle=allow_pickle)
+    return Header(values.shape, values.dtype)
 
 
 def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
@@ -88,8 +91,3 @@ def read_values(file: BinaryIO) -> np.ndarray:
     file.seek(0)
     values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     return values
-
-
-def header_of(values: np.ndarray) -> Header:
-    """Shape and dtype of what had to be read to know them."""
-    return Header(values.shape, values.dtype)

@@ -11,7 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +52,8 @@ class Archive(ABC):
 
     def header(self, name: str) -> Header:
         """What an array is."""
-        return arrays.header_of(self.read(name))
+        values = self.read(name)
+        return Header(values.shape, values.dtype)
 
     def fact(self, name: str) -> float | None:
         """A number told about the whole archive, such as its frame rate: a scalar of that name."""
@@ -64,13 +65,7 @@ class Containers:
 
     def __init__(self, *, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
-        self.archive: Callable[[str], Archive] = lru_cache(MOST_OPEN)(self._open)
-
-    def _open(self, file: str) -> Archive:
-        suffix = Path(file).suffix.lower()
-        if suffix == ".npy":
-            return _PickledArrays(Path(file), allow_pickle=self._allow_pickle)
-        return _Npz(file) if suffix == ".npz" else _Hdf5(file)
+        self.archive: Callable[[str], Archive] = lru_cache(MOST_OPEN)(partial(_open, allow_pickle=allow_pickle))
 
     def header(self, place: Place) -> Header:
         """Shape and dtype of an array."""
@@ -83,6 +78,13 @@ class Containers:
         if place.member is None:
             return read_array(Path(place.file), allow_pickle=self._allow_pickle)
         return self.archive(place.file).read(place.member)
+
+
+def _open(file: str, *, allow_pickle: bool) -> Archive:
+    suffix = Path(file).suffix.lower()
+    if suffix == ".npy":
+        return _PickledArrays(Path(file), allow_pickle=allow_pickle)
+    return _Npz(file) if suffix == ".npz" else _Hdf5(file)
 
 
 @contextmanager

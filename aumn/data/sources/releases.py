@@ -24,6 +24,7 @@ LAYOUTS = {
     "wtalc": "one file of joint arrays, named by the annotation folder's videoname.npy",
 }
 
+Places = dict[str, dict[str, Place]]  # video -> stream, or JOINT -> its array
 Parts = tuple[str, ...]
 Named = tuple[str, str]  # a video, and one of its streams
 _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # what extractors leave beside features
@@ -31,12 +32,12 @@ _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # wh
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Where everything is. Each video's places are by stream, or one under JOINT."""
+    """Where everything is."""
 
     path: Path
     layout: str  # one of LAYOUTS
     was_found: bool  # by looking, since nobody named it
-    places: dict[str, dict[str, Place]]
+    places: Places
 
 
 def find_release(
@@ -112,8 +113,8 @@ def _name_joint(arrays: Sequence[tuple[Parts, Place]]) -> list[tuple[Named | Non
     return [((video, JOINT), place) for video, (_, place) in zip(videos, arrays, strict=True)]
 
 
-def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str) -> dict[str, dict[str, Place]]:
-    places: dict[str, dict[str, Place]] = {}
+def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str) -> Places:
+    places: Places = {}
     problems = []
     for name, place in named:
         if name is None or not name[0].startswith(prefix):
@@ -125,7 +126,7 @@ def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str
     return places
 
 
-def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> dict[str, dict[str, Place]]:
+def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> Places:
     numbers = containers.archive(str(path)).names()
     if names is None:
         raise InputError(

@@ -40,9 +40,7 @@ class AnnotatedVideo(NamedTuple):
 
 
 def parse_videos(
-    source: Path,
-    entries: Iterable[tuple[str, Entry]],
-    parse: Callable[[str, Entry], AnnotatedVideo],
+    source: Path, entries: Iterable[tuple[str, Entry]], parse: Callable[[str, Entry], AnnotatedVideo]
 ) -> list[AnnotatedVideo]:
     """Each video of a ground truth, from its name and what stands there about it; all that is wrong is told together.
 

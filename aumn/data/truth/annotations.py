@@ -31,13 +31,6 @@ class Annotations:
     videos: dict[str, AnnotatedVideo]
     is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
 
-    def known_subsets(self) -> str:
-        """The subsets and their sizes, for messages."""
-        videos = Counter(video.subset for video in self.videos.values())
-        instances = Counter(video.subset for video in self.videos.values() for _ in video.annotations)
-        shown = (f"{subset} ({count:,} videos, {instances[subset]:,} instances)" for subset, count in videos.items())
-        return ", ".join(shown) or "none"
-
 
 def read_durations(path: Path) -> dict[str, float]:
     """The durations of the videos, of all subsets, that a ground truth tells."""
@@ -50,32 +43,34 @@ def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
 
     `videos` are all of the subset, `labels` those that occur in it, sorted.
     """
-    annotations = read_annotations(path)
+    all_videos = read_annotations(path).videos.values()
+    sizes = Counter(video.subset for video in all_videos)
+    instances = Counter(video.subset for video in all_videos for _ in video.annotations)
+    known = ", ".join(f"{name} ({sizes[name]:,} videos, {instances[name]:,} instances)" for name in sizes) or "none"
     if subset is None:
-        annotated = {video.subset for video in annotations.videos.values() if video.annotations}
-        if len(annotated) != 1:
-            raise InputError(f"{path}: name the subset to take, one of {annotations.known_subsets()}.")
-        (subset,) = annotated
-    videos = [video for video in annotations.videos.values() if video.subset == subset]
+        if len(instances) != 1:
+            raise InputError(f"{path}: name the subset to take, one of {known}.")
+        (subset,) = instances
+    videos = [video for video in all_videos if video.subset == subset]
     if not videos:
-        raise InputError(f"{annotations.source} has no subset {subset!r}; it has {annotations.known_subsets()}.")
+        raise InputError(f"{path} has no subset {subset!r}; it has {known}.")
     untimed = [video.id for video in videos if video.untimed]
     if untimed:
         raise InputError(
-            f"{annotations.source} says of {len(untimed):,} videos in subset {subset!r} ({', '.join(untimed[:3])}"
+            f"{path} says of {len(untimed):,} videos in subset {subset!r} ({', '.join(untimed[:3])}"
             f"{', ...' * (len(untimed) > 3)}) which actions they hold but not when: such videos can be trained on, and "
             "not be measured on; annotate their times, or measure on another subset."
         )
-    instances = [(index, instance) for index, video in enumerate(videos) for instance in video.annotations]
-    labels = sorted({instance.label for _, instance in instances})
+    found = [(index, instance) for index, video in enumerate(videos) for instance in video.annotations]
+    labels = sorted({instance.label for _, instance in found})
     position = {label: index for index, label in enumerate(labels)}
     return GroundTruth(
         videos=[video.id for video in videos],
         labels=labels,
-        video_N=np.array([index for index, _ in instances], dtype=np.int32),
-        label_N=np.array([position[instance.label] for _, instance in instances], dtype=np.int32),
-        start_s_N=np.array([instance.start_s for _, instance in instances], dtype=np.float64),
-        end_s_N=np.array([instance.end_s for _, instance in instances], dtype=np.float64),
+        video_N=np.array([index for index, _ in found], dtype=np.int32),
+        label_N=np.array([position[instance.label] for _, instance in found], dtype=np.int32),
+        start_s_N=np.array([instance.start_s for _, instance in found], dtype=np.float64),
+        end_s_N=np.array([instance.end_s for _, instance in found], dtype=np.float64),
     )
 
 

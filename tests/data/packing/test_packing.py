@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing.packing import pack
 from aumn.data.packing.planning import PackingReport
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_annotations
@@ -61,15 +60,6 @@ def test_the_unmatched_are_reported(published: Any, tmp_path: Path) -> None:
     assert report.without_features == ["b", "d"]
     assert report.without_annotations == ["alien", "stranger"]
     assert read_annotations(tmp_path / "out").videos.keys() == {"a", "c", "e"}
-
-
-def test_no_match_at_all_shows_both_sides(published: Any, tmp_path: Path) -> None:
-    published.database = {f"v_{video}": entry for video, entry in published.database.items()}
-    published.write_annotations()
-    with pytest.raises(
-        InputError, match=r"holds 'a', 'b', 'c', ..., and the annotations 'v_a', 'v_b', 'v_c', ...; name"
-    ):
-        published.pack(tmp_path / "out")
 
 
 def write_classes(folder: Path, *names: str) -> Path:
@@ -151,12 +141,6 @@ def test_shards_are_cut_by_subset_and_size(published: Any, tmp_path: Path, shard
         assert len(held) == 1 or sum(video.snippets * 8 * 2 for video in held) <= shard_mb * 1e6
 
 
-def test_progress_counts_videos(published: Any, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    published.pack(tmp_path / "out", shard_mb=ONE_VIDEO, on_progress=lambda *counts: seen.append(counts))
-    assert seen == [(done, 5) for done in range(6)]
-
-
 def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Path) -> None:
     variants: dict[str, dict[str, Any]] = {
         "whole": {}, "cut": {"shard_mb": ONE_VIDEO}, "float32": {"dtype": "float32"}, "stride": {"stride_frames": 8},
@@ -173,11 +157,3 @@ def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Pa
     identity = {name: ShardSet.open(tmp_path / name).identity for name in [*variants, "values", "labels"]}
     assert identity["whole"] == identity["cut"]
     assert len(set(identity.values())) == len(identity) - 1
-
-
-@pytest.mark.shared
-def test_shrec_packs_whole(shrec: Path, tmp_path: Path) -> None:
-    report = pack(shrec, tmp_path / "out", shrec / "gt.json", name="shrec21", stride_frames=8, workers=2)
-    assert report.packed == {"testing": 72, "training": 108}
-    assert (len(report.classes), report.streams) == (17, {"rgb": 480, "flow": 480})
-    assert (report.without_features, report.without_annotations) == ([], [])

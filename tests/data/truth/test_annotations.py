@@ -38,13 +38,6 @@ def test_real_populations(shared_data: Path, file: str, subset: str, videos: int
 
 
 @pytest.mark.shared
-def test_strings_and_missing_durations_read(shared_data: Path) -> None:
-    video = read_annotations(shared_data / "thumos14/gt_basnet.json").videos["video_test_0000896"]
-    assert (video.duration_s, video.fps) == (None, None)
-    assert video.annotations[0] == ("HighJump", 18.6, 24.8)
-
-
-@pytest.mark.shared
 def test_nothing_is_repaired(shared_data: Path) -> None:
     videos = read_annotations(shared_data / "activitynet/gt_activitynet13.json").videos.values()
     pairs = [(video, instance) for video in videos for instance in video.annotations]
@@ -90,19 +83,15 @@ def test_columns_cover_every_video_of_the_subset(tmp_path: Path) -> None:
     assert list(rows) == [(0, 1, 3.0, 3.0), (0, 0, 0.5, 9.25), (2, 1, 1.0, 2.0)]
 
 
-def test_the_only_annotated_subset_is_taken(tmp_path: Path) -> None:
+def test_the_only_annotated_subset_is_taken_and_an_unknown_one_refused(tmp_path: Path) -> None:
     path = write(tmp_path, a=video(subset="validation"), b=video(subset="testing", annotations=[]))
     assert read_ground_truth(path).videos == ["a"]
+    known = r"validation \(1 videos, 1 instances\), testing \(1 videos, 0 instances\)"
+    with pytest.raises(InputError, match=rf"has no subset 'test'; it has {known}\.$"):
+        read_ground_truth(path, "test")
     path = write(tmp_path, a=video(subset="validation"), b=video(subset="testing"), c=video())
     with pytest.raises(InputError, match=r"name the subset to take, one of validation \(1 videos, 1 instances\), test"):
         read_ground_truth(path)
-
-
-def test_an_unknown_subset_lists_those_there_are(tmp_path: Path) -> None:
-    path = write(tmp_path, a=video(), b=video(subset="testing", annotations=[]))
-    known = r"has no subset 'test'; it has training \(1 videos, 1 instances\), testing \(1 videos, 0 instances\)\.$"
-    with pytest.raises(InputError, match=known):
-        read_ground_truth(path, "test")
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,13 @@ def test_pickles_need_the_flag_and_the_frame_rate_has_to_be_given(release: Path)
         read_annotations(release.with_name("Annotations"))
 
 
-def test_features_without_their_names(release: Path, tmp_path: Path) -> None:
+def test_features_without_their_names_or_that_are_no_list(release: Path, tmp_path: Path) -> None:
     (tmp_path / "gt.csv").write_text("video,label,start,end\nvideo_a,Run,1,2\n")
     with pytest.raises(InputError, match="does not name its videos: give --annotations W-TALC's annotation folder"):
         pack(release, tmp_path / "out", tmp_path / "gt.csv", name="w", allow_pickle=True, fps=25.0)
+    np.save(release, np.zeros((3, 8)))
+    with pytest.raises(InputError, match="is not a list of arrays, one a video, as W-TALC's features are"):
+        pack_release(release)
 
 
 def drop_a_name(folder: Path) -> None:
@@ -133,12 +136,6 @@ def set_entry(name: str, index: int, value: Any) -> Callable[[Path], None]:
 def test_a_folder_that_is_wrong(release: Path, change: Callable[[Path], Any], message: str) -> None:
     change(release.with_name("Annotations"))
     with pytest.raises(InputError, match=message):
-        pack_release(release)
-
-
-def test_features_that_are_no_list(release: Path) -> None:
-    np.save(release, np.zeros((3, 8)))
-    with pytest.raises(InputError, match="is not a list of arrays, one a video, as W-TALC's features are"):
         pack_release(release)
 
 
