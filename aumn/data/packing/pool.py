@@ -41,7 +41,8 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
             _give(ours, left.pop())
             busy.add(ours)
         while busy:
-            for connection in wait(list(busy)):
+            ready: list[Any] = wait(list(busy))
+            for connection in ready:
                 try:
                     result, error = connection.recv()
                 except (EOFError, OSError):

@@ -81,7 +81,7 @@ class _ArrayUnpickler(pickle._Unpickler):
             raise _refusal("sets the state of a function")
         super().load_build()  # type: ignore[misc]
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}  # type: ignore[assignment]
 
 
 class _Dtype:

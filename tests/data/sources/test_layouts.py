@@ -254,7 +254,7 @@ def test_archives_that_disagree_or_tell_a_stride_that_is_no_whole_number(even: A
     assert len(pack_from(even, tmp_path / "several", fps=25.0)[1]) == 5
     source = as_hdf5(tmp_path / "all.h5", halves(even.features), stride_frames=4.5)
     with pytest.raises(InputError, match=r"all.h5 tells a stride_frames of 4.5; give a whole number: --stride-frames"):
-        pack_from(even, source)
+        pack_from(even, source, "strides")
 
 
 def test_coverage_shows_a_wrong_stride(even: Any) -> None:

@@ -70,7 +70,7 @@ def test_nothing_is_run(
         b"cnumpy\nndarray.tofile\n.",
         b"cnumpy.core.multiarray\n_reconstruct.__globals__\n.",
         b"cnumpy._core._multiarray_umath\nfromfile\n.",
-        b"caumn.data.unpickling\n_StandIn\n.",
+        b"caumn.data.sources.unpickling\n_ArrayUnpickler\n.",
         b"cbuiltins\nobject\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
     ],
