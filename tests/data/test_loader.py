@@ -71,16 +71,11 @@ def batches_of_all_ranks(shards: ShardSet, step: int, world_size: int, **options
 def content(batches: list[Batch]) -> list[tuple[Any, ...]]:
     """All that a model could see of each video, to the bit."""
     return [
-        (
-            batch.videos[i].id,
-            batch.lengths[i],
-            batch.seeds[i],
-            batch.labels_BC[i].tolist(),
-            features_BTD[i, : batch.lengths[i]].tolist(),
-        )
+        (video.id, seed, labels_C, [features_BTD[i, :length].tolist() for features_BTD in batch.features.values()])
         for batch in batches
-        for i in range(len(batch.videos))
-        for features_BTD in batch.features.values()
+        for i, (video, length, seed, labels_C) in enumerate(
+            zip(batch.videos, batch.lengths, batch.seeds, batch.labels_BC.tolist(), strict=True)
+        )
     ]
 
 
