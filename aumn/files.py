@@ -48,13 +48,15 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _restore(path)
     partial = partial_of(path)
-    for leftover in (partial, _doomed(path)):  # of a writer that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
     partial.mkdir()
     try:
         yield partial
-        if checksums:
-            _seal(partial)
+        if checksums:  # they and all files are on the disk before the folder has its name
+            files = sorted(partial.iterdir())
+            (partial / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+            for written in (*files, partial / CHECKSUMS, partial):
+                sync(written)
         _put(partial, path)
         sync(path.parent)
     finally:
@@ -70,11 +72,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.replace(path)
-    except BaseException:
+        sync(path.parent)
+    finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+            partial.unlink()
 
 
 def partial_of(path: Path) -> Path:
@@ -84,7 +85,7 @@ def partial_of(path: Path) -> Path:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder; killed half-way, this leaves no folder with a part of its files under the name."""
-    doomed = _doomed(path)
+    doomed = path.with_name(f".{path.name}.removed.partial")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
@@ -145,17 +146,11 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
-def _doomed(path: Path) -> Path:
-    return path.with_name(f".{path.name}.removed.partial")
-
-
 def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
     """A file's bytes, if they are those that were written."""
     folder = standing(folder)
-    try:
+    with _telling_damage(folder / name, remedy):
         data = (folder / name).read_bytes()
-    except OSError as error:
-        raise _unreadable(folder / name, error, remedy) from None
     _compare(folder / name, hashlib.sha256(data).hexdigest(), _read_checksums(folder, remedy).get(name), remedy)
     return data
 
@@ -164,19 +159,9 @@ def check_folder(folder: Path, *, remedy: str) -> None:
     """Compare every file that has a checksum with it."""
     folder = standing(folder)
     for name, expected in _read_checksums(folder, remedy).items():
-        try:
+        with _telling_damage(folder / name, remedy):
             checksum = _sha256(folder / name)
-        except OSError as error:
-            raise _unreadable(folder / name, error, remedy) from None
         _compare(folder / name, checksum, expected, remedy)
-
-
-def _seal(folder: Path) -> None:
-    """Put the files' checksums beside them, and all of it on the disk."""
-    files = sorted(folder.iterdir())
-    (folder / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
-    for path in (*files, folder / CHECKSUMS, folder):
-        sync(path)
 
 
 def sync(path: Path) -> None:
@@ -194,10 +179,8 @@ def _sha256(file: Path) -> str:
 
 
 def _read_checksums(folder: Path, remedy: str) -> dict[str, str]:
-    try:
+    with _telling_damage(folder / CHECKSUMS, remedy):
         lines = (folder / CHECKSUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(folder / CHECKSUMS, error, remedy) from None
     return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -208,9 +191,14 @@ def _compare(file: Path, checksum: str, expected: str | None, remedy: str) -> No
         )
 
 
-def _unreadable(file: Path, error: Exception, remedy: str) -> DamagedError:
-    reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-    return DamagedError(f"{file} {reason}.", remedy)
+@contextmanager
+def _telling_damage(file: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DamagedError(f"{file} is missing.", remedy) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{file} cannot be read ({error}).", remedy) from None
 
 
 @contextmanager
@@ -225,8 +213,9 @@ def hold(lock: Path, refusal: str, *, launch: str | None = None) -> Iterator[Non
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     give_up_s = time.monotonic() + LOCK_WAIT_S
+    pid = os.getpid()
+    me = {"host": socket.gethostname(), "pid": pid, "started": started_at(pid), "launch": launch}
     with lock.open("ab+", buffering=0) as file:
-        me = _me(launch)
         while (holder := _take(file, me)) is not None:
             if time.monotonic() >= give_up_s:
                 raise InputError(f"{refusal} ({holder})")
@@ -241,26 +230,27 @@ def hold(lock: Path, refusal: str, *, launch: str | None = None) -> Iterator[Non
 
 def _take(file: FileIO, me: dict[str, Any]) -> str | None:
     """Try to become the lock's holder; None: this process is, else a few words on who is."""
+    holder, remedy = _read_holder(file), ""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _describe(_read_holder(file))
+        pass
     except OSError:  # a file system without flock
-        return _take_by_content(file, me)
-    with suppress(OSError):  # a full disk: flock holds without it
-        _write_holder(file, me)
-    return None
-
-
-def _take_by_content(file: FileIO, me: dict[str, Any]) -> str | None:
-    holder = _read_holder(file)
-    is_attempt_of_ours = me["launch"] is not None and holder.get("launch") == me["launch"]
-    has_ended = holder.get("host") == me["host"] and started_at(holder["pid"]) != holder["started"]
-    if not holder or is_attempt_of_ours or has_ended:
-        _write_holder(file, me)
-        time.sleep(SETTLE_S)  # whoever else has just found it free has written by now, and the last one holds it
-        holder = _read_holder(file)
-    return None if holder == me else f"{_describe(holder)}; if it has ended, remove {file.name}"
+        is_attempt_of_ours = me["launch"] is not None and holder.get("launch") == me["launch"]
+        has_ended = holder.get("host") == me["host"] and started_at(holder["pid"]) != holder["started"]
+        if not holder or is_attempt_of_ours or has_ended:
+            _write_holder(file, me)
+            time.sleep(SETTLE_S)  # whoever else has just found it free has written by now, and the last one holds it
+            holder = _read_holder(file)
+        if holder == me:
+            return None
+        remedy = f"; if it has ended, remove {file.name}"
+    else:
+        with suppress(OSError):  # a full disk: flock holds without it
+            _write_holder(file, me)
+        return None
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+    return f"{who} holds the lock{remedy}"
 
 
 def started_at(pid: int) -> int | None:
@@ -274,11 +264,6 @@ def started_at(pid: int) -> int | None:
         return None
 
 
-def _me(launch: str | None) -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": started_at(pid), "launch": launch}
-
-
 def _read_holder(file: FileIO) -> dict[str, Any]:
     file.seek(0)
     try:
@@ -286,10 +271,6 @@ def _read_holder(file: FileIO) -> dict[str, Any]:
     except ValueError:
         return {}
     return holder if holder.keys() >= {"host", "pid", "started"} else {}
-
-
-def _describe(holder: dict[str, Any]) -> str:
-    return f"process {holder['pid']} on {holder['host']} holds the lock" if holder else "another process holds the lock"
 
 
 def _write_holder(file: FileIO, holder: dict[str, Any]) -> None:

@@ -41,7 +41,6 @@ ONE_IMPORTER = {
     "h5py": {"data.sources.containers"},
     "matplotlib": {"inspect.picture", "jobs.scaling"},
     "aumn.runtime.engines.build_engine": {"training.run"},
-    "aumn.data.truth.activitynet_json": {"data.truth.annotations"},
     "aumn.data.truth.annotation_csv": {"data.truth.annotations"},
     "aumn.data.truth.wtalc": {"data.truth.annotations"},
 }

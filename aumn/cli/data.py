@@ -58,11 +58,10 @@ def pack(**given: Any) -> None:
     Example: aumn pack build/demo/features build/demo/shards --annotations build/demo/features/gt.json
     """
     from aumn.cli.console import progress
-    from aumn.data.packing.packing import write
-    from aumn.data.packing.planning import plan_packing
+    from aumn.data.packing import packing
 
     with progress("packing", "videos") as advance:
-        report = write(plan_packing(PackOptions(**given)), advance)
+        report = packing.pack(**given, on_progress=advance)
     print_packing(report)
 
 

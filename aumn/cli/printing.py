@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aumn.data.packing.packing import PackingReport
+    from aumn.data.packing.planning import PackingReport
     from aumn.evaluation.evaluate import Evaluation
     from aumn.training.footprint import Footprint
 

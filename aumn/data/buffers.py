@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -27,15 +28,12 @@ class Buffers:
         size = math.prod(shape) * dtype.itemsize
         if size == 0:
             return torch.empty(shape, dtype=dtype)
-        block = self._take(size)
+        self._largest = max(self._largest, size)
+        block = torch.empty(0, dtype=torch.uint8)
+        with suppress(IndexError):  # none is free
+            block = self._free.pop()
+        if len(block) < size:
+            block = torch.empty(self._largest, dtype=torch.uint8)
         lease = block.numpy()  # a new object each time, kept alive by the tensors made from it and by nothing else
         weakref.finalize(lease, self._free.append, block).atexit = False
         return torch.from_numpy(lease)[:size].view(dtype).view(shape)
-
-    def _take(self, size: int) -> Tensor:
-        self._largest = max(self._largest, size)
-        try:
-            block = self._free.pop()
-        except IndexError:
-            return torch.empty(self._largest, dtype=torch.uint8)
-        return block if len(block) >= size else torch.empty(self._largest, dtype=torch.uint8)

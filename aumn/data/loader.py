@@ -62,27 +62,26 @@ class TrainingLoader:
     """
 
     shards: ShardSet
-    indices: Sequence[int]
-    """The videos to train on."""
+    indices: Sequence[int]  # the videos to train on
     _: KW_ONLY
-    global_videos: int
-    """Videos of a step over all ranks."""
-    micro_videos: int | None
-    """Most videos of one forward pass; None takes a rank's share of the step at once."""
-    snippets: int | None
-    """T drawn from each video (see `draw_snippets`); None takes every one, padded to the longest of the micro-batch."""
-    seed: int
-    """Of the run."""
+    global_videos: int  # of a step over all ranks
+    micro_videos: int | None  # most of one forward pass; None takes a rank's share of the step at once
+    snippets: int | None  # T drawn from each video (see `draw_snippets`); None: all, padded to the longest of the pass
+    seed: int  # of the run
     rank: int
     world_size: int
-    dtype: torch.dtype = torch.float32
-    """Of the features in the batches, whatever the shards hold."""
-    pin_memory: bool = False
-    """Page-locked memory, for copies to CUDA that overlap with compute. Untested for want of a GPU."""
+    dtype: torch.dtype = torch.float32  # of the features in the batches, whatever the shards hold
+    pin_memory: bool = False  # page-locked, for copies to CUDA that overlap with compute; untested for want of a GPU
 
     def __post_init__(self) -> None:
-        assert 0 <= self.rank < self.world_size
-        _check_labels(self.shards, self.indices)
+        if not len(self.indices):
+            raise InputError("There is no video to train on: pack some of the training subset, or hold out fewer.")
+        if unlabelled := self.shards.unlabelled(self.indices):
+            first = self.shards.videos[unlabelled[0]]
+            raise InputError(
+                f"{first.id} of subset {first.subset!r} has no label (as {len(unlabelled)} of "
+                f"{len(self.indices)} videos here), and Eq. 9 needs one: annotate it, or pack it in another subset."
+            )
         self.steps_per_epoch = -(-len(self.indices) // self.global_videos)
         self.wait_s = 0.0  # how long the consumer of `steps` has waited for data so far
         self._indices = np.asarray(self.indices)
@@ -112,22 +111,11 @@ class TrainingLoader:
     def _load_batch(self, indices: list[int], epoch: int) -> Batch:
         videos = [self.shards.videos[index] for index in indices]
         seeds = [_hash63("video", self.seed, epoch, video.id) for video in videos]
-        rows = [
-            np.arange(video.snippets) if self.snippets is None else draw_snippets(video.snippets, self.snippets, seed)
-            for video, seed in zip(videos, seeds, strict=True)
-        ]
+        if self.snippets is None:
+            return self._reader.read(indices, [np.arange(video.snippets) for video in videos], seeds)
+        lengths = (video.snippets for video in videos)
+        rows = [draw_snippets(length, self.snippets, seed) for length, seed in zip(lengths, seeds, strict=True)]
         return self._reader.read(indices, rows, seeds)
-
-
-def _check_labels(shards: ShardSet, indices: Sequence[int]) -> None:
-    if not len(indices):
-        raise InputError("There is no video to train on: pack some of the training subset, or hold out fewer.")
-    if unlabelled := shards.unlabelled(indices):
-        first = shards.videos[unlabelled[0]]
-        raise InputError(
-            f"{first.id} of subset {first.subset!r} has no label (as {len(unlabelled)} of "
-            f"{len(indices)} videos here), and Eq. 9 needs one: annotate it, or pack it in another subset."
-        )
 
 
 def count_micro_batches(global_videos: int, micro_videos: int | None, world_size: int) -> int:

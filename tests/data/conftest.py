@@ -1,6 +1,7 @@
 """Small published datasets to pack, and one packed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing.packing import PackingReport, pack
+from aumn.data.packing.packing import pack
+from aumn.data.packing.planning import PackingReport
 from aumn.data.shards.shard_set import ShardSet
 
 WIDTHS = {"rgb": 5, "flow": 3}
+ONE_VIDEO = 8e-6  # shard_mb by which every video gets a shard of its own
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @dataclass
@@ -35,8 +42,15 @@ class Published:
     def path(self, stream: str, video: str) -> Path:
         return self.root / stream / f"{video}.npy"
 
-    def pack(self, out: Path, **options: Any) -> PackingReport:
-        return pack(self.root, out, self.annotations, **{"name": "small", "workers": 1} | options)
+    def pack(self, out: Path, source: Path | None = None, **options: Any) -> PackingReport:
+        return pack(source or self.root, out, self.annotations, **{"name": "small", "workers": 1} | options)
+
+    def open(self, **options: Any) -> ShardSet:
+        """Packed anew."""
+        out = self.root.with_name("opened")
+        shutil.rmtree(out, ignore_errors=True)
+        self.pack(out, **options)
+        return ShardSet.open(out)
 
     def save(self, stream: str, video: str, features_TD: np.ndarray, **options: Any) -> Path:
         path = self.path(stream, video)
@@ -45,43 +59,40 @@ class Published:
         return path
 
 
-@pytest.fixture
-def publish(tmp_path: Path) -> Callable[..., Published]:
+def write_published(root: Path, ids: dict[str, list[str]], lengths: tuple[int, ...] = (4, 2, 7)) -> Published:
     """Write a dataset: `ids` by subset; lengths from 2 snippets on, float32, two labels in turn."""
+    rng = np.random.default_rng(7)
+    published = Published(root, {})
+    videos = [(subset, video) for subset, members in ids.items() for video in members]
+    for number, (subset, video) in enumerate(videos):
+        snippets = lengths[number % len(lengths)]
+        arrays = {stream: rng.normal(size=(snippets, width)).astype("float32") for stream, width in WIDTHS.items()}
+        published.features[video] = arrays
+        for stream, features_TD in arrays.items():
+            published.save(stream, video, features_TD)
+        label = ["Run", "Jump"][number % 2]
+        published.database[video] = {
+            "subset": subset,
+            "duration": 10.0 + number,
+            "fps": 25.0,
+            "annotations": [{"label": label, "segment": [1.0, 2.5 + number]}],
+        }
+    published.write_annotations()
+    return published
 
-    def write(ids: dict[str, list[str]] | None = None, lengths: tuple[int, ...] = (4, 2, 7)) -> Published:
-        ids = ids or {"training": ["a", "b", "c"], "testing": ["d", "e"]}
-        rng = np.random.default_rng(7)
-        published = Published(tmp_path / "published", {})
-        videos = [(subset, video) for subset, members in ids.items() for video in members]
-        for number, (subset, video) in enumerate(videos):
-            snippets = lengths[number % len(lengths)]
-            arrays = {stream: rng.normal(size=(snippets, width)).astype("float32") for stream, width in WIDTHS.items()}
-            published.features[video] = arrays
-            for stream, features_TD in arrays.items():
-                published.save(stream, video, features_TD)
-            label = ["Run", "Jump"][number % 2]
-            published.database[video] = {
-                "subset": subset,
-                "duration": 10.0 + number,
-                "fps": 25.0,
-                "annotations": [{"label": label, "segment": [1.0, 2.5 + number]}],
-            }
-        published.write_annotations()
-        return published
 
-    return write
+@pytest.fixture
+def publish(tmp_path: Path) -> Callable[[dict[str, list[str]]], Published]:
+    return lambda ids: write_published(tmp_path / "published", ids)
 
 
 @pytest.fixture
 def published(publish: Callable[..., Published]) -> Published:
-    """Three training and two testing videos."""
-    return publish()
+    return publish({"training": ["a", "b", "c"], "testing": ["d", "e"]})
 
 
 @pytest.fixture
 def shard_set(published: Published, tmp_path: Path) -> ShardSet:
-    """The same, packed."""
     published.pack(tmp_path / "packed")
     return ShardSet.open(tmp_path / "packed")
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
-from aumn.data.packing.workplace import refuse_existing
-from aumn.data.shards.layout import FORMAT_VERSION, Description
-from aumn.data.shards.tars import sample_key
+from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
 from aumn.data.sources.containers import Containers
-from aumn.data.sources.features import Joint, VideoFeatures, check_features
+from aumn.data.sources.features import Joint, VideoFeatures, check_features, parse_joint, split_columns
 from aumn.data.sources.releases import LAYOUTS, Release, find_release, read_fact
 from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import Annotations, read_annotations
@@ -24,18 +24,31 @@ DEFAULT_STRIDE_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What `write` needs; the description lacks only what is known once shards are written."""
+class PackingReport:
+    """What is packed, and what cannot be: videos without annotations have neither subset nor labels."""
 
-    options: PackOptions
+    path: Path
+    packed: dict[str, int]  # subset -> videos
+    classes: tuple[str, ...]
+    streams: dict[str, int]  # stream -> width
+    shards: int
+    without_features: list[str]
+    without_annotations: list[str]
+    source: str  # how the features were understood
+    coverage: float | None  # of the durations in the ground truth, by the features: the median; None without any
+    kept_shards: int = 0  # of them, those that an earlier, stopped run had finished
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The description and the report lack only what is known once shards are written."""
+
     shards: list[ShardPlan]
     annotated: list[AnnotatedVideo]  # those to pack, in their order
     description: Description
     workers: int | None
-    without_features: list[str]
-    without_annotations: list[str]
-    source: str  # how the features were understood
-    coverage: float | None
+    report: PackingReport
 
 
 def plan_packing(options: PackOptions) -> Plan:
@@ -45,28 +58,45 @@ def plan_packing(options: PackOptions) -> Plan:
     """
     refuse_existing(options.out)
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
-    classes = _order_classes(truth, options)
-    joint = Joint.parse(options.joint)
+    classes = _order_classes(truth, options.classes)
+    joint = parse_joint(options.joint)
     containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
     names = list(truth.videos) if truth.is_wtalc else None
     release = find_release(options.features, containers, layout=options.layout, names=names, prefix=options.prefix)
     ids = _match(release, truth)
     features, streams = check_features(release, ids, containers, joint=joint, trim_streams=options.trim_streams)
-    stride, fps = _read_clock(release, containers, options)
+    # Without a frame rate, that of the ground truth is taken.
+    stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
+    if stride != int(stride):
+        raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
+    stride, fps = int(stride), options.fps or read_fact(release, "fps", containers)
     videos = _plan_videos(features, truth, classes, stride, fps)
+    shards = _plan_shards(videos, options)
     return Plan(
-        options=options,
-        shards=_plan_shards(videos, options),
+        shards=shards,
         annotated=[truth.videos[video] for video in ids],
         description=Description(
             FORMAT_VERSION, options.name or options.out.name, "", classes, streams, options.dtype, stride, (), {}
         ),
         workers=1 if release.layout == "wtalc" else options.workers,  # each process would hold the whole file
-        without_features=sorted(truth.videos.keys() - release.places),
-        without_annotations=sorted(release.places.keys() - truth.videos),
-        source=_say_source(release, joint, streams, stride, sorted({video.fps for video in videos})),
-        coverage=_measure_coverage(videos, truth, stride),
+        report=PackingReport(
+            path=options.out,
+            packed=dict(Counter(video.subset for video in videos)),
+            classes=classes,
+            streams=streams,
+            shards=len(shards),
+            without_features=sorted(truth.videos.keys() - release.places),
+            without_annotations=sorted(release.places.keys() - truth.videos),
+            source=_say_source(release, joint, streams, stride, sorted({video.fps for video in videos})),
+            coverage=_measure_coverage(videos, truth, stride),
+        ),
     )
+
+
+def refuse_existing(out: Path) -> None:
+    """A shard set is never overwritten."""
+    if out.exists():
+        raise InputError(f"{out} already exists: remove it, or pack into another folder.")
 
 
 def _match(release: Release, annotations: Annotations) -> list[str]:
@@ -74,28 +104,25 @@ def _match(release: Release, annotations: Annotations) -> list[str]:
     found, annotated = release.places.keys(), annotations.videos
     both = sorted(found & annotated.keys(), key=lambda video: (annotated[video].subset, video))
     if not both:
+        remedy = "name the files as the annotations name the videos, or give --prefix where only a prefix differs"
+        if {f"v_{video}" for video in annotated} & found:  # as ActivityNet's features are often named
+            remedy = "give --prefix v_, which the features' names have before the annotations'"
         raise InputError(
             f"{release.path} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, "
-            f"and the annotations {_examples(annotated)}; {_remedy(found, annotated)}."
+            f"and the annotations {_examples(annotated)}; {remedy}."
         )
     return both
 
 
-def _remedy(found: Collection[str], annotated: Collection[str]) -> str:
-    if {f"v_{video}" for video in annotated} & set(found):  # as ActivityNet's features are often named
-        return "give --prefix v_, which the features' names have before the annotations'"
-    return "name the files as the annotations name the videos, or give --prefix where only a prefix differs"
-
-
-def _order_classes(annotations: Annotations, options: PackOptions) -> tuple[str, ...]:
+def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ...]:
     """The classes of the list, or else the labels of the whole ground truth in alphabetical order."""
     labels = {label for video in annotations.videos.values() for label in video.labels()}
-    if options.classes is None:
+    if file is None:
         return tuple(sorted(labels))
     try:
-        lines = options.classes.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"{options.classes} is not UTF-8 text: give a file with a class a line.") from None
+        raise InputError(f"{file} is not UTF-8 text: give a file with a class a line.") from None
     classes = [line.strip() for line in lines if line.strip()]
     if twice := sorted({label for label in classes if classes.count(label) > 1}):
         raise InputError(
@@ -109,23 +136,10 @@ def _order_classes(annotations: Annotations, options: PackOptions) -> tuple[str,
     return tuple(classes)
 
 
-def _read_clock(release: Release, containers: Containers, options: PackOptions) -> tuple[int, float | None]:
-    """Stride and frame rate as given, else as an archive tells; no frame rate where it is the ground truth's."""
-    stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
-    if stride != int(stride):
-        raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
-    return int(stride), options.fps or read_fact(release, "fps", containers)
-
-
 def _plan_videos(
-    features: Sequence[VideoFeatures],
-    annotations: Annotations,
-    classes: Sequence[str],
-    stride_frames: int,
-    fps: float | None,
+    features: Sequence[VideoFeatures], annotations: Annotations, classes: Sequence[str], stride: int, fps: float | None
 ) -> list[PlannedVideo]:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error."""
-    index = {label: position for position, label in enumerate(classes)}
     planned, unknown = [], []
     for arrays in features:
         video = annotations.videos[arrays.video]
@@ -133,8 +147,8 @@ def _plan_videos(
         if not rate:
             unknown.append(video.id)
             continue
-        labels = tuple(sorted(index[label] for label in video.labels()))
-        duration_s = video.duration_s or arrays.snippets * stride_frames / rate
+        labels = tuple(sorted(map(classes.index, video.labels())))
+        duration_s = video.duration_s or arrays.snippets * stride / rate
         names = tuple(classes[label] for label in labels)
         planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
     if unknown:
@@ -145,52 +159,46 @@ def _plan_videos(
     return planned
 
 
-def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride_frames: int, rates: list[float]) -> str:
+def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride: int, rates: list[float]) -> str:
     how = "found by looking" if release.was_found else "as told"
     parts = [f"layout {release.layout} ({LAYOUTS[release.layout]}), {how}"]
     if release.layout in {"joint", "wtalc"}:
-        spans = joint.split(sum(streams.values()))
-        parts.append(
-            "columns " + ", ".join(f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items())
-        )
+        spans = split_columns(joint, sum(streams.values()))
+        columns = [f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items()]
+        parts.append(f"columns {', '.join(columns)}")
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return "; ".join([*parts, f"a snippet every {stride_frames} frames at {shown} fps"])
+    return "; ".join([*parts, f"a snippet every {stride} frames at {shown} fps"])
 
 
-def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride_frames: int) -> float | None:
+def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride: int) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
-    durations = {video.id: video.duration_s for video in annotations.videos.values()}
     shares = [
-        video.features.snippets * stride_frames / video.fps / duration_s
+        video.features.snippets * stride / video.fps / duration_s
         for video in videos
-        if (duration_s := durations[video.features.video])
+        if (duration_s := annotations.videos[video.features.video].duration_s)
     ]
     return float(np.median(shares)) if shares else None
 
 
 def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[ShardPlan]:
     """Cut the videos, in order, into shards of one subset each and of about `shard_mb` at most."""
+    itemsize, shard_bytes = np.dtype(options.dtype).itemsize, round(options.shard_mb * 10**6)
     plans: list[ShardPlan] = []
     for subset, of_subset in groupby(videos, key=lambda video: video.subset):
-        parts = _cut(of_subset, np.dtype(options.dtype).itemsize, round(options.shard_mb * 10**6))
+        parts: list[list[PlannedVideo]] = []
+        part_bytes = 0
+        for video in of_subset:
+            width = sum(array.width for array in video.features.streams.values())
+            video_bytes = video.features.snippets * width * itemsize
+            if not parts or part_bytes + video_bytes > shard_bytes:
+                parts.append([])
+                part_bytes = 0
+            parts[-1].append(video)
+            part_bytes += video_bytes
         for number, part in enumerate(parts):
             file = f"{sample_key(subset)}-{number:06d}.tar"
             plans.append(ShardPlan(file, len(plans), options.dtype, options.allow_pickle, tuple(part)))
     return plans
-
-
-def _cut(videos: Iterator[PlannedVideo], itemsize: int, shard_bytes: int) -> Iterator[list[PlannedVideo]]:
-    part: list[PlannedVideo] = []
-    part_bytes = 0
-    for video in videos:
-        width = sum(array.width for array in video.features.streams.values())
-        video_bytes = video.features.snippets * width * itemsize
-        if part and part_bytes + video_bytes > shard_bytes:
-            yield part
-            part, part_bytes = [], 0
-        part.append(video)
-        part_bytes += video_bytes
-    yield part
 
 
 def _examples(names: Collection[str], shown: int = 3) -> str:

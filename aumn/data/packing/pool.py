@@ -41,8 +41,17 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
             _give(ours, left.pop())
             busy.add(ours)
         while busy:
-            for connection in wait(list(busy)):
-                result = _receive(connection)
+            ready: list[Any] = wait(list(busy))
+            for connection in ready:
+                try:
+                    result, error = connection.recv()
+                except (EOFError, OSError):
+                    raise InputError(
+                        "A worker process was killed, perhaps for want of memory: run the same command again with "
+                        "fewer --workers; what is finished is kept."
+                    ) from None
+                if error is not None:
+                    raise error
                 if left:
                     _give(connection, left.pop())
                 else:
@@ -56,22 +65,8 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
 
 
 def _give(connection: Any, call: tuple[Any, ...]) -> None:
-    with suppress(BrokenPipeError):  # a worker that died meanwhile is found by `_receive`
+    with suppress(BrokenPipeError):  # a worker that died meanwhile is found when its result is waited for
         connection.send(call)
-
-
-def _receive(connection: Any) -> Any:
-    """What the call returned; what it raised is raised."""
-    try:
-        result, error = connection.recv()
-    except (EOFError, OSError):
-        raise InputError(
-            "A worker process was killed, perhaps for want of memory: run the same command again with fewer "
-            "--workers; what is finished is kept."
-        ) from None
-    if error is not None:
-        raise error
-    return result
 
 
 def _work(task: Callable[..., Any], connection: Connection) -> None:

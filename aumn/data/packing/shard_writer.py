@@ -1,26 +1,30 @@
 """One shard of a packing: what goes into it, writing it, and knowing after a kill that it is finished.
 
-Runs in packing's worker processes, so it imports nothing heavy.
+Runs in packing's worker processes, so it imports nothing heavy. The standard library writes the tars: webdataset's own
+TarWriter would do, but its import pulls in torch (2.8 s and 225 MB in every worker, against 0.2 s and 27 MB).
 """
 
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import asdict, dataclass
+import tarfile
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from aumn.data.shards.layout import FORMAT_VERSION
-from aumn.data.shards.tars import SampleWriter, npy_bytes
+from aumn.data.shards.layout import FORMAT_VERSION, sample_key
 from aumn.data.sources.containers import Containers
 from aumn.data.sources.features import VideoFeatures, read_features
 from aumn.files import whole_file
 from aumn.records import InputError
 
 Row = dict[str, Any]  # of manifest.parquet
+SHARDS, PROGRESS = "shards", "progress"
+"""Folders of the workplace: what becomes the shard set, and notes on the shards that are finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,65 +59,71 @@ class Written:
     """A finished shard: its size and manifest rows; or the problems of its videos, and no shard."""
 
     file: str
-    bytes: int
-    rows: list[Row]
-    problems: list[str]
+    bytes: int = 0
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def write_shard(plan: ShardPlan, shards: Path, progress: Path) -> Written:
-    """Write `shards/<file>` and then the note in `progress` that it is finished; each appears whole or not at all."""
+def write_shard(plan: ShardPlan, work: Path) -> Written:
+    """Write `shards/<file>` in `work` and then the note that it is finished; each appears whole or not at all."""
     rows, problems = [], []
     containers = Containers(allow_pickle=plan.allow_pickle)
-    with whole_file(shards / plan.file) as partial, partial.open("wb") as file:
-        writer = SampleWriter(file)
+    shard = work / SHARDS / plan.file
+    with (
+        whole_file(shard) as partial,
+        tarfile.TarFile(partial, "w", format=tarfile.PAX_FORMAT, copybufsize=2**20) as tar,
+    ):
         for video in plan.videos:
             try:
-                rows.append(_write_sample(writer, np.dtype(plan.dtype), plan.index, video, containers))
+                rows.append(_write_sample(tar, np.dtype(plan.dtype), plan.index, video, containers))
             except InputError as problem:
                 problems.append(str(problem))
-        writer.close()
-        size = file.tell()
+    size = shard.stat().st_size
     if problems:
-        (shards / plan.file).unlink()
-        return Written(plan.file, 0, [], problems)
-    with whole_file(_note(plan, progress)) as partial:
+        shard.unlink()
+        return Written(plan.file, problems=problems)
+    with whole_file(work / PROGRESS / f"{plan.file}.json") as partial:
         partial.write_text(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows}))
-    return Written(plan.file, size, rows, [])
+    return Written(plan.file, size, rows)
 
 
-def read_finished(plan: ShardPlan, shards: Path, progress: Path) -> Written | None:
+def read_finished(plan: ShardPlan, work: Path) -> Written | None:
     """What `write_shard` left behind, if it finished this very plan."""
-    note, shard = _note(plan, progress), shards / plan.file
+    note, shard = work / PROGRESS / f"{plan.file}.json", work / SHARDS / plan.file
     if not note.is_file() or not shard.is_file():
         return None
     finished = json.loads(note.read_bytes())
-    if finished["plan"] != plan.digest() or finished["bytes"] != shard.stat().st_size:
-        return None
-    return Written(plan.file, finished["bytes"], finished["rows"], [])
-
-
-def _note(plan: ShardPlan, progress: Path) -> Path:
-    return progress / f"{plan.file}.json"
+    is_this = finished["plan"] == plan.digest() and finished["bytes"] == shard.stat().st_size
+    return Written(plan.file, finished["bytes"], finished["rows"]) if is_this else None
 
 
 def _write_sample(
-    writer: SampleWriter, dtype: np.dtype, shard: int, planned: PlannedVideo, containers: Containers
+    tar: tarfile.TarFile, dtype: np.dtype, shard: int, planned: PlannedVideo, containers: Containers
 ) -> Row:
     features = planned.features
     streams = read_features(features, dtype, containers)
-    row: Row = {
+    facts: dict[str, Any] = {
         "id": features.video,
         "subset": planned.subset,
-        "shard": shard,
         "snippets": features.snippets,
-        "labels": planned.labels,
         "duration_s": planned.duration_s,
         "fps": planned.fps,
     }
+    row: Row = facts | {"shard": shard, "labels": planned.labels}
     for stream, features_TD in streams.items():
-        member = writer.write(features.video, f"{stream}.npy", npy_bytes(features_TD))
-        row |= {f"{stream}_offset": member.offset, f"{stream}_bytes": member.bytes, f"{stream}_xxh3": member.checksum}
-    facts = {key: row[key] for key in ("id", "subset", "snippets", "duration_s", "fps")}
+        content = io.BytesIO()
+        np.lib.format.write_array(content, np.ascontiguousarray(features_TD), version=(1, 0), allow_pickle=False)
+        member = _add_member(tar, features.video, f"{stream}.npy", content.getvalue())
+        row |= {f"{stream}_{part}": value for part, value in member.items()}
     facts["labels"] = planned.label_names
-    writer.write(features.video, "json", json.dumps(facts, ensure_ascii=False).encode())
+    _add_member(tar, features.video, "json", json.dumps(facts, ensure_ascii=False).encode())
     return row
+
+
+def _add_member(tar: tarfile.TarFile, video: str, extension: str, content: bytes) -> dict[str, int]:
+    """Append a member of a video's sample, whose members follow one another; its place in the tar, and its xxh3_64."""
+    header = tarfile.TarInfo(f"{sample_key(video)}.{extension}")
+    header.size, header.mode, header.mtime = len(content), 0o444, 0
+    tar.addfile(header, io.BytesIO(content))
+    padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return {"offset": tar.offset - padded, "bytes": len(content), "xxh3": xxhash.xxh3_64_intdigest(content)}

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import xxhash
 
@@ -81,6 +82,15 @@ def read_table_bytes(path: Path, name: str, description: Description) -> bytes:
 def checksum(content: bytes) -> str:
     """XXH3-64 in hexadecimal, as dataset.json states it."""
     return xxhash.xxh3_64_hexdigest(content)
+
+
+def sample_key(video: str) -> str:
+    """A video's id as WebDataset's sample key: percent-encoded, dots and slashes too.
+
+    WebDataset cuts a member's name at its first dot and takes a slash for a folder. The way back is
+    `urllib.parse.unquote`.
+    """
+    return quote(video, safe="").replace(".", "%2E")
 
 
 def _own_checksum(fields: dict[str, Any]) -> str:

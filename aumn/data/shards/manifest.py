@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO, overload
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -19,32 +20,35 @@ import xxhash
 from aumn.data.shards.layout import Description
 from aumn.records import Video
 
+MEMBER_PARTS = ("offset", "bytes", "xxh3")
 CHUNK_VIDEOS = 4096  # become objects at once, where all are looked at in turn
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
-    """Where one stream's tar members are: byte offset of the .npy file in its tar, its size, and its xxh3_64."""
+class Manifest(Sequence[Video]):
+    """All rows as videos, made anew whenever they are looked at, and the columns that they are made of.
 
-    offset_N: np.ndarray
-    bytes_N: np.ndarray
-    checksum_N: np.ndarray
+    Columns are numpy arrays on Arrow's own memory, read a thousand times faster than pyarrow's scalars; they are read
+    one by one, so that only one at a time is held twice. Labels are flat: video i has
+    `labels[label_bounds[i] : label_bounds[i + 1]]`.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The manifest's columns. Labels are flat: video i has `labels[label_bounds[i] : label_bounds[i + 1]]`."""
-
-    ids: pa.StringArray
-    subsets: list[str]  # the distinct ones; `subset_N` indexes them
-    subset_N: np.ndarray
-    shard_N: np.ndarray
-    snippets_N: np.ndarray
-    label_bounds: np.ndarray
-    labels: np.ndarray
-    duration_s_N: np.ndarray
-    fps_N: np.ndarray
-    members: dict[str, Members]  # stream -> its members
+    def __init__(self, content: bytes, streams: Sequence[str]) -> None:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
+        subset = column["subset"].dictionary_encode()
+        self.ids: pa.StringArray = column["id"]
+        self.subsets: list[str] = subset.dictionary.to_pylist()  # the distinct ones; `subset_N` indexes them
+        self.subset_N: np.ndarray = subset.indices.to_numpy()
+        self.shard_N: np.ndarray = column["shard"].to_numpy()
+        self.snippets_N: np.ndarray = column["snippets"].to_numpy()
+        self.label_bounds: np.ndarray = column["labels"].offsets.to_numpy()
+        self.labels: np.ndarray = column["labels"].values.to_numpy()
+        self.duration_s_N: np.ndarray = column["duration_s"].to_numpy()
+        self.fps_N: np.ndarray = column["fps"].to_numpy()
+        # Where each stream's tar members are: byte offset of the .npy file in its tar, its size, and its xxh3_64.
+        self.offset_N, self.bytes_N, self.xxh3_N = (
+            {stream: column[f"{stream}_{part}"].to_numpy() for stream in streams} for part in MEMBER_PARTS
+        )
 
     def identity(self, description: Description) -> str:
         """A short hash of the content: features, labels and classes that are equal have it, however cut into tars."""
@@ -52,43 +56,17 @@ class Manifest:
         digest = xxhash.xxh3_64(json.dumps(facts).encode())
         digest.update(json.dumps([self.ids.to_pylist(), self.subsets]).encode())
         numbers = [self.subset_N, self.snippets_N, self.label_bounds, self.labels, self.duration_s_N, self.fps_N]
-        numbers += [self.members[stream].checksum_N.astype("<u8") for stream in description.streams]
+        numbers += [self.xxh3_N[stream].astype("<u8") for stream in description.streams]
         for column in numbers:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
-    def videos_at(self, rows: slice) -> list[Video]:
-        """Some rows as videos."""
-        bounds = self.label_bounds[rows.start : rows.stop + 1].tolist()
-        labels = self.labels[bounds[0] : bounds[-1]].tolist()
-        columns = zip(
-            self.ids[rows].to_pylist(),
-            self.subset_N[rows].tolist(),
-            self.snippets_N[rows].tolist(),
-            bounds[:-1],
-            bounds[1:],
-            self.duration_s_N[rows].tolist(),
-            self.fps_N[rows].tolist(),
-            strict=True,
-        )
-        return [
-            Video(video, self.subsets[subset], snippets, tuple(labels[a - bounds[0] : b - bounds[0]]), duration_s, fps)
-            for video, subset, snippets, a, b, duration_s, fps in columns
-        ]
-
-
-class Videos(Sequence[Video]):
-    """All rows as videos, made anew whenever they are looked at."""
-
-    def __init__(self, rows: Manifest) -> None:
-        self._rows = rows
-
     def __len__(self) -> int:
-        return len(self._rows.subset_N)
+        return len(self.subset_N)
 
     def __iter__(self) -> Iterator[Video]:
         for first in range(0, len(self), CHUNK_VIDEOS):
-            yield from self._rows.videos_at(slice(first, min(first + CHUNK_VIDEOS, len(self))))
+            yield from self._videos_at(slice(first, min(first + CHUNK_VIDEOS, len(self))))
 
     @overload
     def __getitem__(self, index: int) -> Video: ...
@@ -98,7 +76,19 @@ class Videos(Sequence[Video]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
-        return self._rows.videos_at(slice(place, place + 1))[0]
+        return self._videos_at(slice(place, place + 1))[0]
+
+    def _videos_at(self, rows: slice) -> list[Video]:
+        bounds = self.label_bounds[rows.start : rows.stop + 1].tolist()
+        labels = self.labels[bounds[0] : bounds[-1]].tolist()
+        columns = (self.subset_N, self.snippets_N, self.duration_s_N, self.fps_N)
+        numbers = zip(*(column[rows].tolist() for column in columns), strict=True)
+        return [
+            Video(video, self.subsets[subset], snippets, tuple(labels[a - bounds[0] : b - bounds[0]]), duration_s, fps)
+            for video, (a, b), (subset, snippets, duration_s, fps) in zip(
+                self.ids[rows].to_pylist(), pairwise(bounds), numbers, strict=True
+            )
+        ]
 
 
 def schema(streams: Sequence[str]) -> pa.Schema:
@@ -112,40 +102,11 @@ def schema(streams: Sequence[str]) -> pa.Schema:
         ("duration_s", pa.float64()),
         ("fps", pa.float64()),
     ]
-    for stream in streams:
-        fields += [(f"{stream}_offset", pa.int64()), (f"{stream}_bytes", pa.int64()), (f"{stream}_xxh3", pa.uint64())]
+    kinds = (pa.int64(), pa.int64(), pa.uint64())
+    fields += [(f"{stream}_{part}", kind) for stream in streams for part, kind in zip(MEMBER_PARTS, kinds, strict=True)]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
-def write_manifest(file: BinaryIO, rows: list[dict[str, Any]], streams: Sequence[str]) -> None:
+def write_manifest(file: Path, rows: list[dict[str, Any]], streams: Sequence[str]) -> None:
     """Write one row a video, in the order that readers will count in; equal rows make equal bytes."""
-    table = pa.Table.from_pylist(rows, schema=schema(streams))
-    pq.write_table(table, file, compression="zstd")
-
-
-def read_manifest(content: bytes, streams: Sequence[str]) -> Manifest:
-    """Read the bytes of manifest.parquet.
-
-    Columns are numpy arrays on Arrow's own memory, read a thousand times faster than pyarrow's scalars; they are read
-    one by one, so that only one at a time is held twice.
-    """
-    file = pq.ParquetFile(pa.BufferReader(content))
-    column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
-    subset = column["subset"].dictionary_encode()
-    labels = column["labels"]
-
-    def members(stream: str) -> Members:
-        return Members(*(column[f"{stream}_{part}"].to_numpy() for part in ("offset", "bytes", "xxh3")))
-
-    return Manifest(
-        ids=column["id"],
-        subsets=subset.dictionary.to_pylist(),
-        subset_N=subset.indices.to_numpy(),
-        shard_N=column["shard"].to_numpy(),
-        snippets_N=column["snippets"].to_numpy(),
-        label_bounds=labels.offsets.to_numpy(),
-        labels=labels.values.to_numpy(),
-        duration_s_N=column["duration_s"].to_numpy(),
-        fps_N=column["fps"].to_numpy(),
-        members={stream: members(stream) for stream in streams},
-    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(streams)), file, compression="zstd")

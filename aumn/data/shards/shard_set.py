@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from aumn.data.shards.layout import DESCRIPTION, MANIFEST, Description, Shard, read_description, read_table_bytes
-from aumn.data.shards.manifest import Manifest, Videos, read_manifest
-from aumn.data.shards.tars import sample_key
+from aumn.data.shards import layout
+from aumn.data.shards.manifest import Manifest
 from aumn.records import InputError, Video
 
 OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
@@ -27,7 +26,7 @@ class ShardSet:
     Safe to read from several threads. Features are verified against their checksum on every read.
     """
 
-    def __init__(self, path: Path, description: Description, rows: Manifest) -> None:
+    def __init__(self, path: Path, description: layout.Description, rows: Manifest) -> None:
         self.path = path
         self.name = description.name
         self.identity = description.identity
@@ -36,24 +35,30 @@ class ShardSet:
         self.dtype = np.dtype(description.dtype)
         self.stride_frames = description.stride_frames
         self._tars = [path / shard.file for shard in description.shards]
+        self.videos: Sequence[Video] = rows
+        """Every video of every subset, in the order that `indices` and `read` count in."""
         self._rows = rows
         self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
 
     @classmethod
     def open(cls, path: Path) -> ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
-        description = read_description(path)
-        rows = read_manifest(read_table_bytes(path, MANIFEST, description), list(description.streams))
-        _check_tars(path, description.shards)
+        description = layout.read_description(path)
+        rows = Manifest(layout.read_table_bytes(path, layout.MANIFEST, description), list(description.streams))
+        for shard in description.shards:
+            file = path / shard.file
+            if not file.is_file():
+                raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
+            size = file.stat().st_size
+            if size != shard.bytes:
+                raise InputError(
+                    f"{file} has {size:,} bytes where {layout.DESCRIPTION} says {shard.bytes:,}: "
+                    "it is truncated or another's; fetch this shard again."
+                )
         return cls(path, description, rows)
 
     def __len__(self) -> int:
         return len(self.videos)
-
-    @property
-    def videos(self) -> Sequence[Video]:
-        """Every video of every subset, in the order that `indices` and `read` count in."""
-        return Videos(self._rows)
 
     def ids(self, indices: Sequence[int]) -> list[str]:
         """The names of these videos."""
@@ -90,19 +95,18 @@ class ShardSet:
 
     def checksum(self, index: int, stream: str) -> int:
         """That of a video's features in one stream: equal features have it, in any video."""
-        return int(self._rows.members[stream].checksum_N[index])
+        return int(self._rows.xxh3_N[stream][index])
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
         tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
         features = {}
         for stream, width in self.streams.items():
-            members = self._rows.members[stream]
-            first, size = members.offset_N.item(index), members.bytes_N.item(index)
+            first, size = self._rows.offset_N[stream].item(index), self._rows.bytes_N[stream].item(index)
             member = memoryview(tar)[first : first + size]
-            if xxhash.xxh3_64_intdigest(member) != members.checksum_N.item(index):
+            if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
                 raise InputError(
-                    f"{self.tar_of(index)}: member {sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
+                    f"{self.tar_of(index)}: member {layout.sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
                 )
             # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
@@ -114,16 +118,3 @@ class ShardSet:
 def _map_tar(tar: Path) -> mmap.mmap:
     with tar.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _check_tars(path: Path, shards: Sequence[Shard]) -> None:
-    for shard in shards:
-        file = path / shard.file
-        if not file.is_file():
-            raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
-        size = file.stat().st_size
-        if size != shard.bytes:
-            raise InputError(
-                f"{file} has {size:,} bytes where {DESCRIPTION} says {shard.bytes:,}: "
-                "it is truncated or another's; fetch this shard again."
-            )

@@ -25,7 +25,6 @@ class Header(NamedTuple):
     """What an array file holds."""
 
     shape: tuple[int, ...]
-    fortran_order: bool
     dtype: np.dtype[Any]
 
 
@@ -34,27 +33,25 @@ def read_header(path: Path, *, allow_pickle: bool) -> Header:
     with path.open("rb") as file:
         file.peek()  # waits for the file system before the lock is taken
         header = parse_header(str(path), file, path.stat().st_size)
-    if header.dtype.hasobject:
-        values = read_array(path, allow_pickle=allow_pickle)
-        return Header(values.shape, False, values.dtype)
-    return header
+    if not header.dtype.hasobject:
+        return header
+    values = read_array(path, allow_pickle=allow_pickle)
+    return Header(values.shape, values.dtype)
 
 
 def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
     """The array; a pickled one, or a pickled list of rows of one length, as float64."""
     with path.open("rb") as file:
-        header = parse_header(str(path), file, path.stat().st_size)
-        if not header.dtype.hasobject:
-            return reshape(np.fromfile(file, header.dtype, math.prod(header.shape)), header)
+        if not parse_header(str(path), file, path.stat().st_size).dtype.hasobject:
+            return read_values(file)
     return table_of(path, read_objects(path, allow_pickle=allow_pickle)).astype(np.float64)
 
 
 def read_objects(path: Path, *, allow_pickle: bool) -> Any:
     """What an array of pickled objects holds, or a plain array; see `unpickling.plain` for what its items are."""
     with path.open("rb") as file:
-        header = parse_header(str(path), file, path.stat().st_size)
-        if not header.dtype.hasobject:
-            return read_array(path, allow_pickle=False)
+        if not parse_header(str(path), file, path.stat().st_size).dtype.hasobject:
+            return read_values(file)
         if not allow_pickle:
             raise InputError(
                 f"{path} holds pickled Python objects, which can run code when read: save it as an array of numbers, "
@@ -76,19 +73,21 @@ def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
         with _parsing:
             version = np.lib.format.read_magic(file)
             parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            header = Header(*parse(file))
+            shape, _, dtype = parse(file)
     except ValueError as error:
         raise InputError(f"{name} is not a .npy file ({error}): save the features with numpy.save.") from None
     data_bytes = size_bytes - file.tell()
-    expected_bytes = math.prod(header.shape) * header.dtype.itemsize
-    if data_bytes < expected_bytes and not header.dtype.hasobject:
+    expected_bytes = math.prod(shape) * dtype.itemsize
+    if data_bytes < expected_bytes and not dtype.hasobject:
         raise InputError(
-            f"{name} is truncated: {data_bytes:,} bytes of data where its header {header.shape} {header.dtype} "
+            f"{name} is truncated: {data_bytes:,} bytes of data where its header {shape} {dtype} "
             f"says {expected_bytes:,}; fetch or extract it again."
         )
-    return header
+    return Header(shape, dtype)
 
 
-def reshape(values: np.ndarray, header: Header) -> np.ndarray:
-    """The flat values of a .npy file in the shape and order that its header says."""
-    return values.reshape(header.shape, order="F" if header.fortran_order else "C")
+def read_values(file: BinaryIO) -> np.ndarray:
+    """The array of an open .npy file whose header was good."""
+    file.seek(0)
+    values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return values

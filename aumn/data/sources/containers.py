@@ -6,27 +6,27 @@ Nothing in them can run code or lead to another file.
 from __future__ import annotations
 
 import os
-import threading
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aumn.data.sources.arrays import Header, parse_header, read_array, read_header, read_objects, reshape, table_of
+from aumn.data.sources import arrays
+from aumn.data.sources.arrays import Header, read_array, read_values, table_of
 from aumn.data.sources.unpickling import plain
 from aumn.records import InputError
 
 if TYPE_CHECKING:
     import h5py
 
-NPZ_SUFFIXES = (".npz",)
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+ARCHIVE_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf")
 MOST_OPEN = 32  # 1,024 is a usual limit of open files
-ARCHIVE_SUFFIXES = (*NPZ_SUFFIXES, *HDF5_SUFFIXES)
 
 
 class Place(NamedTuple):
@@ -39,21 +39,21 @@ class Place(NamedTuple):
         return self.file if self.member is None else f"{self.file}[{self.member}]"
 
 
-class Archive:
+class Archive(ABC):
     """An open file of many arrays."""
 
+    @abstractmethod
     def names(self) -> list[str]:
         """Its arrays, in any order."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """An array."""
 
     def header(self, name: str) -> Header:
         """What an array is."""
         values = self.read(name)
-        return Header(values.shape, False, values.dtype)
-
-    def read(self, name: str) -> np.ndarray:
-        """An array."""
-        raise NotImplementedError
+        return Header(values.shape, values.dtype)
 
     def fact(self, name: str) -> float | None:
         """A number told about the whole archive, such as its frame rate: a scalar of that name."""
@@ -65,24 +65,12 @@ class Containers:
 
     def __init__(self, *, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
-        self._open: OrderedDict[str, Archive] = OrderedDict()
-        self._opening = threading.Lock()
-
-    def archive(self, file: str) -> Archive:
-        """An archive, opened if it is not open yet."""
-        with self._opening:
-            if file not in self._open:
-                self._open[file] = _open_archive(file, allow_pickle=self._allow_pickle)
-            self._open.move_to_end(file)
-            archive = self._open[file]
-            if len(self._open) > MOST_OPEN:  # whoever is reading from it still holds it
-                self._open.popitem(last=False)
-        return archive
+        self.archive: Callable[[str], Archive] = lru_cache(MOST_OPEN)(partial(_open, allow_pickle=allow_pickle))
 
     def header(self, place: Place) -> Header:
         """Shape and dtype of an array."""
         if place.member is None:
-            return read_header(Path(place.file), allow_pickle=self._allow_pickle)
+            return arrays.read_header(Path(place.file), allow_pickle=self._allow_pickle)
         return self.archive(place.file).header(place.member)
 
     def read(self, place: Place) -> np.ndarray:
@@ -92,44 +80,46 @@ class Containers:
         return self.archive(place.file).read(place.member)
 
 
-def _open_archive(file: str, *, allow_pickle: bool) -> Archive:
+def _open(file: str, *, allow_pickle: bool) -> Archive:
     suffix = Path(file).suffix.lower()
-    if suffix in NPZ_SUFFIXES:
-        return _Npz(file)
-    return _Hdf5(file) if suffix in HDF5_SUFFIXES else _PickledArrays(Path(file), allow_pickle=allow_pickle)
+    if suffix == ".npy":
+        return _PickledArrays(Path(file), allow_pickle=allow_pickle)
+    return _Npz(file) if suffix == ".npz" else _Hdf5(file)
+
+
+@contextmanager
+def _telling_damage(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{what} ({error}): fetch or make it again.") from None
 
 
 class _Npz(Archive):
     def __init__(self, file: str) -> None:
         self._file = file
-        try:
+        with _telling_damage(f"{file} is not a whole .npz archive"):
             self._zip = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{file} is not a whole .npz archive ({error}): fetch or make it again.") from None
 
     def names(self) -> list[str]:
         return [name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy")]
 
     def header(self, name: str) -> Header:
-        return self._read(name, header_only=True)[0]
+        with self._open(name) as (header, _):
+            return header
 
     def read(self, name: str) -> np.ndarray:
-        header, values = self._read(name, header_only=False)
-        return reshape(values, header)
+        with self._open(name) as (_, member):
+            return read_values(member)
 
-    def _read(self, name: str, *, header_only: bool) -> tuple[Header, np.ndarray]:
-        try:
-            with self._zip.open(f"{name}.npy") as member:
-                size_bytes = self._zip.getinfo(f"{name}.npy").file_size
-                header = parse_header(f"{self._file}[{name}]", member, size_bytes)  # type: ignore[arg-type]
-                if header.dtype.hasobject:
-                    raise InputError(
-                        f"{self._file}[{name}] holds pickled Python objects: save it as an array of numbers."
-                    )
-                content = b"" if header_only else member.read()
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise InputError(f"{self._file}[{name}] cannot be read ({error}): fetch or make it again.") from None
-        return header, np.frombuffer(content, header.dtype)
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[Header, Any]]:
+        what = f"{self._file}[{name}]"
+        with _telling_damage(f"{what} cannot be read"), self._zip.open(f"{name}.npy") as member:
+            header = arrays.parse_header(what, member, self._zip.getinfo(f"{name}.npy").file_size)  # type: ignore[arg-type]
+            if header.dtype.hasobject:
+                raise InputError(f"{what} holds pickled Python objects: save it as an array of numbers.")
+            yield header, member
 
 
 class _Hdf5(Archive):
@@ -137,10 +127,8 @@ class _Hdf5(Archive):
         import h5py
 
         self._path = file
-        try:
+        with _telling_damage(f"{file} is not a whole HDF5 file"):
             self._file = h5py.File(file, "r")
-        except OSError as error:
-            raise InputError(f"{file} is not a whole HDF5 file ({error}): fetch or make it again.") from None
 
     def names(self) -> list[str]:
         import h5py
@@ -151,13 +139,11 @@ class _Hdf5(Archive):
 
     def header(self, name: str) -> Header:
         dataset = self._dataset(name)
-        return Header(dataset.shape or (), False, dataset.dtype)
+        return Header(dataset.shape or (), dataset.dtype)
 
     def read(self, name: str) -> np.ndarray:
-        try:
+        with _telling_damage(f"{self._path}[{name}] cannot be read"):
             values: np.ndarray = self._dataset(name)[()]
-        except OSError as error:
-            raise InputError(f"{self._path}[{name}] cannot be read ({error}): fetch or make it again.") from None
         return values
 
     def fact(self, name: str) -> float | None:
@@ -175,7 +161,7 @@ class _PickledArrays(Archive):
 
     def __init__(self, path: Path, *, allow_pickle: bool) -> None:
         self._path = path
-        objects: Any = plain(read_objects(path, allow_pickle=allow_pickle))
+        objects: Any = plain(arrays.read_objects(path, allow_pickle=allow_pickle))
         self._objects = objects if isinstance(objects, list) else list(objects) if np.ndim(objects) == 3 else []
         if not self._objects:
             raise InputError(f"{path} is not a list of arrays, one a video, as W-TALC's features are: give the folder.")
@@ -192,19 +178,11 @@ def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str,
 
     A folder's archives count as folders: the array VIDEO in `rgb_val.h5` has the parts ("rgb_val", "VIDEO").
     """
-    if path.is_file():
-        yield from ((tuple(name.split("/")), place) for name, place in _members(path, containers))
-        return
-    for folder, _, names in os.walk(path, followlinks=True):
-        for name in names:
-            file = Path(folder, name)
-            parts = file.relative_to(path).with_suffix("").parts
-            if file.suffix == ".npy":
-                yield parts, Place(str(file))
-            elif file.suffix.lower() in ARCHIVE_SUFFIXES:
-                yield from (((*parts, *name.split("/")), place) for name, place in _members(file, containers))
-
-
-def _members(file: Path, containers: Containers) -> Iterator[tuple[str, Place]]:
-    for name in containers.archive(str(file)).names():
-        yield name, Place(str(file), name)
+    below = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    for file in [path] if path.is_file() else below:
+        parts = () if file == path else file.relative_to(path).with_suffix("").parts
+        if file.suffix == ".npy":
+            yield parts, Place(str(file))
+        elif file.suffix.lower() in ARCHIVE_SUFFIXES:
+            for name in containers.archive(str(file)).names():
+                yield (*parts, *name.split("/")), Place(str(file), name)

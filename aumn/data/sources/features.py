@@ -5,16 +5,15 @@ Shape letters: T snippets, D width of a stream.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 
 import numpy as np
 
 from aumn.data.problems import about, refuse
-from aumn.data.sources.arrays import Header
 from aumn.data.sources.containers import Containers, Place
 from aumn.data.sources.releases import JOINT, STREAMS, Release
 from aumn.records import InputError
@@ -43,49 +42,38 @@ class VideoFeatures:
     streams: dict[str, FeatureArray]
 
 
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """How a joint array's columns are shared out: the streams in order, each with its width or, without, evenly."""
+Joint = dict[str, int | None]
+"""How a joint array's columns are shared out: the streams in order, each with its width or, without, evenly."""
 
-    widths: dict[str, int | None]
 
-    @classmethod
-    def parse(cls, text: str) -> Joint:
-        """Read `rgb,flow`, or `flow=1024,rgb=2048`."""
-        widths: dict[str, int | None] = {}
-        for part in text.split(","):
-            stream, _, width = part.strip().partition("=")
-            widths[stream] = int(width) if width.isdecimal() and int(width) else None
-            if width and widths[stream] is None:
-                raise InputError(f"{text!r}: the width {width!r} of {stream} must be a whole number above 0.")
-        if sorted(widths) != sorted(STREAMS) or len(set(map(bool, widths.values()))) > 1:
-            raise InputError(
-                f"{text!r} does not say how joint arrays hold the streams: name both in the columns' order, as in "
-                "rgb,flow, or with their widths, as in rgb=2048,flow=1024."
-            )
-        return cls(widths)
+def parse_joint(text: str) -> Joint:
+    """Read `rgb,flow`, or `flow=1024,rgb=2048`."""
+    widths: Joint = {}
+    for part in text.split(","):
+        stream, _, width = part.strip().partition("=")
+        widths[stream] = int(width) if width.isdecimal() and int(width) else None
+        if width and widths[stream] is None:
+            raise InputError(f"{text!r}: the width {width!r} of {stream} must be a whole number above 0.")
+    if sorted(widths) != sorted(STREAMS) or len(set(map(bool, widths.values()))) > 1:
+        raise InputError(
+            f"{text!r} does not say how joint arrays hold the streams: name both in the columns' order, as in "
+            "rgb,flow, or with their widths, as in rgb=2048,flow=1024."
+        )
+    return widths
 
-    def split(self, columns: int) -> dict[str, tuple[int, int]]:
-        """First column and width of each stream; InputError, without a subject, where they do not fit."""
-        widths = {stream: width or columns // len(self.widths) for stream, width in self.widths.items()}
-        if sum(widths.values()) != columns:
-            wanted = " + ".join(str(width) for width in widths.values())
-            remedy = "--joint rgb=WIDTH,flow=WIDTH names the streams in the columns' order with their widths"
-            raise InputError(f"has {columns} columns, which {wanted} of {' and '.join(widths)} do not fill: {remedy}.")
-        first, spans = 0, {}
-        for stream, width in widths.items():
-            spans[stream] = (first, width)
-            first += width
-        return spans
+
+def split_columns(joint: Joint, columns: int) -> dict[str, tuple[int, int]]:
+    """First column and width of each stream; InputError, without a subject, where they do not fit."""
+    widths = [width or columns // len(joint) for width in joint.values()]
+    if sum(widths) != columns:
+        wanted = " + ".join(map(str, widths))
+        remedy = "--joint rgb=WIDTH,flow=WIDTH names the streams in the columns' order with their widths"
+        raise InputError(f"has {columns} columns, which {wanted} of {' and '.join(joint)} do not fill: {remedy}.")
+    return dict(zip(joint, zip((0, widths[0]), widths, strict=True), strict=True))
 
 
 def check_features(
-    release: Release,
-    videos: Iterable[str],
-    containers: Containers,
-    *,
-    joint: Joint,
-    trim_streams: bool,
+    release: Release, videos: Iterable[str], containers: Containers, *, joint: Joint, trim_streams: bool
 ) -> tuple[list[VideoFeatures], dict[str, int]]:
     """Check every video's arrays by their headers; the videos in the order given, and each stream's width.
 
@@ -101,9 +89,16 @@ def check_features(
     with ThreadPoolExecutor(HEADER_READERS) as threads:
         checked = list(threads.map(check, videos))
     good = [outcome for outcome in checked if isinstance(outcome, VideoFeatures)]
-    widths = {stream: _usual_width(good, stream) for stream in STREAMS}
     problems = [outcome for outcome in checked if isinstance(outcome, str)]
-    problems += [problem for features in good for problem in _width_problems(features, widths)[:1]]
+    widths = {stream: mode(features.streams[stream].width for features in good) for stream in STREAMS if good}
+    for features in good:
+        for stream, array in features.streams.items():
+            if array.width != widths[stream]:
+                problems.append(
+                    f"{array.place} has width {array.width} where the other videos' {stream} features have "
+                    f"{widths[stream]}: extract it with the same network."
+                )
+                break
     refuse(problems, f"{len(problems):,} videos in {release.path} cannot be packed:")
     return good, widths
 
@@ -132,9 +127,11 @@ def _check_video(
                 "video out."
             )
         place = places[name]
-        snippets, columns = _check_header(place, containers.header(place))
-        for stream, (first, width) in _share_out(place, name, columns, joint).items():
-            status = Path(place.file).stat()
+        snippets, columns = _check_header(place, containers)
+        with about(place):
+            spans = split_columns(joint, columns) if name == JOINT else {name: (0, columns)}
+        status = Path(place.file).stat()
+        for stream, (first, width) in spans.items():
             lengths[stream] = snippets
             arrays[stream] = FeatureArray(place, first, width, columns, status.st_size, status.st_mtime_ns)
     if len(set(lengths.values())) > 1 and not trim_streams:
@@ -146,14 +143,8 @@ def _check_video(
     return VideoFeatures(video, min(lengths.values()), {stream: arrays[stream] for stream in STREAMS})
 
 
-def _share_out(place: Place, name: str, columns: int, joint: Joint) -> dict[str, tuple[int, int]]:
-    if name != JOINT:
-        return {name: (0, columns)}
-    with about(place):
-        return joint.split(columns)
-
-
-def _check_header(place: Place, header: Header) -> tuple[int, int]:
+def _check_header(place: Place, containers: Containers) -> tuple[int, int]:
+    header = containers.header(place)
     if len(header.shape) != 2:
         raise InputError(f"{place} has shape {header.shape}; features must be two-dimensional, snippets x width.")
     if header.dtype.kind != "f":
@@ -162,20 +153,6 @@ def _check_header(place: Place, header: Header) -> tuple[int, int]:
         raise InputError(f"{place} is empty, of shape {header.shape}: extract it again, or leave the video out.")
     snippets, columns = header.shape
     return snippets, columns
-
-
-def _usual_width(videos: list[VideoFeatures], stream: str) -> int:
-    counts = Counter(features.streams[stream].width for features in videos)
-    return counts.most_common(1)[0][0] if counts else 0
-
-
-def _width_problems(features: VideoFeatures, widths: Mapping[str, int]) -> list[str]:
-    return [
-        f"{array.place} has width {array.width} where the other videos' {stream} features have {widths[stream]}: "
-        "extract it with the same network."
-        for stream, array in features.streams.items()
-        if array.width != widths[stream]
-    ]
 
 
 def _take_stream(whole_TD: np.ndarray, array: FeatureArray, snippets: int, dtype: np.dtype) -> np.ndarray:

@@ -1,11 +1,6 @@
 """A release of features as it was published: in which layout, and where each video's streams lie.
 
-The layouts, by the arrays' names (folders, archives and names inside archives count alike):
-
-    folders    rgb/VIDEO, flow/VIDEO; a folder or archive named with the stream's word will do: rgb_val.h5, i3d-flow/
-    suffixes   VIDEO_rgb and VIDEO_flow, or VIDEO/rgb and VIDEO/flow
-    joint      VIDEO, or VIDEO/features: one array with the streams' columns side by side
-    wtalc      one .npy file of joint arrays, in the order of the annotation folder's videoname.npy
+Folders, archives and names inside archives count alike: `rgb/VIDEO` may be an array of rgb_val.h5 or of i3d-rgb/.
 """
 
 from __future__ import annotations
@@ -28,8 +23,8 @@ LAYOUTS = {
     JOINT: "one array VIDEO with the streams' columns side by side",
     "wtalc": "one file of joint arrays, named by the annotation folder's videoname.npy",
 }
-"""What each layout's arrays are called."""
 
+Places = dict[str, dict[str, Place]]  # video -> stream, or JOINT -> its array
 Parts = tuple[str, ...]
 Named = tuple[str, str]  # a video, and one of its streams
 _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # what extractors leave beside features
@@ -37,21 +32,16 @@ _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # wh
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Where everything is. Each video's places are by stream, or one under JOINT."""
+    """Where everything is."""
 
     path: Path
-    layout: str
+    layout: str  # one of LAYOUTS
     was_found: bool  # by looking, since nobody named it
-    places: dict[str, dict[str, Place]]
+    places: Places
 
 
 def find_release(
-    path: Path,
-    containers: Containers,
-    *,
-    layout: str | None = None,
-    names: Sequence[str] | None = None,
-    prefix: str = "",
+    path: Path, containers: Containers, *, layout: str | None, names: Sequence[str] | None, prefix: str
 ) -> Release:
     """Look at the arrays' names and say which layout they follow; `layout` names it where looking does not tell.
 
@@ -72,7 +62,13 @@ def find_release(
     chosen = layout or _look(path, [parts for parts, _ in arrays])
     named = _name_joint(arrays) if chosen == JOINT else [(_READERS[chosen](parts), place) for parts, place in arrays]
     places = _gather(path, named, prefix)
-    _check_streams(path, chosen, places)
+    found = {stream for streams in places.values() for stream in streams}
+    missing = [stream for stream in STREAMS if chosen != JOINT and stream not in found]
+    if missing:
+        raise InputError(
+            f"{path} holds no {' and no '.join(missing)} features (layout {chosen!r}: {LAYOUTS[chosen]}): both "
+            "streams are needed; where one array holds both, give --layout joint."
+        )
     return Release(path, chosen, layout is None, places)
 
 
@@ -117,8 +113,8 @@ def _name_joint(arrays: Sequence[tuple[Parts, Place]]) -> list[tuple[Named | Non
     return [((video, JOINT), place) for video, (_, place) in zip(videos, arrays, strict=True)]
 
 
-def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str) -> dict[str, dict[str, Place]]:
-    places: dict[str, dict[str, Place]] = {}
+def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str) -> Places:
+    places: Places = {}
     problems = []
     for name, place in named:
         if name is None or not name[0].startswith(prefix):
@@ -130,17 +126,7 @@ def _gather(path: Path, named: Sequence[tuple[Named | None, Place]], prefix: str
     return places
 
 
-def _check_streams(path: Path, layout: str, places: dict[str, dict[str, Place]]) -> None:
-    found = {stream for streams in places.values() for stream in streams}
-    missing = [stream for stream in STREAMS if layout != JOINT and stream not in found]
-    if missing:
-        raise InputError(
-            f"{path} holds no {' and no '.join(missing)} features (layout {layout!r}: {LAYOUTS[layout]}): both "
-            "streams are needed; where one array holds both, give --layout joint."
-        )
-
-
-def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> dict[str, dict[str, Place]]:
+def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> Places:
     numbers = containers.archive(str(path)).names()
     if names is None:
         raise InputError(
@@ -156,13 +142,11 @@ def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | Non
 
 def read_fact(release: Release, fact: str, containers: Containers) -> float | None:
     """What archives tell of all their arrays, `fps` or `stride_frames`, as an attribute or scalar; they must agree."""
-    files = {
-        place.file for streams in release.places.values() for place in streams.values() if place.member is not None
-    }
-    told = {containers.archive(file).fact(fact) for file in sorted(files)} - {None}
-    if len(told) > 1 or not all(value is not None and value > 0 for value in told):
-        shown = ", ".join(f"{value:g}" for value in sorted(filter(None, told)))
-        option = fact.replace("_", "-")
+    places = (place for streams in release.places.values() for place in streams.values())
+    files = {place.file for place in places if place.member is not None}
+    told = {number for file in files if (number := containers.archive(file).fact(fact)) is not None}
+    if len(told) > 1 or not min(told, default=1) > 0:
+        shown, option = ", ".join(f"{number:g}" for number in sorted(told)), fact.replace("_", "-")
         raise InputError(
             f"{release.path}: its archives tell {fact} as {shown}; it must be one number above 0: give --{option}."
         )

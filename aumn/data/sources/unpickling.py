@@ -45,30 +45,28 @@ def plain(value: Any) -> Any:
 
 def as_numbers(value: Any, limit: int) -> np.ndarray:
     """Unpickled rows of numbers as one array; lists as float64. `limit` bounds how many numbers lists may hold."""
+    no_table = InputError("holds pickled objects that are no table of numbers: save it as an array.")
     rows = plain(value)
     if isinstance(rows, np.ndarray):
         return rows
     if not isinstance(rows, list | tuple):
-        raise _no_table()
+        raise no_table
     rows = [plain(row) for row in rows]
     if not all(isinstance(row, list | tuple | np.ndarray) for row in rows) or len({len(row) for row in rows}) > 1:
-        raise _no_table()
+        raise no_table
     if sum(len(row) for row in rows) > limit:
         raise _refusal("repeats its rows beyond measure")
     try:
         return np.array([np.fromiter(map(plain, row), np.float64, len(row)) for row in rows])
     except (TypeError, ValueError):
-        raise _no_table() from None
+        raise no_table from None
 
 
-def _no_table() -> InputError:
-    return InputError("holds pickled objects that are no table of numbers: save it as an array.")
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows the names that numpy itself writes for arrays and numbers, under its old and new module names.
 
-
-class _ArrayUnpickler(
-    pickle._Unpickler
-):  # the one in Python: the one in C fills the memory if told to memoize as no. 2^32
-    """Knows the names that numpy itself writes for arrays and numbers, under its old and new module names."""
+    It is the one in Python: the one in C fills the memory if told to memoize as no. 2^32.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """Every function or class that a pickle names comes through here before it is called."""
@@ -77,30 +75,19 @@ class _ArrayUnpickler(
             raise _refusal(f"asks for {module}.{name} to be run")
         return known
 
+    def load_build(self) -> None:
+        """Nothing has a state that a pickle may set but what it has had made."""
+        if not isinstance(self.stack[-2], _Dtype | _Array):  # type: ignore[attr-defined]
+            raise _refusal("sets the state of a function")
+        super().load_build()  # type: ignore[misc]
 
-class _StandIn:
-    """Called where the pickle believes that it calls something else. It has no state that a pickle could set."""
-
-    __slots__ = ("_call",)
-    _call: Any
-
-    def __init__(self, call: Any) -> None:
-        object.__setattr__(self, "_call", call)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setattr__(self, name: str, _value: Any) -> None:
-        raise _refusal(f"sets {name}")
-
-    def __setstate__(self, _state: Any) -> None:
-        raise _refusal("sets the state of a function")
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}  # type: ignore[assignment]
 
 
 class _Dtype:
     """A dtype of plain numbers or texts, or of objects; its state may change the byte order and nothing else."""
 
-    __slots__ = ("code",)
+    code = "O"  # where a pickle has one made without its code
 
     def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
         if not isinstance(code, str) or not (code in {"O", "O8"} or _PLAIN_DTYPE.fullmatch(code)):
@@ -124,10 +111,10 @@ class _Dtype:
 class _Array:
     """An array under construction: its state comes after it, and may, for objects, hold further arrays."""
 
-    __slots__ = ("_items",)
+    _items: Any = None
 
     def __init__(self, _type: Any, _shape: Any, _typecode: Any) -> None:
-        self._items: Any = None
+        pass
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, is_fortran, content = state
@@ -185,20 +172,16 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-def _refuse_call(*_arguments: Any) -> Any:
-    raise _refusal("asks for an array to be made otherwise than numpy does")
-
-
 def _refusal(what: str) -> InputError:
     return InputError(f"{what}, which is no array of numbers: do not trust this file.")
 
 
 _STAND_INS = {
-    ("numpy", "ndarray"): _StandIn(_refuse_call),  # only ever an argument of _reconstruct
-    ("numpy", "dtype"): _StandIn(_Dtype),
-    ("numpy._core.multiarray", "_reconstruct"): _StandIn(_Array),
-    ("numpy._core.multiarray", "scalar"): _StandIn(_scalar),
-    ("numpy._core.numeric", "_frombuffer"): _StandIn(_from_bytes),
-    ("_codecs", "encode"): _StandIn(_latin1),
-    ("builtins", "bytes"): _StandIn(_no_bytes),
+    ("numpy", "ndarray"): _Array,  # only ever an argument of _reconstruct
+    ("numpy", "dtype"): _Dtype,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _from_bytes,
+    ("_codecs", "encode"): _latin1,
+    ("builtins", "bytes"): _no_bytes,
 }

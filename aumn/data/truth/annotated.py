@@ -40,28 +40,25 @@ class AnnotatedVideo(NamedTuple):
 
 
 def parse_videos(
-    source: Path,
-    entries: Iterable[tuple[str, Entry]],
-    parse: Callable[[str, Entry], AnnotatedVideo],
-    where: Callable[[Entry], str] = lambda _entry: "",
+    source: Path, entries: Iterable[tuple[str, Entry]], parse: Callable[[str, Entry], AnnotatedVideo]
 ) -> list[AnnotatedVideo]:
     """Each video of a ground truth, from its name and what stands there about it; all that is wrong is told together.
 
-    `parse` raises errors whose subject is the video; `where` may say at which place of the file that one stands.
+    `parse` raises errors whose subject is the video.
     """
     videos, problems = [], []
     for video, entry in entries:
         try:
             videos.append(parse(video, entry))
         except (InputError, TypeError, ValueError) as error:
-            problems.append(f"{source}: video {video!r}{where(entry)} {error}")
+            problems.append(f"{source}: video {video!r} {error}")
     refuse(problems, f"{source}: {len(problems):,} videos of the ground truth cannot be used:")
     return videos
 
 
 def parse_instance(label: str, start: Any, end: Any) -> Instance:
     """An instance of two numbers or their texts; InputError, with the video for its subject, for others."""
-    start_s, end_s = parse_number(start), parse_number(end)
+    start_s, end_s = _parse_number(start), _parse_number(end)
     if start_s is None or end_s is None:
         raise InputError(f"has a {label!r} at {[start, end]!r}; start and end must be finite numbers of seconds.")
     if end_s < start_s:
@@ -75,13 +72,13 @@ def parse_positive(name: str, value: Any) -> float | None:
     """A number above 0, or None for None."""
     if value is None:
         return None
-    number = parse_number(value)
+    number = _parse_number(value)
     if number is None or number <= 0:
         raise InputError(f"has {name} {value!r}; it must be a number above 0, or left out.")
     return number
 
 
-def parse_number(value: Any) -> float | None:
+def _parse_number(value: Any) -> float | None:
     """A finite number, also from its text: BaS-Net's release of THUMOS14 writes its seconds as strings."""
     if isinstance(value, bool) or not isinstance(value, float | int | str):
         return None

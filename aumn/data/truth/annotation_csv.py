@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive, parse_videos
+from aumn.data.problems import about
+from aumn.data.truth.annotated import AnnotatedVideo, parse_instance, parse_positive, parse_videos
 from aumn.records import InputError
 
 REQUIRED = ("video", "label", "start", "end")
@@ -25,12 +26,7 @@ def read_csv(file: Path) -> list[AnnotatedVideo]:
     rows_of: dict[str, list[tuple[int, Row]]] = {}
     for line, row in _read_rows(file):
         rows_of.setdefault(row["video"], []).append((line, row))
-    return parse_videos(file, rows_of.items(), _parse_video, _lines_of)
-
-
-def _lines_of(rows: list[tuple[int, Row]]) -> str:
-    lines = ", ".join(str(line) for line, _ in rows[:5]) + (", ..." if len(rows) > 5 else "")
-    return f" (line{'s' * (len(rows) > 1)} {lines})"
+    return parse_videos(file, rows_of.items(), _parse_video)
 
 
 def _read_rows(file: Path) -> list[tuple[int, Row]]:
@@ -38,12 +34,17 @@ def _read_rows(file: Path) -> list[tuple[int, Row]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:  # spreadsheets begin with a byte-order mark
             reader = csv.DictReader(text, skipinitialspace=True, strict=True)
-            _check_columns(file, list(reader.fieldnames or []))
+            columns = list(reader.fieldnames or [])
+            if not set(REQUIRED) <= set(columns) <= {*REQUIRED, *FACTS} or len(set(columns)) < len(columns):
+                raise InputError(
+                    f"{file} has the columns {', '.join(columns) or 'of an empty file'}; its first line must name "
+                    "video, label, start, end, separated by commas, and may name subset, duration and fps."
+                )
             rows = []
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(
-                        f"{file}: line {reader.line_num} has not the {len(reader.fieldnames or [])} fields of the "
+                        f"{file}: line {reader.line_num} has not the {len(columns)} fields of the "
                         'first line: put a field that holds a comma into double quotes, "like, this".'
                     )
                 rows.append((reader.line_num, {name: row.get(name, "").strip() for name in (*REQUIRED, *FACTS)}))
@@ -54,30 +55,23 @@ def _read_rows(file: Path) -> list[tuple[int, Row]]:
     return rows
 
 
-def _check_columns(file: Path, columns: list[str]) -> None:
-    missing = [name for name in REQUIRED if name not in columns]
-    unknown = [name for name in columns if name not in (*REQUIRED, *FACTS)]
-    if missing or unknown or len(set(columns)) < len(columns):
-        raise InputError(
-            f"{file} has the columns {', '.join(columns) or 'of an empty file'}; its first line must name video, "
-            "label, start, end, separated by commas, and may name subset, duration and fps."
-        )
-
-
 def _parse_video(video: str, rows: list[tuple[int, Row]]) -> AnnotatedVideo:
-    if not video:
-        raise InputError("has no name; fill in column video.")
-    subset, duration, fps = (_one_fact(name, [row[name] for _, row in rows]) for name in FACTS)
-    timed, untimed = [], []
-    for _, row in rows:
-        parsed = _parse_row(row)
-        if isinstance(parsed, Instance):
-            timed.append(parsed)
-        elif parsed:
-            untimed.append(parsed)
-    duration_s, rate = parse_positive("duration", duration), parse_positive("fps", fps)
-    labels = {instance.label for instance in timed}
-    rest = sorted(set(untimed) - labels)
+    lines = ", ".join(str(line) for line, _ in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    with about(f"(line{'s' * (len(rows) > 1)} {lines})"):
+        if not video:
+            raise InputError("has no name; fill in column video.")
+        subset, duration, fps = (_one_fact(name, [row[name] for _, row in rows]) for name in FACTS)
+        timed, untimed = [], set()
+        for _, row in rows:
+            label, times = row["label"], (row["start"], row["end"])
+            if not any(times):
+                untimed |= {label} - {""}
+            elif label:
+                timed.append(parse_instance(label, *times))
+            else:
+                raise InputError(f"has an instance at {list(times)} without a label; name the action.")
+        duration_s, rate = parse_positive("duration", duration), parse_positive("fps", fps)
+    rest = sorted(untimed - {instance.label for instance in timed})
     return AnnotatedVideo(video, subset or DEFAULT_SUBSET, duration_s, rate, tuple(timed), tuple(rest))
 
 
@@ -86,11 +80,3 @@ def _one_fact(name: str, cells: list[str]) -> str | None:
     if len(told) > 1:
         raise InputError(f"has {name} {' and '.join(map(repr, told))}; a video has one: correct its rows.")
     return told[0] if told else None
-
-
-def _parse_row(row: Row) -> Instance | str:
-    """An instance; or an untimed label, empty where the row has none."""
-    label, times = row["label"], (row["start"], row["end"])
-    if any(times) and not label:
-        raise InputError(f"has an instance at {list(times)} without a label; name the action.")
-    return parse_instance(label, *times) if any(times) else label

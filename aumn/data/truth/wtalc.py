@@ -23,10 +23,11 @@ NAMES = "videoname.npy"
 def read_wtalc(folder: Path, *, allow_pickle: bool) -> list[AnnotatedVideo]:
     """Every video, in the order in which the features' arrays lie."""
     names = [_text(name) for name in _read(folder, "videoname", allow_pickle)]
-    columns = {name: _read(folder, name, allow_pickle) for name in ("subset", "duration", "segments", "labels")}
-    columns["labels_all"] = _read(folder, "labels_all", allow_pickle) if (folder / "labels_all.npy").is_file() else []
+    told = ["subset", "duration", "segments", "labels"]
+    told += ["labels_all"] if (folder / "labels_all.npy").is_file() else []
+    columns = {name: _read(folder, name, allow_pickle) for name in told}
     for name, column in columns.items():
-        if len(column) != len(names) and not (name == "labels_all" and not column):
+        if len(column) != len(names):
             raise InputError(
                 f"{folder}: {name}.npy has {len(column):,} entries where {NAMES} has {len(names):,}: take all files "
                 "from one release."
@@ -34,7 +35,7 @@ def read_wtalc(folder: Path, *, allow_pickle: bool) -> list[AnnotatedVideo]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{folder}: {NAMES} names {', '.join(map(repr, twice[:3]))} more than once: correct it.")
-    entries = ({column: values[i] for column, values in columns.items() if values} for i in range(len(names)))
+    entries = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     return parse_videos(folder, zip(names, entries, strict=True), _parse_video)
 
 
@@ -42,28 +43,22 @@ def _read(folder: Path, name: str, allow_pickle: bool) -> list[Any]:
     path = folder / f"{name}.npy"
     if not path.is_file():
         raise InputError(f"{path} is missing: W-TALC's annotation folder has it; fetch the folder again.")
-    values = plain(read_objects(path, allow_pickle=allow_pickle))
-    return list(values)
+    return _items(read_objects(path, allow_pickle=allow_pickle))
 
 
 def _parse_video(name: str, entry: dict[str, Any]) -> AnnotatedVideo:
     labels, segments = [_text(label) for label in _items(entry["labels"])], _items(entry["segments"])
     if len(labels) != len(segments):
         raise InputError(f"has {len(labels)} labels and {len(segments)} segments; give each segment its label.")
-    timed = tuple(
-        parse_instance(label, *map(_number, _items(segment))) for label, segment in zip(labels, segments, strict=True)
-    )
+    timed = tuple(parse_instance(label, *_items(segment)) for label, segment in zip(labels, segments, strict=True))
     untimed = () if timed else tuple(sorted({_text(label) for label in _items(entry.get("labels_all", []))}))
-    duration_s = parse_positive("duration", _number(np.ravel(entry["duration"])[0]))
+    duration_s = parse_positive("duration", np.ravel(entry["duration"]).item(0))
     return AnnotatedVideo(name, _text(entry["subset"]), duration_s, None, timed, untimed)
 
 
 def _items(value: Any) -> list[Any]:
-    return [plain(item) for item in plain(value)]
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    items = plain(value)
+    return [plain(item) for item in (items.tolist() if isinstance(items, np.ndarray) else items)]
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aumn.data.shards import manifest as manifest_module
-from aumn.data.shards.manifest import Videos, read_manifest, schema
+from aumn.data.shards.manifest import Manifest, schema
 from aumn.data.shards.shard_set import ShardSet
 from aumn.records import Video
 
@@ -35,7 +35,7 @@ def make_content(videos: int) -> bytes:
 
 def test_videos_are_the_same_one_by_one_in_turn_and_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_module, "CHUNK_VIDEOS", 4)  # 11 videos are two whole chunks and a part of one
-    videos = Videos(read_manifest(make_content(11), ["rgb", "flow"]))
+    videos = Manifest(make_content(11), ["rgb", "flow"])
     expected = [
         Video(f"video_{i:09d}", ("training", "testing")[i % 2], 1 + i % 7, tuple(range(i % 3)), i / 4, 25.0)
         for i in range(11)
@@ -63,10 +63,10 @@ def test_the_rows_that_are_chosen_by_column_are_those_chosen_by_video(shard_set:
 def test_a_million_videos_are_no_python_objects() -> None:
     """Every rank holds the manifest; beside Arrow's columns there must be nothing that grows with the videos."""
     content = make_content(20_000)
-    read_manifest(content, ["rgb", "flow"])  # what is imported and cached once
+    Manifest(content, ["rgb", "flow"])  # what is imported and cached once
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    held = Videos(read_manifest(content, ["rgb", "flow"]))
+    held = Manifest(content, ["rgb", "flow"])
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 20_000, f"{(after - before) / len(held):.1f} bytes a video"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aumn.data.shards.layout import sample_key
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.shards.tars import sample_key
 
 ODD_IDS = ["v.1.2", ".hidden", "a b", "ünï", "日本", "50%", "-x", "__meta__", "folder/clip.1", 'it\'s "so"', "x" * 120]
 

@@ -4,7 +4,6 @@ import builtins
 import os
 import pickle
 import struct
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.sources import unpickling
 from aumn.data.sources.arrays import read_array
 from aumn.data.sources.unpickling import as_numbers, plain, unpickle
 from aumn.records import InputError
@@ -72,7 +70,7 @@ def test_nothing_is_run(
         b"cnumpy\nndarray.tofile\n.",
         b"cnumpy.core.multiarray\n_reconstruct.__globals__\n.",
         b"cnumpy._core._multiarray_umath\nfromfile\n.",
-        b"caumn.data.unpickling\n_StandIn\n.",
+        b"caumn.data.sources.unpickling\n_ArrayUnpickler\n.",
         b"cbuiltins\nobject\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
     ],
@@ -84,7 +82,7 @@ def test_no_other_name_is_known(name: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"cnumpy\nndarray\n(I9\ntR.", "asks for an array to be made otherwise"),
+        (b"cnumpy\nndarray\n(I9\ntR.", "is a damaged pickle"),
         (b"cbuiltins\nbytes\n(I9999999999\ntR.", "asks for bytes to be made"),
         (b"c_codecs\nencode\n(S'x'\nS'zip'\ntR.", "asks for the codec 'zip'"),
         (b"cnumpy\ndtype\n(S'V8'\nI00\nI01\ntR.", "asks for the dtype 'V8'"),
@@ -94,6 +92,9 @@ def test_no_other_name_is_known(name: bytes) -> None:
         (b"cnumpy\ndtype\n(dp0\nS'__class__'\nI1\nsb.", "sets the state of a function"),
         (b"cnumpy\ndtype\n(dp0\nS'x'\nI1\nsb.", "sets the state of a function"),
         (b"cnumpy\ndtype\n(N(dp0\nS'_call'\nI1\nstb.", "sets the state of a function"),
+        (b"c_codecs\nencode\n(N(dp0\nS'x'\nI1\nstb.", "sets the state of a function"),
+        (b"cnumpy.core.multiarray\n_reconstruct\n)\x81.", "leaves an array unfinished"),
+        (b"cnumpy\ndtype\n)\x81(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb.", "no table of numbers"),
         (RECONSTRUCT + b"(I1\n(I9\nt" + DTYPE + b"I00\nS'12345678'\ntb.", "bytes do not fit its shape"),
         (RECONSTRUCT + b"(I1\n(I-1\nt" + DTYPE + b"I00\nS'12345678'\ntb.", "asks for the shape (-1,)"),
         (RECONSTRUCT + b"(I1\n(I1\nt" + DTYPE.replace(b"f8", b"S0") + b"I00\nS''\ntb.", "numbers of the dtype 'S0'"),
@@ -117,14 +118,6 @@ def test_no_other_name_is_known(name: bytes) -> None:
 )
 def test_numpys_own_names_are_not_turned_against_it(content: bytes, message: str) -> None:
     assert message in refused(content)
-
-
-def test_the_stand_ins_stay_as_they_are() -> None:
-    """What one hostile file sets would be there for the next file: nothing can be set."""
-    before = {name: stand_in._call for name, stand_in in unpickling._STAND_INS.items()}
-    for state in (b"(dp0\nS'_call'\nI1\nsb.", b"(N(dp0\nS'_call'\nI1\nstb.", b"(dp0\nS'__call__'\nI1\nsb."):
-        refused(b"cnumpy\ndtype\n" + state)
-    assert {name: stand_in._call for name, stand_in in unpickling._STAND_INS.items()} == before
 
 
 def test_a_row_repeated_by_reference_is_no_way_to_fill_the_memory() -> None:
@@ -164,11 +157,6 @@ def test_honest_arrays_come_out_as_they_went_in(protocol: int, array: Any) -> No
     np.testing.assert_array_equal(plain(found), array)
 
 
-def test_objects_in_two_dimensions() -> None:
-    table = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=object)
-    np.testing.assert_array_equal(as_numbers(read(pickle.dumps(table)), limit=100), table.astype(float))
-
-
 def test_garbage_never_ends_in_anything_but_a_sentence(tmp_path: Path) -> None:
     """Honest pickles with bytes changed at random."""
     rng = np.random.default_rng(0)
@@ -183,13 +171,9 @@ def test_garbage_never_ends_in_anything_but_a_sentence(tmp_path: Path) -> None:
         for at in rng.integers(128, len(honest), rng.integers(1, 6)):
             content[at] = rng.integers(256)
         path.write_bytes(content)
-        outcomes.add(_outcome(lambda: read_array(path, allow_pickle=True)))
+        try:
+            read_array(path, allow_pickle=True)
+            outcomes.add("read")
+        except InputError:
+            outcomes.add("refused")
     assert outcomes == {"read", "refused"}
-
-
-def _outcome(action: Callable[[], Any]) -> str:
-    try:
-        action()
-    except InputError:
-        return "refused"
-    return "read"

@@ -80,22 +80,22 @@ def test_pickles_of_python_2_read_alike(release: Path) -> None:
     assert pack_release(release).identity == expected
 
 
-def test_the_frame_rate_has_to_be_given(release: Path) -> None:
+def test_pickles_need_the_flag_and_the_frame_rate_has_to_be_given(release: Path) -> None:
     with pytest.raises(InputError, match="Annotations tells no fps for 3 videos"):
         pack_release(release, fps=None)
-
-
-def test_pickles_need_the_flag(release: Path) -> None:
     with pytest.raises(InputError, match=r"\.npy holds pickled Python objects, .* or give --allow-pickle"):
         pack_release(release, allow_pickle=False)
     with pytest.raises(InputError, match=r"\.npy holds pickled Python objects, .* or give --allow-pickle"):
         read_annotations(release.with_name("Annotations"))
 
 
-def test_features_without_their_names(release: Path, tmp_path: Path) -> None:
+def test_features_without_their_names_or_that_are_no_list(release: Path, tmp_path: Path) -> None:
     (tmp_path / "gt.csv").write_text("video,label,start,end\nvideo_a,Run,1,2\n")
     with pytest.raises(InputError, match="does not name its videos: give --annotations W-TALC's annotation folder"):
         pack(release, tmp_path / "out", tmp_path / "gt.csv", name="w", allow_pickle=True, fps=25.0)
+    np.save(release, np.zeros((3, 8)))
+    with pytest.raises(InputError, match="is not a list of arrays, one a video, as W-TALC's features are"):
+        pack_release(release)
 
 
 def drop_a_name(folder: Path) -> None:
@@ -139,12 +139,6 @@ def test_a_folder_that_is_wrong(release: Path, change: Callable[[Path], Any], me
         pack_release(release)
 
 
-def test_features_that_are_no_list(release: Path) -> None:
-    np.save(release, np.zeros((3, 8)))
-    with pytest.raises(InputError, match="is not a list of arrays, one a video, as W-TALC's features are"):
-        pack_release(release)
-
-
 @pytest.mark.shared
 def test_the_real_annotation_folder_says_what_the_json_says(shared_data: Path) -> None:
     """Counts as published; the same instances as FTCL's release of the same ground truth, but for rounding."""
@@ -161,21 +155,3 @@ def test_the_real_annotation_folder_says_what_the_json_says(shared_data: Path) -
         for mine, other in zip(ours, theirs, strict=True):
             assert mine[1:] == pytest.approx(other[1:], abs=0.051)
     assert counts == {"validation": (200, 3007), "test": (212, 3358)}
-
-
-@pytest.mark.shared
-def test_the_real_annotation_folder_with_arrays_of_their_lengths(shared_data: Path, tmp_path: Path) -> None:
-    """The features themselves are not at hand: here are arrays of the published layout and as many snippets."""
-    folder = shared_data / "thumos14/wtalc_annotations"
-    videos = read_annotations(folder, allow_pickle=True).videos.values()
-    rng = np.random.default_rng(0)
-    lengths = [round((video.duration_s or 0) * 25 / 16) for video in videos]
-    arrays = objects([rng.random((length, 6), "f4") for length in lengths])
-    np.save(tmp_path / "Thumos14reduced-I3D-JOINTFeatures.npy", arrays, allow_pickle=True)
-    source = tmp_path / "Thumos14reduced-I3D-JOINTFeatures.npy"
-    report = pack(source, tmp_path / "out", folder, name="thumos14", allow_pickle=True, fps=25.0)
-    assert report.packed == {"test": 212, "validation": 200}
-    assert report.coverage == pytest.approx(1, abs=0.01)
-    assert len(report.classes) == 20
-    wrong = pack(source, tmp_path / "wrong", folder, name="thumos14", allow_pickle=True, fps=10.0)
-    assert wrong.coverage == pytest.approx(2.5, abs=0.03)  # what extracted_fps.npy would have made of it
