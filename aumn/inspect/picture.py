@@ -87,12 +87,11 @@ def _label(name: str) -> str:
 
 def _draw_classes(axes: Axes, found: Inspection) -> None:
     ranked = sorted(found.classes, key=lambda label: -sum(found.classes[label].values()))
-    bottom = np.zeros(len(ranked))
+    places, bottom = range(len(ranked)), np.zeros(len(ranked))
     for subset, colour in zip(found.subsets, COLOURS * 9, strict=False):
         counts = np.array([found.classes[label][subset] for label in ranked])
-        style = {"color": colour, "edgecolor": "white", "linewidth": 0.3, "label": _label(subset)}
-        axes.bar(range(len(ranked)), counts, bottom=bottom, **style)
+        axes.bar(places, counts, bottom=bottom, color=colour, edgecolor="white", linewidth=0.3, label=_label(subset))
         bottom += counts
     named = len(ranked) <= MOST_CLASSES_NAMED
-    axes.set_xticks(range(len(ranked)) if named else [], ranked if named else [], rotation=90, fontsize=8)
+    axes.set_xticks(places if named else [], ranked if named else [], rotation=90, fontsize=8)
     axes.set(title=f"{len(ranked):,} classes", ylabel="videos", xlabel="" if named else "classes, most frequent first")
