@@ -74,29 +74,56 @@ def synthesize(
         fps=(fps, 1),
         noise=(noise, 0),
     )
-    _check_together(videos, testing_share, classes, units)
-    _make_folders(out)
+    mixes = comb(units, UNITS_PER_CLASS)
+    if mixes < classes:
+        raise InputError(
+            f"units={units} make only {mixes} mixes of {UNITS_PER_CLASS}, too few for classes={classes}: "
+            "use more units or fewer classes."
+        )
+    if not (isfinite(testing_share) and 0 < _count_testing(videos, testing_share) < videos):
+        raise InputError(
+            f"testing_share={testing_share:.4g} of videos={videos} must leave both subsets a video: "
+            "use a share between 0 and 1, or more videos."
+        )
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder: name a new one, or remove it first.")
+    for stream in STREAMS:
+        (out / stream).mkdir(parents=True)
     world = _make_world(seed, classes, units, width)
 
-    def write(index: int) -> tuple[dict[str, Any], int]:
+    def write(index: int) -> dict[str, Any]:
         video = _plan_video(world, index, mean_snippets)
-        paths = [out / stream / f"{_name(index)}.npy" for stream in STREAMS]
-        for stream, path in enumerate(paths):
-            np.save(path, _features(world, video, stream, noise))
-        entry = _annotate(video, stride_frames / fps, fps, testing_share)
-        return entry, sum(path.stat().st_size for path in paths)
+        for number, stream in enumerate(STREAMS):
+            np.save(out / stream / f"synth_{index:06d}.npy", _features(world, video, number, noise))
+        # Testing videos lie evenly among the others, so a short set holds both, too.
+        is_testing = _count_testing(index + 1, testing_share) > _count_testing(index, testing_share)
+        snippet_s = stride_frames / fps
+        return {
+            "subset": "testing" if is_testing else "training",
+            "duration": len(video.action_unit_T) * snippet_s,
+            "fps": fps,
+            "annotations": [
+                {"label": f"action_{label:03d}", "segment": [start * snippet_s, end * snippet_s]}
+                for label, start, end in video.instances
+            ],
+        }
 
-    entries, bytes_written = [], 0
+    database: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for entry, size in pool.map(write, range(videos)):
-            entries.append(entry)
-            bytes_written += size
+        for index, entry in enumerate(pool.map(write, range(videos))):
+            database[f"synth_{index:06d}"] = entry
             if on_progress:
-                on_progress(len(entries), videos)
-    _write_ground_truth(out, world, entries)
-    instances = sum(len(entry["annotations"]) for entry in entries)
+                on_progress(index + 1, videos)
+    ground_truth = {
+        "version": f"SYNTHETIC features and timelines, not real videos (aumn synth, seed {seed})",
+        "action_units": {f"action_{label:03d}": units_U.tolist() for label, units_U in enumerate(world.units_CU)},
+        "database": database,
+    }
+    with whole_file(out / "gt.json") as file:
+        file.write_text(json.dumps(ground_truth, indent=1) + "\n")
     testing = _count_testing(videos, testing_share)
-    return SynthReport(videos - testing, testing, instances, bytes_written)
+    instances = sum(len(entry["annotations"]) for entry in database.values())
+    return SynthReport(videos - testing, testing, instances, sum(path.stat().st_size for path in out.glob("*/*.npy")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,64 +224,11 @@ def _features(world: _World, video: _Video, stream: int, noise: float) -> np.nda
     return features_TD.astype(np.float16)
 
 
-def _annotate(video: _Video, snippet_s: float, fps: float, testing_share: float) -> dict[str, Any]:
-    """The video's entry in `gt.json`. Testing videos lie evenly among the others, so a short set holds both, too."""
-    is_testing = _count_testing(video.index + 1, testing_share) > _count_testing(video.index, testing_share)
-    return {
-        "subset": "testing" if is_testing else "training",
-        "duration": len(video.action_unit_T) * snippet_s,
-        "fps": fps,
-        "annotations": [
-            {"label": _class_name(label), "segment": [start * snippet_s, end * snippet_s]}
-            for label, start, end in video.instances
-        ],
-    }
-
-
-def _write_ground_truth(out: Path, world: _World, entries: list[dict[str, Any]]) -> None:
-    ground_truth = {
-        "version": f"SYNTHETIC features and timelines, not real videos (aumn synth, seed {world.seed})",
-        "action_units": {_class_name(label): units_U.tolist() for label, units_U in enumerate(world.units_CU)},
-        "database": {_name(index): entry for index, entry in enumerate(entries)},
-    }
-    with whole_file(out / "gt.json") as file:
-        file.write_text(json.dumps(ground_truth, indent=1) + "\n")
-
-
 def _count_testing(videos: int, testing_share: float) -> int:
     return floor(videos * testing_share + 0.5)
-
-
-def _name(index: int) -> str:
-    return f"synth_{index:06d}"
-
-
-def _class_name(label: int) -> str:
-    return f"action_{label:03d}"
-
-
-def _make_folders(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} is not an empty folder: name a new one, or remove it first.")
-    for stream in STREAMS:
-        (out / stream).mkdir(parents=True)
 
 
 def _check_at_least(**settings: tuple[float, float]) -> None:
     for name, (value, least) in settings.items():
         if not (isfinite(value) and value >= least):
             raise InputError(f"{name}={value} must be a number of at least {least}.")
-
-
-def _check_together(videos: int, testing_share: float, classes: int, units: int) -> None:
-    mixes = comb(units, UNITS_PER_CLASS)
-    if mixes < classes:
-        raise InputError(
-            f"units={units} make only {mixes} mixes of {UNITS_PER_CLASS}, too few for classes={classes}: "
-            "use more units or fewer classes."
-        )
-    if not (isfinite(testing_share) and 0 < _count_testing(videos, testing_share) < videos):
-        raise InputError(
-            f"testing_share={testing_share:.4g} of videos={videos} must leave both subsets a video: "
-            "use a share between 0 and 1, or more videos."
-        )

@@ -125,12 +125,8 @@ def test_either_stream_tells_the_classes_apart_but_not_perfectly(tmp_path: Path,
     ("change", "message"),
     [
         ({"videos": 1}, "videos=1 must be a number of at least 2."),
-        ({"seed": -1}, "seed=-1 must be a number of at least 0."),
-        ({"classes": 0}, "classes=0 must be a number of at least 1."),
         ({"units": 2}, "units=2 must be a number of at least 3."),
-        ({"width": 0}, "width=0 must be a number of at least 1."),
         ({"mean_snippets": 15}, "mean_snippets=15 must be a number of at least 16."),
-        ({"stride_frames": 0}, "stride_frames=0 must be a number of at least 1."),
         ({"fps": float("nan")}, "fps=nan must be a number of at least 1."),
         ({"noise": float("inf")}, "noise=inf must be a number of at least 0."),
         (
@@ -140,11 +136,6 @@ def test_either_stream_tells_the_classes_apart_but_not_perfectly(tmp_path: Path,
         (
             {"testing_share": 0.01},
             "testing_share=0.01 of videos=9 must leave both subsets a video: "
-            "use a share between 0 and 1, or more videos.",
-        ),
-        (
-            {"testing_share": 1.5},
-            "testing_share=1.5 of videos=9 must leave both subsets a video: "
             "use a share between 0 and 1, or more videos.",
         ),
     ],

@@ -40,8 +40,7 @@ def localize_one(
         stream: read_array(path, allow_pickle=False).astype(dtype) for stream, path in (("rgb", rgb), ("flow", flow))
     }
     found = localize_video(network, card, features, fps=fps, duration_s=duration_s)
-    rows = (found.label_N.astype(np.int32), found.score_N, found.start_s_N, found.end_s_N)
-    detections = Detections((rgb.stem,), card.classes, np.zeros(len(rows[0]), np.int32), *rows)
+    detections = Detections((rgb.stem,), card.classes, np.zeros(len(found.score_N), np.int32), *found)
     if json_file:
         export_json(detections, json_file)
     snippets = len(features["rgb"])

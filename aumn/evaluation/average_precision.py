@@ -136,7 +136,10 @@ def average_precisions(positives: np.ndarray, instances_C: np.ndarray, num_tious
     ap_CT = np.zeros((len(instances_C), num_tious))
     for label, places in enumerate(true_positive_places(positives, len(instances_C), num_tious)):
         for t, place_M in enumerate(places):
-            ap_CT[label, t] = _average_precision(place_M, int(instances_C[label]))
+            precision_M = np.arange(1, len(place_M) + 1) / place_M
+            interpolated_M = np.maximum.accumulate(precision_M[::-1])
+            # `fsum` rounds once, so neither order nor grouping can show in the result.
+            ap_CT[label, t] = math.fsum(interpolated_M.tolist()) / max(int(instances_C[label]), 1)
     return ap_CT
 
 
@@ -149,15 +152,6 @@ def true_positive_places(positives: np.ndarray, num_labels: int, num_tious: int)
     place_M = positives["above"] + 1
     bounds = np.searchsorted(positives["label"], np.arange(num_labels + 1))
     return [[place_M[start:end][matched_M] for matched_M in matched_MT[start:end].T] for start, end in pairwise(bounds)]
-
-
-def _average_precision(place_M: np.ndarray, instances: int) -> float:
-    """Interpolated average precision. `fsum` rounds once, so neither order nor grouping can show in the result."""
-    if not len(place_M):
-        return 0.0
-    precision_M = np.arange(1, len(place_M) + 1) / place_M
-    interpolated_M = np.maximum.accumulate(precision_M[::-1])
-    return math.fsum(interpolated_M.tolist()) / instances
 
 
 def _pairs_by_step(
@@ -174,12 +168,9 @@ def _pairs_by_step(
     kept = np.flatnonzero(tiou_P >= lowest_tiou)
     detection_P, nth_P, tiou_P = detection_P[kept], nth_P[kept], tiou_P[kept]
 
-    group_P, start_s_P, end_s_P = (
-        group_N[detection_P],
-        detections.start_s_N[detection_P],
-        detections.end_s_N[detection_P],
-    )
-    order = _order(group_P, detections.score_N[detection_P], start_s_P, end_s_P, detection_P, -tiou_P, nth_P)
+    columns = (group_N, detections.score_N, detections.start_s_N, detections.end_s_N)
+    group_P, *keys_P = (column_N[detection_P] for column_N in columns)
+    order = _order(group_P, *keys_P, detection_P, -tiou_P, nth_P)
     step_P = _steps(group_P[order], detection_P[order])
     by_step = _argsort(step_P)
     order = order[by_step]

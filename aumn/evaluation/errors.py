@@ -42,7 +42,7 @@ from aumn.evaluation.average_precision import (
 from aumn.records import Detections, GroundTruth
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
-TRUE_POSITIVE, DOUBLE, WRONG_LABEL, LOCALIZATION, CONFUSION, BACKGROUND = range(len(KINDS))
+BACKGROUND = len(KINDS) - 1
 LENGTHS = ("XS", "S", "M", "L", "XL")
 NEAR_TIOU = 0.1
 MOST_PER_INSTANCE = 10  # DETAD looks at the best 10 G detections of a class with G instances
@@ -61,13 +61,11 @@ def diagnose(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     """Judge every detection and every instance; both tables must number videos and labels alike, thresholds ascend."""
     matched_N, taken_G = meet(detections, ground_truth, tious)
     nearest_N, tiou_N = _nearest(detections, ground_truth)
-    own_class_N = (ground_truth.label_N[nearest_N] == detections.label_N) & (nearest_N >= 0)
-    kind_NT = np.full((len(detections), len(tious)), BACKGROUND, dtype=np.uint8)
-    kind_NT[tiou_N >= NEAR_TIOU] = np.where(own_class_N, LOCALIZATION, CONFUSION)[tiou_N >= NEAR_TIOU, None]
-    reaches_NT = tiou_N[:, None] >= np.asarray(tious)
-    kind_NT = np.where(reaches_NT, np.where(own_class_N, DOUBLE, WRONG_LABEL)[:, None], kind_NT)
-    kind_NT = np.where(bits(matched_N, len(tious)), TRUE_POSITIVE, kind_NT)
-    return Diagnosis(kind_NT.astype(np.uint8), bits(taken_G, len(tious)), nearest_N)
+    own_class_N1 = (ground_truth.label_N[nearest_N] == detections.label_N)[:, None]
+    reaches_NT, is_near_N1 = tiou_N[:, None] >= np.asarray(tious), tiou_N[:, None] >= NEAR_TIOU
+    tests = [bits(matched_N, len(tious)), reaches_NT & own_class_N1, reaches_NT, is_near_N1 & own_class_N1, is_near_N1]
+    kind_NT = np.select(tests, range(len(tests)), BACKGROUND).astype(np.uint8)  # the first test that holds
+    return Diagnosis(kind_NT, bits(taken_G, len(tious)), nearest_N)
 
 
 def removal_gains(
@@ -88,7 +86,7 @@ def removal_gains(
         here = ranked.copy()
         here["matched"] = (ranked["matched"] >> np.uint64(t)) & np.uint64(1)
         ap_C = average_precisions(true_positives(here), instances_C, 1)[:, 0]
-        for kind in range(DOUBLE, len(KINDS)):
+        for kind in range(1, len(KINDS)):
             without = true_positives(here.compress(kind_NT[:, t] != kind))
             gain_TE[t, kind] = (average_precisions(without, instances_C, 1)[:, 0] - ap_C)[present_C].mean()
         taken_C = np.bincount(ground_truth.label_N[diagnosis.taken_GT[:, t]], minlength=len(instances_C))

@@ -115,12 +115,13 @@ def _notes(counts: Counts, population: Population) -> Iterator[str]:
     if not counts.detections:
         yield "There are no detections, so every average precision is 0."
         return
-    if outside := counts.outside_population:
-        found = f"{_plural(sum(outside.values()), 'detection')} of {_plural(len(outside), 'video')}"
-        yield f"False positives outside the population: {found}, such as {_some(outside)}."
-    if unknown := counts.unknown_labels:
-        found = f"{_plural(sum(unknown.values()), 'detection')} of {_plural(len(unknown), 'label')}"
-        yield f"Left out, for want of ground truth: {found}, such as {_some(unknown)}."
+    for what, noun, found in (
+        ("False positives outside the population", "video", counts.outside_population),
+        ("Left out, for want of ground truth", "label", counts.unknown_labels),
+    ):
+        if found:
+            detections = f"{_plural(sum(found.values()), 'detection')} of {_plural(len(found), noun)}"
+            yield f"{what}: {detections}, such as {_some(found)}."
     if silent := counts.classes_without_detections:
         yield f"Without a detection, so AP 0: {len(silent)} of {population.classes} classes, such as {_some(silent)}."
     if counts.videos_without_detections:
@@ -135,9 +136,11 @@ def choose_tious(protocol: str | None, tious: str | None) -> tuple[float, ...]:
         raise InputError(
             "Give either --protocol thumos14 or activitynet, or --tiou with thresholds such as 0.1:0.7:0.1."
         )
-    if protocol is not None and protocol not in PROTOCOLS:
+    if protocol is None:
+        return parse_tious(tious or "")
+    if protocol not in PROTOCOLS:
         raise InputError(f"protocol {protocol!r} is not known: choose {' or '.join(PROTOCOLS)}, or give --tiou.")
-    return parse_tious(PROTOCOLS[protocol] if protocol is not None else tious or "")
+    return parse_tious(PROTOCOLS[protocol])
 
 
 def parse_tious(text: str) -> tuple[float, ...]:
@@ -146,8 +149,14 @@ def parse_tious(text: str) -> tuple[float, ...]:
     Reckoned in decimals: the third of "0.1:0.7:0.1" is the float nearest 0.3, not 0.1 + 2 * 0.1.
     """
     try:
-        tious = _steps(*text.split(":")) if ":" in text else sorted({Decimal(part) for part in text.split(",")})
-    except (ArithmeticError, TypeError, ValueError):
+        if ":" in text:
+            first, last, step = map(Decimal, text.split(":"))
+            steps = (last - first) / step
+            is_whole = steps == int(steps) and 0 < steps < MOST_TIOUS
+            tious = [first + step * i for i in range(int(steps) + 1)] if is_whole else []
+        else:
+            tious = sorted({Decimal(part) for part in text.split(",")})
+    except (ArithmeticError, ValueError):
         tious = []
     if not 0 < len(tious) <= MOST_TIOUS or not all(tiou.is_finite() and 0 < tiou <= 1 for tiou in tious):
         raise InputError(
@@ -155,14 +164,6 @@ def parse_tious(text: str) -> tuple[float, ...]:
             f"0.1:0.7:0.1, or a list such as 0.3,0.5; all above 0, none above 1, at most {MOST_TIOUS}."
         )
     return tuple(float(tiou) for tiou in tious)
-
-
-def _steps(first: str, last: str, step: str) -> list[Decimal]:
-    """The thresholds from first to last; none if no whole number of steps leads there."""
-    steps = (Decimal(last) - Decimal(first)) / Decimal(step)
-    if steps != int(steps) or not 0 < steps < MOST_TIOUS:
-        return []
-    return [Decimal(first) + Decimal(step) * i for i in range(int(steps) + 1)]
 
 
 def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], ranks: Ranks) -> Evaluation:
@@ -178,10 +179,10 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
     numbered = _renumber(detections, _number_videos(detections.videos, population), labels)
     ranked = rank(match(numbered, truth, tious))
-    told = ranks.gather((true_positives(ranked), _tally(detections, set(population))))
-    counts = _count([tally for _, tally in told], ground_truth, len(population), labels)
-    _refuse_strangers(counts, population)
-    positives = _own_positives(ranked, [found for found, _ in told], ranks)
+    tallies = _tally(detections.videos, detections.video_N), _tally(detections.labels, detections.label_N)
+    found, videos, seen = zip(*ranks.gather((true_positives(ranked), *tallies)), strict=True)
+    counts = _count(sum(videos, Counter()), sum(seen, Counter()), ground_truth, population, labels)
+    positives = _own_positives(ranked, found, ranks)
     ap_CT = average_precisions(positives, instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
@@ -193,7 +194,7 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     )
 
 
-def _own_positives(ranked: np.ndarray, found: list[np.ndarray], ranks: Ranks) -> np.ndarray:
+def _own_positives(ranked: np.ndarray, found: Sequence[np.ndarray], ranks: Ranks) -> np.ndarray:
     """The true positives of the classes that this rank owns, with places among all ranks' detections."""
     if ranks.size == 1:
         return found[0]
@@ -232,49 +233,31 @@ def _number_videos(videos: Iterable[str], population: Sequence[str]) -> dict[str
     return {name: number_of[name] if name in number_of else 2 * bisect_left(population, name) for name in videos}
 
 
-@dataclass(frozen=True, slots=True)
-class _Tally:
-    """How many detections of one rank there are of each label and each video outside the population."""
-
-    labels: Counter[str]
-    outside: Counter[str]
-    videos: int  # of the population that have any; a video is of one rank alone
-
-
-def _tally(detections: Detections, population: set[str]) -> _Tally:
-    videos = _counts(detections.videos, detections.video_N)
-    outside = Counter({name: videos[name] for name in videos.keys() - population})
-    return _Tally(_counts(detections.labels, detections.label_N), outside, len(videos) - len(outside))
-
-
-def _counts(names: Sequence[str], index_N: np.ndarray) -> Counter[str]:
+def _tally(names: Sequence[str], index_N: np.ndarray) -> Counter[str]:
     """How many rows there are of each name that has any."""
     counts = np.bincount(index_N, minlength=len(names)).tolist()
     return Counter({name: count for name, count in zip(names, counts, strict=True) if count})
 
 
-def _count(tallies: Sequence[_Tally], ground_truth: GroundTruth, population: int, labels: Sequence[str]) -> Counts:
-    outside = sum((tally.outside for tally in tallies), Counter[str]())
-    seen = sum((tally.labels for tally in tallies), Counter[str]())
-    return Counts(
-        detections=seen.total(),
-        outside_population={name: outside[name] for name in sorted(outside)},
-        unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
-        classes_without_detections=tuple(label for label in labels if label not in seen),
-        videos_without_detections=population - sum(tally.videos for tally in tallies),
-        zero_length_instances=int((ground_truth.start_s_N == ground_truth.end_s_N).sum()),
-    )
-
-
-def _refuse_strangers(counts: Counts, population: Sequence[str]) -> None:
-    """Detections of none of the population's videos are the wrong annotations, not a bad detector."""
-    outside = counts.outside_population
-    if counts.detections and sum(outside.values()) == counts.detections:
+def _count(
+    videos: Counter[str], seen: Counter[str], ground_truth: GroundTruth, population: list[str], labels: list[str]
+) -> Counts:
+    """From how many detections each video and each label has; InputError where no video is of the population."""
+    outside = {name: videos[name] for name in sorted(videos.keys() - set(population))}
+    if videos and len(outside) == len(videos):  # the wrong annotations, not a bad detector
         raise InputError(
-            f"None of the {counts.detections:,} detections is of a video of the ground truth: they are of videos such "
+            f"None of the {videos.total():,} detections is of a video of the ground truth: they are of videos such "
             f"as {min(outside)!r}, it has videos such as {population[0]!r}; "
             "give the annotations and the subset of the videos that were localized."
         )
+    return Counts(
+        detections=videos.total(),
+        outside_population=outside,
+        unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
+        classes_without_detections=tuple(label for label in labels if label not in seen),
+        videos_without_detections=len(population) - (len(videos) - len(outside)),
+        zero_length_instances=int((ground_truth.start_s_N == ground_truth.end_s_N).sum()),
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aumn.files import whole_file
-from aumn.inference.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, list_parts, read_part
+from aumn.inference.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, read_part
 from aumn.records import Detections, InputError
 
 RESULTS_LAYOUT = '{"results": {"<video>": [{"label": "...", "score": 0.5, "segment": [0.0, 1.5]}]}}'
@@ -26,17 +25,21 @@ def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detection
     has consecutive ones, about as many rows as any other; where rows come video by video it does not read the others'.
     Parts are read batch by batch, so what a rank holds falls with the number of ranks; a JSON has to be read whole.
     """
-    metadata: dict[str, str] = {}
     if path.is_dir() or path.suffix == ".parquet":
-        parts = list_parts(path)
+        import pyarrow as pa
+
+        parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not parts:
+            raise InputError(f"{path} holds no Parquet parts (*.parquet): give the folder that `aumn localize` wrote.")
         metadata = common_metadata(parts)
         found = _merge(chain.from_iterable(map(read_part, parts)) if size == 1 else _read_share(parts, rank, size))
-    elif path.is_file():
-        found = _merge(iter([_share(_read_json(path), rank, size)]))
-    else:
+        pa.default_memory_pool().release_unused()  # of millions of detections half of what is held
+        return found, metadata
+    if not path.is_file():
         raise InputError(f"{path} does not exist: give a folder of Parquet parts or an ActivityNet results JSON.")
-    _release_unused()
-    return found, metadata
+    whole = _read_json(path)
+    owner_V = _owners(np.bincount(whole.video_N, minlength=len(whole.videos)), size)
+    return _only(whole, owner_V == rank), {}
 
 
 def detections_of(path: Path, subset: str | None = None) -> Path:
@@ -67,14 +70,8 @@ def export_json(detections: Detections, path: Path) -> None:
         partial.write_text(json.dumps({"version": "1.0", "results": results, "external_data": {}}), encoding="utf-8")
 
 
-def _share(whole: Detections, rank: int, size: int) -> Detections:
-    """The rows of the videos that this rank owns."""
-    owner_V = _owners(np.bincount(whole.video_N, minlength=len(whole.videos)), size)
-    return _only(whole, owner_V == rank)
-
-
 def _read_share(parts: Sequence[Path], rank: int, size: int) -> Iterator[Detections]:
-    """The same of all parts: a look at the videos' column alone, and then at the row groups that hold any of ours."""
+    """This rank's rows: a look at the videos' column alone, and then at the row groups that hold any of its videos."""
     number_of: dict[str, int] = {}
     counted = [
         (part, group, _number(videos, number_of), count_V)
@@ -86,7 +83,7 @@ def _read_share(parts: Sequence[Path], rank: int, size: int) -> Iterator[Detecti
         total_V[number_V] += count_V
     is_ours_V = _owners(total_V, size) == rank
     for part, batches in groupby(counted, itemgetter(0)):
-        groups = sorted({group for _, group, number_V, count_V in batches if is_ours_V[number_V[count_V > 0]].any()})
+        groups = {group for _, group, number_V, count_V in batches if is_ours_V[number_V[count_V > 0]].any()}
         for chunk in read_part(part, groups):
             yield _only(chunk, is_ours_V[_number(chunk.videos, number_of)])
 
@@ -100,10 +97,9 @@ def _owners(count_V: np.ndarray, size: int) -> np.ndarray:
 
 def _only(chunk: Detections, is_kept_V: np.ndarray) -> Detections:
     """The rows of some of the videos."""
-    is_kept_N = is_kept_V[chunk.video_N]
-    if is_kept_N.all():
+    if is_kept_V.all():
         return chunk
-    rows = np.flatnonzero(is_kept_N)
+    rows = np.flatnonzero(is_kept_V[chunk.video_N])
     video_N, *columns = (column_N[rows] for column_N in columns_of(chunk))
     videos = [video for video, is_kept in zip(chunk.videos, is_kept_V, strict=True) if is_kept]
     return Detections(videos, chunk.labels, (np.cumsum(is_kept_V) - 1)[video_N], *columns)
@@ -117,9 +113,9 @@ def _merge(chunks: Iterator[Detections]) -> Detections:
     for chunk in chunks:
         video_N, label_N, *numbers_N = columns_of(chunk)
         merged.append((_number(chunk.videos, videos)[video_N], _number(chunk.labels, labels)[label_N], *numbers_N))
-    if len(merged) < 2:  # nothing to copy together
-        return Detections(list(videos), list(labels), *merged[0]) if merged else _from_rows([])
-    columns = [np.concatenate(column) for column in zip(*merged, strict=True)]
+    if not merged:
+        return _from_rows([])
+    columns = merged[0] if len(merged) == 1 else [np.concatenate(column) for column in zip(*merged, strict=True)]
     return Detections(list(videos), list(labels), *columns)
 
 
@@ -158,11 +154,3 @@ def _from_rows(rows: Sequence[tuple[str, str, float, float, float]]) -> Detectio
     video_N, label_N = _number([row[0] for row in rows], videos), _number([row[1] for row in rows], labels)
     numbers_N = np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, len(NUMBERS)).T
     return Detections(list(videos), list(labels), video_N, label_N, *numbers_N)
-
-
-def _release_unused() -> None:
-    """Give back what Arrow keeps for the next time; of millions of detections that is half of what is held."""
-    if "pyarrow" in sys.modules:  # a JSON was read without
-        import pyarrow as pa
-
-        pa.default_memory_pool().release_unused()

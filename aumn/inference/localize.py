@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+import torch
 
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
@@ -20,22 +20,24 @@ from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
 from aumn.inference.parts import part_of, write_part
 from aumn.inference.proposals import VideoDetections, detect
-from aumn.inference.scoring import ScoreKeeper
 from aumn.inference.settings import LocalizeSettings
+from aumn.inference.snippet_scores import (
+    FOLDER,
+    KEPT_UNITS,
+    ScoredModel,
+    SnippetScores,
+    classes_to_keep,
+    compact,
+    write_scores,
+)
+from aumn.model.aumn import TwoStream
 from aumn.records import Batch, Detections, InputError, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
 
-class Localizer(Protocol):
-    """What localization needs of a network."""
-
-    def localize(self, batch: Batch) -> dict[str, VideoScores]:
-        """Every stream's scores of the batch's one whole video."""
-
-
 def localize(
-    network: Localizer,
+    network: TwoStream,
     batches: Iterable[Batch],
     card: ModelCard,
     *,
@@ -48,21 +50,17 @@ def localize(
     `keep` is shown each video's scores before they are dropped.
     """
     names: list[str] = []
-    counts: list[int] = []
-    columns: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0), np.zeros(0), np.zeros(0))]
+    found = [VideoDetections(np.zeros(0, np.int32), *[np.zeros(0)] * 3)]
     for batch in batches:
         (video,) = batch.videos
         scores = network.localize(batch)
-        found = detect(scores, video, card.stride_frames, rules)
+        found.append(detect(scores, video, card.stride_frames, rules))
         if keep:
-            keep(batch, scores, found)
+            keep(batch, scores, found[-1])
         names.append(video.id)
-        counts.append(len(found.score_N))
-        columns.append((found.label_N, found.score_N, found.start_s_N, found.end_s_N))
         advance(len(names))
-    label_N, score_N, start_s_N, end_s_N = (np.concatenate(column) for column in zip(*columns, strict=True))
-    video_N = np.repeat(np.arange(len(names), dtype=np.int32), counts)
-    return Detections(tuple(names), card.classes, video_N, label_N.astype(np.int32), score_N, start_s_N, end_s_N)
+    video_N = np.repeat(np.arange(len(names), dtype=np.int32), [len(one.score_N) for one in found[1:]])
+    return Detections(tuple(names), card.classes, video_N, *map(np.concatenate, zip(*found, strict=True)))
 
 
 def localize_subset(
@@ -80,7 +78,7 @@ def localize_subset(
 ) -> int:
     """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
 
-    `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `scoring`.
+    `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `snippet_scores`.
     `out` is the last to appear: where it is, there is the JSON too.
     """
     place = ranks.device(device)
@@ -97,7 +95,7 @@ def localize_subset(
         whole = whole_videos(shards, indices, rank=ranks.rank, world_size=ranks.size)
         return (batch.to(place) for batch in whole)
 
-    keeper = ScoreKeeper.of(network, batches, card, ranks) if with_scores else None
+    keeper = _ScoreKeeper(network, batches, card, ranks) if with_scores else None
     advance(0, len(own))
     detections = localize(
         network,
@@ -111,7 +109,8 @@ def localize_subset(
     with _appearing_whole(out, ranks) as partial:
         write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:
-            keeper.write(partial, model, ranks.rank)
+            facts = ScoredModel(model, card.classes, card.model.units, card.localize.theta)
+            write_scores(partial / FOLDER, ranks.rank, keeper.rows, facts)
         if json_file:
             ranks.barrier()
             if ranks.is_first:
@@ -171,10 +170,42 @@ def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
 
 
 def _difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-    extra = [name for name in ours if name not in theirs]
-    missing = [name for name in theirs if name not in ours]
-    if not extra and not missing:
-        return "the same names in another order"
-    groups = ((extra, "extra"), (missing, "missing"))
-    parts = [f"{len(names)} {word}: {', '.join(names[:3])}" for names, word in groups if names]
-    return f"{len(ours)} against {len(theirs)}; {'; '.join(parts)}"
+    pairs = {"extra": (ours, theirs), "missing": (theirs, ours)}
+    groups = {word: [name for name in these if name not in those] for word, (these, those) in pairs.items()}
+    parts = [f"{len(names)} {word}: {', '.join(names[:3])}" for word, names in groups.items() if names]
+    return "; ".join([f"{len(ours)} against {len(theirs)}", *parts]) if parts else "the same names in another order"
+
+
+class _ScoreKeeper:
+    """Gathers the snippet scores of a rank's videos; called with each one as it is localized."""
+
+    def __init__(
+        self, network: TwoStream, batches: Callable[[], Iterable[Batch]], card: ModelCard, ranks: Ranks
+    ) -> None:
+        self._network, self._card = network, card
+        self._units = {stream: list(range(card.model.units)) for stream in card.streams}
+        if card.model.units > KEPT_UNITS:  # takes a pass over the videos of its own
+            self._units = _most_similar(network, batches(), card, ranks)
+        self.rows: list[SnippetScores] = []
+
+    def __call__(self, batch: Batch, scores: dict[str, VideoScores], found: VideoDetections) -> None:
+        (video,) = batch.videos
+        classes = classes_to_keep(scores, video, found.label_N.tolist())
+        similarity = self._network.similarity(batch, self._units)
+        stride_frames = self._card.stride_frames
+        for stream, score in scores.items():
+            kept = {"classes": classes, "units": self._units[stream]}
+            self.rows.append(compact(video, stream, score, similarity[stream], stride_frames=stride_frames, **kept))
+
+
+def _most_similar(network: TwoStream, batches: Iterable[Batch], card: ModelCard, ranks: Ranks) -> dict[str, list[int]]:
+    """The units that the subset's snippets are most similar to, by the mean over videos of their mean; at any ranks."""
+    means = {stream: torch.zeros(card.model.units, dtype=torch.float64) for stream in card.streams}
+    for batch in batches:
+        for stream, sums_BK in network.unit_sums(batch).items():
+            means[stream] += sums_BK[0].double().cpu() / batch.lengths[0]
+    totals = {stream: torch.stack(ranks.gather(mean_K)).sum(0) for stream, mean_K in means.items()}
+    return {
+        stream: sorted(total_K.argsort(descending=True, stable=True)[:KEPT_UNITS].tolist())
+        for stream, total_K in totals.items()
+    }

@@ -47,8 +47,14 @@ def localize_video(
     snippets then last T times the model's stride.
     """
     snippets = _check(features, card)
-    duration_s, fps = _clock(snippets * card.stride_frames, fps, duration_s)
-    video = Video("video", "", snippets, (), duration_s, fps)
+    for name, value in (("fps", fps), ("duration_s", duration_s)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value} must be above 0.")
+    if not fps and not duration_s:
+        raise InputError("Neither fps nor duration_s is given, and seconds need one: give the video's frames a second.")
+    frames = snippets * card.stride_frames
+    fps = fps or frames / (duration_s or 1)
+    video = Video("video", "", snippets, (), duration_s or frames / fps, fps)
     batch = Batch(
         videos=(video,),
         lengths=(snippets,),
@@ -60,21 +66,11 @@ def localize_video(
     return detect(network.localize(batch), video, card.stride_frames, card.localize)
 
 
-def _clock(frames: int, fps: float | None, duration_s: float | None) -> tuple[float, float]:
-    """Seconds, and frames a second."""
-    for name, value in (("fps", fps), ("duration_s", duration_s)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value} must be above 0.")
-    if fps is None and duration_s is None:
-        raise InputError("Neither fps nor duration_s is given, and seconds need one: give the video's frames a second.")
-    fps = fps or frames / (duration_s or 1)
-    return duration_s or frames / fps, fps
-
-
 def _check(features: Mapping[str, np.ndarray], card: ModelCard) -> int:
     """How many snippets the streams have; InputError unless the model can take them."""
     if features.keys() != card.streams.keys():
-        raise InputError(f"The streams given are {_names(features)}, and the model takes {_names(card.streams)}.")
+        given, taken = (", ".join(streams) or "none" for streams in (features, card.streams))
+        raise InputError(f"The streams given are {given}, and the model takes {taken}.")
     for stream, width in card.streams.items():
         shape = features[stream].shape
         if len(shape) != 2 or shape[1] != width or not shape[0]:
@@ -82,10 +78,7 @@ def _check(features: Mapping[str, np.ndarray], card: ModelCard) -> int:
         if (bad_T := ~np.isfinite(features[stream]).all(1)).any():
             raise InputError(f"{stream} holds NaN or infinity, first in snippet {bad_T.argmax()}: extract it again.")
     lengths = {stream: len(features[stream]) for stream in card.streams}
-    if len(set(lengths.values())) > 1:
+    snippets, *others = set(lengths.values())
+    if others:
         raise InputError(f"The streams differ in snippets ({lengths}): cut the longer one to the shorter.")
-    return next(iter(lengths.values()))
-
-
-def _names(streams: Mapping[str, object]) -> str:
-    return ", ".join(streams) or "none"
+    return snippets

@@ -7,7 +7,7 @@ order, and a video's rows may be spread over the parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,14 +75,6 @@ def checked(chunk: Detections, file: Path, first_row: int) -> Detections:
     return chunk
 
 
-def list_parts(path: Path) -> list[Path]:
-    """The parts of a folder, or the one part that this is; there is one at least."""
-    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not parts:
-        raise InputError(f"{path} holds no Parquet parts (*.parquet): give the folder that `aumn localize` wrote.")
-    return parts
-
-
 def common_metadata(parts: Sequence[Path]) -> dict[str, str]:
     """What the parts say of themselves; where they disagree, they are of different runs and have no mAP in common."""
     first, *others = [_metadata(part) for part in parts]
@@ -97,43 +89,67 @@ def common_metadata(parts: Sequence[Path]) -> dict[str, str]:
 
 
 def _metadata(part: Path) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
-    with _readable(part):
-        metadata = pq.read_schema(part).metadata or {}
-        texts = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(PREFIX.encode())}
-    return {key.removeprefix(PREFIX): text for key, text in texts.items()}
-
-
-def read_part(part: Path, groups: Sequence[int] | None = None) -> Iterator[Detections]:
-    """A part's detections, or those of some of its row groups, a batch of rows at a time."""
     with _open_part(part) as file:
-        group_rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        for group in range(file.num_row_groups) if groups is None else groups:
-            first_row = sum(group_rows[:group])
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[*NAMES, *NUMBERS]):
-                yield checked(_from_batch(batch, part), part, first_row)
-                first_row += len(batch)
+        texts = {key.decode(): text.decode() for key, text in (file.schema_arrow.metadata or {}).items()}
+    return {key.removeprefix(PREFIX): text for key, text in texts.items() if key.startswith(PREFIX)}
+
+
+def read_part(part: Path, groups: Collection[int] | None = None) -> Iterator[Detections]:
+    """A part's detections, or those of some of its row groups, a batch of rows at a time."""
+    for _, first_row, batch in _read_batches(part, [*NAMES, *NUMBERS], groups):
+        (videos, video_N), (labels, label_N) = (_decode(batch[name]) for name in NAMES)
+        numbers_N = [np.from_dlpack(batch[name]).astype(np.float64, copy=False) for name in NUMBERS]
+        yield checked(Detections(videos, labels, video_N, label_N, *numbers_N), part, first_row)
 
 
 def count_videos(part: Path) -> Iterator[tuple[int, list[str], np.ndarray]]:
     """Of each batch of rows its row group, the videos it names and how many of the rows each has: none, perhaps."""
+    for group, _, batch in _read_batches(part, ["video"]):
+        videos, video_N = _decode(batch["video"])
+        yield group, videos, np.bincount(video_N, minlength=len(videos))
+
+
+def _read_batches(
+    part: Path, columns: Sequence[str], groups: Collection[int] | None = None
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """Batches of rows without an empty cell, each with its row group and the number of its first row in the part."""
     with _open_part(part) as file:
+        row = 0
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=["video"]):
-                videos, video_N = _decode(batch, "video", part)
-                count_V = np.bincount(video_N, minlength=len(videos))
-                yield group, videos, count_V
+            if groups is not None and group not in groups:
+                row += file.metadata.row_group(group).num_rows
+                continue
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                for name in columns:
+                    if batch[name].null_count:
+                        raise InputError(
+                            f"{part}: the column {name!r} has empty cells; every detection needs every column."
+                        )
+                yield group, row, batch
+                row += len(batch)
+
+
+def _decode(column: Any) -> tuple[list[str], np.ndarray]:
+    """A column of strings: its values, and each row's as an index among them."""
+    if not hasattr(column, "dictionary"):
+        column = column.dictionary_encode()
+    index_N = np.from_dlpack(column.indices)  # to_numpy would first import pandas, for half a second
+    return column.dictionary.to_pylist(), index_N
 
 
 @contextmanager
 def _open_part(part: Path) -> Iterator[Any]:
-    """A part as a `pyarrow.parquet.ParquetFile` whose columns are what they must be."""
+    """A part as a `pyarrow.parquet.ParquetFile` with the columns it needs; InputError names one that Arrow refuses."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _readable(part), pq.ParquetFile(part, read_dictionary=NAMES, page_checksum_verification=True) as file:
-        _check_schema(part, file.schema_arrow)
-        yield file
+    try:
+        with pq.ParquetFile(part, read_dictionary=NAMES, page_checksum_verification=True) as file:
+            _check_schema(part, file.schema_arrow)
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{part} cannot be read as Parquet ({reason}): write it again with `aumn localize`.") from None
 
 
 def _check_schema(part: Path, schema: pa.Schema) -> None:
@@ -148,37 +164,3 @@ def _check_schema(part: Path, schema: pa.Schema) -> None:
             raise InputError(f"{part}: the column {name!r} is of type {kind}; it must hold strings.")
         if name in NUMBERS and not (kinds.is_floating(kind) or kinds.is_integer(kind)):
             raise InputError(f"{part}: the column {name!r} is of type {kind}; it must hold numbers.")
-
-
-def _from_batch(batch: pa.RecordBatch, part: Path) -> Detections:
-    videos, video_N = _decode(batch, "video", part)
-    labels, label_N = _decode(batch, "label", part)
-    numbers_N = [np.from_dlpack(_full(batch, name, part)).astype(np.float64, copy=False) for name in NUMBERS]
-    return Detections(videos, labels, video_N, label_N, *numbers_N)
-
-
-def _decode(batch: pa.RecordBatch, name: str, part: Path) -> tuple[list[str], np.ndarray]:
-    """A column of strings: its values, and each row's as an index among them."""
-    column = _full(batch, name, part)
-    if not hasattr(column, "dictionary"):
-        column = column.dictionary_encode()
-    index_N = np.from_dlpack(column.indices)  # to_numpy would first import pandas, for half a second
-    return column.dictionary.to_pylist(), index_N
-
-
-def _full(batch: pa.RecordBatch, name: str, part: Path) -> Any:
-    if batch[name].null_count:
-        raise InputError(f"{part}: the column {name!r} has empty cells; every detection needs every column.")
-    return batch[name]
-
-
-@contextmanager
-def _readable(part: Path) -> Iterator[None]:
-    """Say which file it is that Arrow cannot read."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{part} cannot be read as Parquet ({reason}): write it again with `aumn localize`.") from None

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from aumn.files import whole_file
 from aumn.inference.parts import part_of
 from aumn.records import InputError, Video, VideoScores
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FOLDER = "scores"
 STEPS = 255
@@ -50,9 +47,6 @@ class SnippetScores:
     peak_snippet_k: list[int]  # the snippet that has it, of several the first
 
 
-_NAMES = tuple(field.name for field in fields(SnippetScores))
-
-
 @dataclass(frozen=True, slots=True)
 class ScoredModel:
     """What the parts of a folder say of the model together: its name, its classes, how many units a stream has."""
@@ -74,7 +68,7 @@ def compact(
     units: Sequence[int],
 ) -> SnippetScores:
     """Round one stream's scores of one video; `units` are the columns of `similarity_Tk`."""
-    peak_snippet_k = similarity_Tk.argmax(0)
+    kept = list(classes)
     return SnippetScores(
         video=video.id,
         stream=stream,
@@ -82,13 +76,13 @@ def compact(
         snippet_s=stride_frames / video.fps,
         attention_T=_round(scores.attention_T),
         threshold=float(scores.attention_T.mean()),
-        classes=list(classes),
-        video_c=scores.video_C[list(classes)].tolist(),
-        cas_cT=_round(scores.cas_TC[:, list(classes)].T),
+        classes=kept,
+        video_c=scores.video_C[kept].tolist(),
+        cas_cT=_round(scores.cas_TC[:, kept].T),
         units=list(units),
         similarity_kT=_round(similarity_Tk.T),
         peak_k=similarity_Tk.max(0).tolist(),
-        peak_snippet_k=peak_snippet_k.tolist(),
+        peak_snippet_k=similarity_Tk.argmax(0).tolist(),
     )
 
 
@@ -110,9 +104,20 @@ def write_scores(folder: Path, rank: int, rows: Sequence[SnippetScores], model: 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    facts = {"model": model.model, "classes": list(model.classes), "units": model.units, "theta": model.theta}
-    table = pa.Table.from_pylist([{name: _to_cell(getattr(row, name)) for name in _NAMES} for row in rows], _schema())
-    table = table.replace_schema_metadata({"aumn.scores": json.dumps(facts)})
+    kinds = {
+        **dict.fromkeys(("video", "stream"), pa.string()),
+        **dict.fromkeys(("duration_s", "snippet_s", "threshold"), pa.float64()),
+        **dict.fromkeys(("attention_T", "cas_cT", "similarity_kT"), pa.binary()),
+        **dict.fromkeys(("classes", "units", "peak_snippet_k"), pa.list_(pa.int32())),
+        **dict.fromkeys(("video_c", "peak_k"), pa.list_(pa.float64())),
+    }
+    names = [field.name for field in fields(SnippetScores)]
+    cells = [{name: getattr(row, name) for name in names} for row in rows]
+    cells = [
+        {name: cell.tobytes() if isinstance(cell, np.ndarray) else cell for name, cell in row.items()} for row in cells
+    ]
+    table = pa.Table.from_pylist(cells, pa.schema([(name, kinds[name]) for name in names]))
+    table = table.replace_schema_metadata({"aumn.scores": json.dumps(asdict(model))})
     with whole_file(part_of(folder, rank)) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -125,33 +130,15 @@ def read_scores(folder: Path) -> tuple[ScoredModel, Iterator[SnippetScores]]:
     facts = [json.loads((pq.read_schema(part).metadata or {}).get(b"aumn.scores", b"null")) for part in parts]
     if not parts or facts[0] is None or any(other != facts[0] for other in facts):
         raise InputError(f"{folder} holds no scores of one model: localize again with --scores into a new folder.")
-    model = ScoredModel(facts[0]["model"], tuple(facts[0]["classes"]), facts[0]["units"], facts[0]["theta"])
+    model = ScoredModel(**facts[0] | {"classes": tuple(facts[0]["classes"])})
     return model, (_from_cells(row) for part in parts for row in pq.read_table(part).to_pylist())
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    kinds = {
-        **dict.fromkeys(("video", "stream"), pa.string()),
-        **dict.fromkeys(("duration_s", "snippet_s", "threshold"), pa.float64()),
-        **dict.fromkeys(("attention_T", "cas_cT", "similarity_kT"), pa.binary()),
-        **dict.fromkeys(("classes", "units", "peak_snippet_k"), pa.list_(pa.int32())),
-        **dict.fromkeys(("video_c", "peak_k"), pa.list_(pa.float64())),
-    }
-    return pa.schema([(name, kinds[name]) for name in _NAMES])
-
-
-def _to_cell(value: Any) -> Any:
-    return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 def _from_cells(row: dict[str, Any]) -> SnippetScores:
     snippets = len(row["attention_T"])
     arrays = {name: np.frombuffer(cell, np.uint8) for name, cell in row.items() if isinstance(cell, bytes)}
-    arrays["cas_cT"] = arrays["cas_cT"].reshape(-1, snippets)
-    arrays["similarity_kT"] = arrays["similarity_kT"].reshape(-1, snippets)
-    return SnippetScores(**row | arrays)
+    matrices = {name: arrays[name].reshape(-1, snippets) for name in ("cas_cT", "similarity_kT")}
+    return SnippetScores(**row | arrays | matrices)
 
 
 def _round(fraction: np.ndarray) -> np.ndarray:

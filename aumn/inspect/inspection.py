@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from aumn.data.shards.shard_set import ShardSet
-from aumn.inspect.values import Finding, StreamFacts, VideoValues, compare_scales, measure_stream, take_together
 from aumn.records import InputError, Video
 
 DURATION_SLACK = 0.1  # of the duration; and two snippets, which extractors lose at a video's end
 CHUNK_VIDEOS = 64  # read ahead by threads
+SCALE_FACTOR = 5.0  # a stream that deviates this much more or less than the usual is of another extraction
+REPEATED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,28 @@ class SubsetFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """All values of one stream together."""
+
+    width: int
+    lowest: float
+    highest: float
+    mean: float
+    deviation: float
+    zeros: float  # their share
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A video that looks wrong, and why."""
+
+    kind: str  # damaged, not finite, constant, repeated, duplicated, scale, duration
+    video: str
+    subset: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """Everything that was found; `classes` counts the videos of each class by subset."""
 
@@ -46,7 +69,7 @@ class Inspection:
     streams: dict[str, StreamFacts]
     findings: list[Finding]
     population: Sequence[Video]  # every video of the set
-    videos: list[VideoValues]  # those that were read whole
+    videos: list[tuple[Video, dict[str, StreamFacts]]]  # those that were read whole, with each stream's values
     read: int  # of so many videos the values were looked at
 
     @property
@@ -72,15 +95,17 @@ def inspect_shards(
         if number is not None and number < 1:
             raise InputError(f"--{name} is {number}; it must be at least 1.")
     shards = ShardSet.open(path)
-    chosen = _spread(len(shards), sample)
-    values: list[VideoValues] = []
+    chosen: Sequence[int] = range(len(shards))
+    if sample is not None and sample < len(shards):
+        chosen = np.linspace(0, len(shards) - 1, sample).round().astype(int).tolist()
+    values: list[tuple[Video, dict[str, StreamFacts]]] = []
     findings = [*_find_duplicates(shards), *_check_durations(shards)]
-    for done, outcome in enumerate(_read_all(shards, chosen, workers), start=1):
-        seen, found = outcome
-        values += [seen] if seen else []
+    for done, (index, (facts, found)) in enumerate(zip(chosen, _read_all(shards, chosen, workers), strict=True), 1):
+        if facts.keys() == shards.streams.keys():
+            values.append((shards.videos[index], facts))
         findings += found
         advance(done, len(chosen))
-    findings += compare_scales(values)
+    snippets = [video.snippets for video, _ in values]
     order = {video.id: index for index, video in enumerate(shards.videos)}
     return Inspection(
         path=path,
@@ -89,49 +114,98 @@ def inspect_shards(
         stride_frames=shards.stride_frames,
         subsets=_count_subsets(shards),
         classes=_count_classes(shards),
-        streams={stream: take_together(values, stream) for stream in shards.streams},
-        findings=sorted(findings, key=lambda finding: (finding.kind, order[finding.video])),
+        streams={stream: _take_together([of[stream] for _, of in values], snippets) for stream in shards.streams},
+        findings=sorted([*findings, *_compare_scales(values)], key=lambda found: (found.kind, order[found.video])),
         population=shards.videos,
         videos=values,
         read=len(chosen),
     )
 
 
-def _spread(count: int, sample: int | None) -> Sequence[int]:
-    if sample is None or sample >= count:
-        return range(count)
-    indices: list[int] = np.linspace(0, count - 1, sample).round().astype(int).tolist()
-    return indices
-
-
 def _read_all(
     shards: ShardSet, indices: Sequence[int], workers: int
-) -> Iterator[tuple[VideoValues | None, list[Finding]]]:
-    """In the videos' order, which is that of the shards on the disk; threads read a little ahead."""
+) -> Iterator[tuple[dict[str, StreamFacts], list[Finding]]]:
+    """Each video's values, of its finite streams, and what looks wrong about them.
 
-    def look(index: int) -> tuple[VideoValues | None, list[Finding]]:
-        return _look(shards, index)
+    In the videos' order, which is that of the shards on the disk; threads read a little ahead.
+    """
+
+    def look(index: int) -> tuple[dict[str, StreamFacts], list[Finding]]:
+        video, facts, findings = shards.videos[index], {}, []
+        try:
+            features = shards.read(index)
+        except InputError as error:
+            return {}, [Finding("damaged", video.id, video.subset, str(error))]
+        for stream, stored_TD in features.items():
+            features_TD = stored_TD.astype(np.float32)
+            kind, text = _find_wrong(features_TD) or ("", "")
+            if kind:
+                findings.append(Finding(kind, video.id, video.subset, f"{stream} {text}"))
+            if kind != "not finite":
+                facts[stream] = _measure(features_TD)
+        return facts, findings
 
     with ThreadPoolExecutor(workers) as threads:
         for first in range(0, len(indices), CHUNK_VIDEOS):
             yield from threads.map(look, indices[first : first + CHUNK_VIDEOS])
 
 
-def _look(shards: ShardSet, index: int) -> tuple[VideoValues | None, list[Finding]]:
-    video = shards.videos[index]
-    try:
-        features = shards.read(index)
-    except InputError as error:
-        return None, [Finding("damaged", video.id, video.subset, str(error))]
-    streams, findings = {}, []
-    for stream, features_TD in features.items():
-        facts, problem = measure_stream(features_TD.astype(np.float32))
-        if problem:
-            findings.append(Finding(problem[0], video.id, video.subset, f"{stream} {problem[1]}"))
-        if facts:
-            streams[stream] = facts
-    whole = len(streams) == len(features)
-    return (VideoValues(video, streams) if whole else None), findings
+def _measure(features_TD: np.ndarray) -> StreamFacts:
+    """One video's values in one stream, which are finite."""
+    return StreamFacts(
+        width=features_TD.shape[1],
+        lowest=float(features_TD.min()),
+        highest=float(features_TD.max()),
+        mean=float(features_TD.mean(dtype=np.float64)),
+        deviation=float(features_TD.std(dtype=np.float64)),
+        zeros=float((features_TD == 0).mean()),
+    )
+
+
+def _find_wrong(features_TD: np.ndarray) -> tuple[str, str] | None:
+    """What looks wrong about one video's values in one stream, its kind and how."""
+    snippets = len(features_TD)
+    if bad := int((~np.isfinite(features_TD)).sum()):
+        return "not finite", f"has {bad:,} NaN or infinite values"
+    if not features_TD.any():
+        return "constant", "is all zeros"
+    repeats = int((features_TD[1:] == features_TD[:-1]).all(axis=1).sum())
+    if snippets > 1 and repeats == snippets - 1:
+        return "constant", f"is the same in all {snippets:,} snippets"
+    if repeats >= REPEATED_SHARE * snippets:
+        return "repeated", f"repeats the snippet before in {repeats:,} of {snippets:,} snippets"
+    return None
+
+
+def _take_together(facts: Sequence[StreamFacts], snippets: Sequence[int]) -> StreamFacts:
+    """One stream's values in all videos as if they were one, from each one's; NaN where there is no video."""
+    if not facts:
+        return StreamFacts(0, *[float("nan")] * 5)
+    means, deviations, zeros = (
+        np.array([getattr(part, name) for part in facts]) for name in ("mean", "deviation", "zeros")
+    )
+    weights = np.array(snippets, float)
+    mean = float(np.average(means, weights=weights))
+    variance = np.average(deviations**2 + (means - mean) ** 2, weights=weights)
+    return StreamFacts(
+        width=facts[0].width,
+        lowest=min(part.lowest for part in facts),
+        highest=max(part.highest for part in facts),
+        mean=mean,
+        deviation=float(np.sqrt(variance)),
+        zeros=float(np.average(zeros, weights=weights)),
+    )
+
+
+def _compare_scales(values: Sequence[tuple[Video, dict[str, StreamFacts]]]) -> Iterator[Finding]:
+    """Streams whose values are spread far more, or far less, than the middle video's."""
+    for stream in values[0][1] if values else ():
+        usual = float(np.median([facts[stream].deviation for _, facts in values]))
+        for video, facts in values:
+            deviation = facts[stream].deviation
+            if deviation and usual and not 1 / SCALE_FACTOR <= deviation / usual <= SCALE_FACTOR:
+                text = f"{stream} deviates by {deviation:.3g} from its mean, the middle video's by {usual:.3g}"
+                yield Finding("scale", video.id, video.subset, text)
 
 
 def _find_duplicates(shards: ShardSet) -> Iterator[Finding]:

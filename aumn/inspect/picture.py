@@ -51,9 +51,8 @@ def _draw_lengths(axes: Axes, found: Inspection) -> None:
     bins = list(np.linspace(0, longest + 1, 41))
     for subset, colour in zip(found.subsets, COLOURS * 9, strict=False):
         snippets = [row.snippets for row in found.population if row.subset == subset]
-        axes.hist(
-            snippets, bins, histtype="step", linewidth=2, color=colour, label=_label(f"{subset} ({len(snippets):,})")
-        )
+        label = _label(f"{subset} ({len(snippets):,})")
+        axes.hist(snippets, bins, histtype="step", linewidth=2, color=colour, label=label)
     axes.set(title="Length", xlabel="snippets", ylabel="videos")
     axes.legend()
 
@@ -70,7 +69,7 @@ def _draw_durations(axes: Axes, found: Inspection) -> None:
 def _draw_values(axes: Axes, found: Inspection) -> None:
     """A dot a video and stream: those of another extraction lie apart."""
     for number, stream in enumerate(found.streams):
-        facts = [seen.streams[stream] for seen in found.videos]
+        facts = [streams[stream] for _, streams in found.videos]
         _dots(axes, number, stream, [fact.mean for fact in facts], [fact.deviation for fact in facts])
     axes.set(title="Values of each video", xlabel="mean", ylabel="standard deviation")
     axes.legend()
@@ -88,19 +87,11 @@ def _label(name: str) -> str:
 
 def _draw_classes(axes: Axes, found: Inspection) -> None:
     ranked = sorted(found.classes, key=lambda label: -sum(found.classes[label].values()))
-    bottom = np.zeros(len(ranked))
+    places, bottom = range(len(ranked)), np.zeros(len(ranked))
     for subset, colour in zip(found.subsets, COLOURS * 9, strict=False):
         counts = np.array([found.classes[label][subset] for label in ranked])
-        axes.bar(
-            range(len(ranked)),
-            counts,
-            bottom=bottom,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.3,
-            label=_label(subset),
-        )
+        axes.bar(places, counts, bottom=bottom, color=colour, edgecolor="white", linewidth=0.3, label=_label(subset))
         bottom += counts
     named = len(ranked) <= MOST_CLASSES_NAMED
-    axes.set_xticks(range(len(ranked)) if named else [], ranked if named else [], rotation=90, fontsize=8)
+    axes.set_xticks(places if named else [], ranked if named else [], rotation=90, fontsize=8)
     axes.set(title=f"{len(ranked):,} classes", ylabel="videos", xlabel="" if named else "classes, most frequent first")

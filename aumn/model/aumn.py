@@ -58,12 +58,10 @@ class AUMN(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.scores_snippets = settings, scores_snippets
-        width, rate = settings.embedding_width, settings.attention_rate
+        width = settings.embedding_width
         self.embed = TemporalConvolution(input_width, width, settings.kernel)
-        self.encode_query = QuickLinear(width, settings.key_width, rate)
-        self.memory = Memory(
-            settings.units, width, settings.key_width, settings.bottleneck, num_classes, attention_rate=rate
-        )
+        self.encode_query = QuickLinear(width, settings.key_width, settings.attention_rate)
+        self.memory = Memory(settings, num_classes)
         bias_C = torch.full((num_classes,), STARTING_CLASS_BIAS)
         self.class_bias_C = nn.Parameter(bias_C) if settings.independent_classes else None
         deeper = (TemporalConvolution(width, width, settings.kernel) for _ in range(settings.embedding_layers - 1))
@@ -73,7 +71,20 @@ class AUMN(nn.Module):
         """Eq. 1-8 for training: Eq. 8's logits, Eq. 7, and Eq. 11's sums."""
         embedded_BTF, queries_BTA = self._embed(features_BTD, mask_BT, lengths, seeds)
         with torch.autocast(features_BTD.device.type, enabled=False):  # softmaxes and sums over time need float32
-            return self._score(embedded_BTF, queries_BTA, mask_BT, lengths, seeds)
+            reading = self.memory.read(queries_BTA, mask_BT)
+            attention_BT = reading.attention_BT * mask_BT
+            mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths, seeds)
+            if self.settings.pooling_share == 1:
+                logits_BC = self._pool_unbuilt(embedded_BTF, mixing_BTT, mask_BT, reading)
+            else:
+                logits_BC = self._pool(attention_BT, _class_activation(embedded_BTF, mixing_BTT, reading), mask_BT)
+            if self.class_bias_C is not None:
+                logits_BC = logits_BC + self.class_bias_C
+            cas_BTC = None
+            if self.scores_snippets:
+                with torch.no_grad():
+                    cas_BTC = self._probabilities(_class_activation(embedded_BTF, mixing_BTT, reading))
+            return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF, cas_BTC)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
@@ -116,30 +127,6 @@ class AUMN(nn.Module):
         queries_BTA = self.encode_query(embedded_BTF)
         return embedded_BTF.to(features_BTD.dtype), queries_BTA.to(features_BTD.dtype)
 
-    def _score(
-        self,
-        embedded_BTF: Tensor,
-        queries_BTA: Tensor,
-        mask_BT: Tensor,
-        lengths: Sequence[int],
-        seeds: Sequence[int],
-    ) -> Scores:
-        """Eq. 2-8 of a training batch."""
-        reading = self.memory.read(queries_BTA, mask_BT)
-        attention_BT = reading.attention_BT * mask_BT
-        mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths, seeds)
-        if self.settings.pooling_share == 1:
-            logits_BC = self._pool_unbuilt(embedded_BTF, mixing_BTT, mask_BT, reading)
-        else:
-            logits_BC = self._pool(attention_BT, _class_activation(embedded_BTF, mixing_BTT, reading), mask_BT)
-        if self.class_bias_C is not None:
-            logits_BC = logits_BC + self.class_bias_C
-        cas_BTC = None
-        if self.scores_snippets:
-            with torch.no_grad():
-                cas_BTC = self._probabilities(_class_activation(embedded_BTF, mixing_BTT, reading))
-        return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.units_KF, cas_BTC)
-
     def _mixing(
         self, queries_BTA: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]
     ) -> Tensor | None:
@@ -152,8 +139,10 @@ class AUMN(nn.Module):
         settings = self.settings
         if not settings.self_attention:
             return None
-        if settings.centred_queries:
-            queries_BTA = _centred(queries_BTA, mask_BT)
+        if settings.centred_queries:  # less their mean over the video's own snippets, each sqrt(A) long
+            mask_BT1 = mask_BT[..., None].to(queries_BTA.dtype)
+            mean_B1A = (queries_BTA * mask_BT1).sum(1, keepdim=True) / mask_BT1.sum(1, keepdim=True)
+            queries_BTA = functional.normalize(queries_BTA - mean_B1A, dim=-1) * math.sqrt(queries_BTA.shape[-1])
         scores_BTT = product(queries_BTA / math.sqrt(queries_BTA.shape[-1]), queries_BTA.mT)
         if any(length < mask_BT.shape[1] for length in lengths):
             scores_BTT = scores_BTT.masked_fill(~mask_BT[:, None], -torch.inf)
@@ -201,13 +190,6 @@ class AUMN(nn.Module):
         if self.class_bias_C is None:
             return evidence.softmax(-1)
         return (evidence + self.class_bias_C).sigmoid()
-
-
-def _centred(queries_BTA: Tensor, mask_BT: Tensor) -> Tensor:
-    """Queries less their mean over the video's own snippets, each sqrt(A) long."""
-    mask_BT1 = mask_BT[..., None].to(queries_BTA.dtype)
-    mean_B1A = (queries_BTA * mask_BT1).sum(1, keepdim=True) / mask_BT1.sum(1, keepdim=True)
-    return functional.normalize(queries_BTA - mean_B1A, dim=-1) * math.sqrt(queries_BTA.shape[-1])
 
 
 def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: Reading) -> Tensor:

@@ -14,10 +14,9 @@ CHANNELS, MIXING = 1 << 40, 1 << 41  # salts of a video's seed
 
 
 def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
-    """Inverted dropout's factors (0 or 1 / (1 - rate)), each video's drawn from its own seed.
+    """Inverted dropout's factors (0 or 1 / (1 - rate)), each video's drawn from its own seed, zero on padding.
 
-    A video's draw depends on its seed and length alone: not on the batch around it, on padding, or on what was drawn
-    before, so ranks, micro-batches and restarts change nothing. On CUDA the draw is another one than on a CPU.
+    A video's draw depends on its seed and length alone: not on the batch around it or on what was drawn before.
     """
     factors_BTF = torch.zeros_like(like_BTF, memory_format=torch.contiguous_format)
     generator = torch.Generator(like_BTF.device)
@@ -27,12 +26,6 @@ def dropout_factors(like_BTF: Tensor, rate: float, lengths: Sequence[int], seeds
 
 
 def video_factors(like: Tensor, width: int, rate: float, seeds: Sequence[int], salt: int) -> Tensor:
-    """Inverted dropout's factors, B x 1 x width: one draw a video for all of its snippets, from its seed and a salt.
-
-    The salt keeps draws of one seed for different purposes apart.
-    """
-    factors_B1W = like.new_empty(len(seeds), 1, width)
-    generator = torch.Generator(like.device)
-    for row, seed in zip(factors_B1W, seeds, strict=True):
-        row.bernoulli_(1 - rate, generator=generator.manual_seed(seed ^ salt))
-    return factors_B1W.div_(1 - rate)
+    """The same, B x 1 x width: one draw a video for all of its snippets; salts keep draws of one seed apart."""
+    one_snippet_B1W = like.new_empty(len(seeds), 1, width)
+    return dropout_factors(one_snippet_B1W, rate, [1] * len(seeds), [seed ^ salt for seed in seeds])

@@ -6,7 +6,22 @@ The value encoder is linear after its ReLU, so a snippet's classifier is a short
         = sum_r (S h)_tr W2_r  +  (sum_k S_tk) b2               METHOD.md, form 2: a basis of R + 1 matrices
 
 `Memory.read` returns the coefficients over whichever basis is smaller (J = K or R + 1) and nothing downstream
-knows which it was. Shapes: B videos, T snippets, F embedding width, A key width, K action units, R bottleneck,
+knows which it was. Multiply-adds of a forward pass over B videos of T snippets, the embedding's 3 B T D F aside (a
+matrix has F C values):
+
+                          form 1           form 2
+    similarities          B T K A          B T K A
+    values                K (R + 1) F C    -
+    coefficients          -                B T K (R + 1)
+    pooling, with Eq. 4   B T (T + F) J    B T (T + F) J      X is never built
+    Eq. 8 in training     B J F C          B J F C
+    Eq. 15, localizing    T J F C          T J F C            a video at a time
+
+All that follows the reading grows with J. Against it stands that form 1 builds its values, once a pass: 4 % of a step
+at K = 64, B = 32, T = C = 200, F = 512, D = 1024, less with a smaller K. The choice looks at the model alone, never at
+the batch, so a result's last bits do not depend on how the work was cut.
+
+Shapes: B videos, T snippets, F embedding width, A key width, K action units, R bottleneck,
 C classes, J basis size.
 """
 
@@ -21,6 +36,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from aumn.model.products import Workspace, product
+from aumn.model.settings import ModelSettings
 
 PAPER_UNITS = 7
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
@@ -60,33 +76,25 @@ class Memory(nn.Module):
     (docs/large_memory.md); at K = 1 smaller ones lost the attention to Eq. 13. The paper does not say.
     """
 
-    def __init__(
-        self,
-        units: int,
-        embedding_width: int,
-        key_width: int,
-        bottleneck: int,
-        num_classes: int,
-        *,
-        attention_rate: float = 1.0,
-    ) -> None:
+    def __init__(self, settings: ModelSettings, num_classes: int) -> None:
         super().__init__()
-        self.units_KF = nn.Parameter(torch.randn(units, embedding_width) / math.sqrt(embedding_width))
-        self.encode_key = QuickLinear(embedding_width, key_width, attention_rate)
-        self.encode_hidden = nn.Linear(embedding_width, bottleneck)
-        values_RFC = torch.empty(bottleneck + 1, embedding_width, num_classes)  # W2's R matrices, then b2
+        units, width, bottleneck = settings.units, settings.embedding_width, settings.bottleneck
+        self.units_KF = nn.Parameter(torch.randn(units, width) / math.sqrt(width))
+        self.encode_key = QuickLinear(width, settings.key_width, settings.attention_rate)
+        self.encode_hidden = nn.Linear(width, bottleneck)
+        values_RFC = torch.empty(bottleneck + 1, width, num_classes)  # W2's R matrices, then b2
         self.values_RFC = nn.Parameter(values_RFC.uniform_(-1, 1) / math.sqrt(bottleneck) * (PAPER_UNITS / units))
 
     def read(self, queries_BTA: Tensor, mask_BT: Tensor) -> Reading:
         """Compare every snippet with every action unit (Eq. 5).
 
         In form 1 the similarities themselves are the coefficients. In form 2, K is walked in chunks that the backward
-        pass recomputes: no B x T x K and no K x F x C tensor ever exists. `builds_values` chooses.
+        pass recomputes: no B x T x K and no K x F x C tensor ever exists. The smaller basis is taken.
         """
         keys_KA = self.encode_key(self.units_KF) / math.sqrt(queries_BTA.shape[-1])
         hidden_KR = torch.relu(self.encode_hidden(self.units_KF))
         hidden_KR = nn.functional.pad(hidden_KR, (0, 1), value=1.0)  # the last column reads b2
-        if builds_values(len(keys_KA), len(self.values_RFC) - 1):
+        if len(keys_KA) <= len(self.values_RFC):
             similarity_BTK = torch.sigmoid(product(queries_BTA.flatten(0, 1), keys_KA.T).unflatten(0, mask_BT.shape))
             sums_BK = torch.einsum("btk,bt->bk", similarity_BTK, mask_BT.to(similarity_BTK.dtype))
             basis_KFC = product(hidden_KR, self.values_RFC.flatten(1)).unflatten(1, self.values_RFC.shape[1:])
@@ -99,27 +107,6 @@ class Memory(nn.Module):
         """Eq. 5 with some of the action units, T x len(units)."""
         keys_kA = self.encode_key(self.units_KF[list(units)])
         return torch.sigmoid(queries_TA @ keys_kA.T / math.sqrt(queries_TA.shape[-1]))
-
-
-def builds_values(num_units: int, bottleneck: int) -> bool:
-    """Whether the basis is the K values (form 1, J = K) or the encoder's matrices (form 2, J = R + 1): the smaller one.
-
-    Multiply-adds of a forward pass over B videos of T snippets, the embedding's 3 B T D F aside; a matrix has F C:
-
-                              form 1           form 2
-        similarities          B T K A          B T K A
-        values                K (R + 1) F C    -
-        coefficients          -                B T K (R + 1)
-        pooling, with Eq. 4   B T (T + F) J    B T (T + F) J      X is never built
-        Eq. 8 in training     B J F C          B J F C
-        Eq. 15, localizing    T J F C          T J F C            a video at a time
-
-    All that follows the reading grows with J, and localization with nothing else that matters. Against it stands that
-    form 1 builds its values, once a pass: 4 % of a step at K = 64, B = 32, T = C = 200, F = 512, D = 1024, less with a
-    smaller K. The choice looks at the model alone, never at the batch, so a result's last bits do not depend on how the
-    work was cut. Beyond these two forms: `losses.diversity` takes the smaller of its two Gram matrices.
-    """
-    return num_units <= bottleneck + 1
 
 
 class _ReadInChunks(torch.autograd.Function):

@@ -7,6 +7,7 @@ this is untested for want of a GPU; 16 bits are those of a CPU there.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -122,34 +123,40 @@ def footprint(
     micro_videos = config.batch.micro_videos or -(-config.batch.global_videos // ranks)
     with FakeTensorMode(), patch.dict(CHUNK_ELEMENTS, cpu=CHUNK_ELEMENTS[config.run.device]):
         network = TwoStream.build(widths, num_classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
-        batch = _make_batch(micro_videos, snippets, widths, num_classes)
+        batch = Batch(
+            videos=(),
+            lengths=(snippets,) * (micro_videos - 1) + (max(1, snippets - 1),),  # so that what padding costs is seen
+            seeds=tuple(range(micro_videos)),
+            features={stream: torch.empty(micro_videos, snippets, width) for stream, width in widths.items()},
+            mask_BT=torch.ones(micro_videos, snippets, dtype=torch.bool),
+            labels_BC=torch.ones(micro_videos, num_classes),
+        )
         # Gradients are there from the start where micro-batches or ranks add up.
         peak_bytes = _peak_bytes(network, batch, config, gradients_stay=micro_batches > 1 or ranks > 1)
     parameters = {stream: _count_parameters(part) for stream, part in network.networks.items()}
     count = sum(sum(layers.values()) for layers in parameters.values())
+    weights, gradients, moments = (math.ceil(count / ranks) if zero >= stage else count for stage in (3, 2, 1))
+    # Ring collectives send (N - 1)/N of a tensor for a reduce-scatter or an all-gather. Stages 0 and 1 reduce-scatter
+    # the gradients once and gather them (0) or the new weights (1); 2 reduces at every micro-batch; 3 also gathers the
+    # weights for each forward and backward pass instead of once, and with several micro-batches Eq. 11's sums take a
+    # forward pass of their own. Eq. 11's K shares of each stream are all-reduced once.
+    passes = 3 * micro_batches if micro_batches > 1 else 2
+    rounds = (2, 2, micro_batches + 1, micro_batches + passes)[zero]
     features = micro_batches * micro_videos * snippets * sum(widths.values())
     return Footprint(
         parameters=parameters,
         micro_batches=micro_batches,
         micro_videos=micro_videos,
         snippets=snippets,
-        weights_bytes=FLOAT_BYTES * _share(count, ranks, zero >= 3),
-        gradients_bytes=FLOAT_BYTES * _share(count, ranks, zero >= 2),
-        optimizer_bytes=FLOAT_BYTES * 2 * _share(count, ranks, zero >= 1),  # Adam's two moments
+        weights_bytes=FLOAT_BYTES * weights,
+        gradients_bytes=FLOAT_BYTES * gradients,
+        optimizer_bytes=FLOAT_BYTES * 2 * moments,  # Adam has two
         activations_bytes=peak_bytes - FLOAT_BYTES * count,
         features_bytes=FLOAT_BYTES * IN_FLIGHT * features,
         snapshot_bytes=FLOAT_BYTES * 3 * count,
         gathered_bytes=FLOAT_BYTES * 3 * count if zero >= 1 else 0,
-        moved_bytes=FLOAT_BYTES * _moved(count, config.model.units * len(widths), ranks, zero, micro_batches),
+        moved_bytes=FLOAT_BYTES * (rounds * count + 2 * config.model.units * len(widths)) * (ranks - 1) // ranks,
     )
-
-
-def _make_batch(videos: int, snippets: int, widths: Mapping[str, int], classes: int) -> Batch:
-    """The last video is shorter, so that what padding costs is seen."""
-    features = {stream: torch.empty(videos, snippets, width) for stream, width in widths.items()}
-    lengths = (snippets,) * (videos - 1) + (max(1, snippets - 1),)
-    mask_BT, labels_BC = torch.ones(videos, snippets, dtype=torch.bool), torch.ones(videos, classes)
-    return Batch((), lengths, tuple(range(videos)), features, mask_BT, labels_BC)
 
 
 def _peak_bytes(network: TwoStream, batch: Batch, config: RunConfig, *, gradients_stay: bool) -> int:
@@ -219,21 +226,3 @@ def _count_parameters(network: nn.Module) -> dict[str, int]:
     for name, parameter in network.named_parameters():
         counts[name.removesuffix(".weight").removesuffix(".bias")] += parameter.numel()
     return dict(counts)
-
-
-def _share(count: int, ranks: int, divided: bool) -> int:
-    return -(-count // ranks) if divided else count
-
-
-def _moved(count: int, shares: int, ranks: int, zero: int, micro_batches: int) -> int:
-    """Values a rank sends in a step, in ring collectives: (N - 1)/N of a tensor for a reduce-scatter or an all-gather.
-
-    Stages 0 and 1 reduce-scatter the gradients once and gather them (0) or the new weights (1); 2 reduces at every
-    micro-batch; 3 also gathers the weights for each forward and backward pass instead of once. Eq. 11's K shares of
-    each stream are all-reduced once.
-    """
-    passes = (
-        3 * micro_batches if micro_batches > 1 else 2
-    )  # with several, Eq. 11's sums take a forward pass of their own
-    rounds = (2, 2, micro_batches + 1, micro_batches + passes)[zero]
-    return (rounds * count + 2 * shares) * (ranks - 1) // ranks

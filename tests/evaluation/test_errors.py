@@ -72,22 +72,6 @@ def test_kinds_and_misses_are_those_of_the_plain_reference(seed):
         assert kinds.count("true positive") == len(taken)
 
 
-def test_every_kind_by_example():
-    truth = [Instance("v0", "a", 0, 4), Instance("v0", "b", 10, 14), Instance("v1", "a", 0, 2)]
-    rows = [
-        Found("v0", "a", 0.9, 0, 4),
-        Found("v0", "a", 0.8, 0, 3.5),
-        Found("v0", "c", 0.7, 10, 14),
-        Found("v0", "b", 0.6, 13, 15),
-        Found("v0", "a", 0.5, 13, 15),
-        Found("v0", "a", 0.4, 20, 22),
-        Found("v3", "a", 0.3, 0, 2),
-    ]
-    found = diagnose(*tables(rows, truth), [0.5])
-    assert [KINDS[kind] for (kind,) in found.kind_NT] == [*KINDS, "background"]
-    assert found.taken_GT[:, 0].tolist() == [True, False, False]
-
-
 def test_no_detections_miss_everything():
     found = diagnose(*tables([], draw(0)[1]), TIOUS)
     assert found.kind_NT.shape == (0, len(TIOUS))

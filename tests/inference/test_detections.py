@@ -180,21 +180,13 @@ def test_numbers_that_cannot_be_ranked_are_refused_by_every_rank_that_reads_them
         ("score", pa.array(["0.5", "0.4"]), r"the column 'score' is of type string; it must hold numbers"),
         ("label", pa.array([3, 4]), r"the column 'label' is of type int64; it must hold strings"),
         ("end_s", pa.array([1.0, None]), r"the column 'end_s' has empty cells"),
-        ("video", pa.array(["v1", None]), r"the column 'video' has empty cells"),
     ],
 )
 def test_wrong_columns_are_refused(tmp_path: Path, column: str, values: pa.Array | None, message: str):
-    columns = {
-        "video": ["v1", "v2"],
-        "label": ["a", "b"],
-        "score": [0.5, 0.4],
-        "start_s": [0.0, 1.0],
-        "end_s": [2.0] * 2,
-    }
-    columns |= {column: values}
-    pq.write_table(
-        pa.table({name: value for name, value in columns.items() if value is not None}), tmp_path / "a.parquet"
-    )
+    numbers = {"score": [0.5, 0.5], "start_s": [0.5, 0.5], "end_s": [0.5, 0.5]}
+    columns = {"video": ["v1", "v2"], "label": ["a", "b"], **numbers, column: values}
+    table = pa.table({name: value for name, value in columns.items() if value is not None})
+    pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=message):
         read_detections(tmp_path)
 
@@ -221,10 +213,8 @@ def test_damaged_parts_are_refused(tmp_path: Path):
         ('{"results": {"v1": {"label": "run"}}}', "results.json holds no ActivityNet results"),
         ('{"results": {"v1": [{"label": "run", "score": 0.5}]}}', "video 'v1': .* is not a detection; its layout"),
         ('{"results": {"v1": [{"label": 3, "score": 0.5, "segment": [0, 1]}]}}', "is not a detection"),
-        ('{"results": {"v1": [{"label": "run", "score": "high", "segment": [0, 1]}]}}', "is not a detection"),
         ('{"results": {"v1": [{"label": "run", "score": 0.5, "segment": [0]}]}}', "is not a detection"),
         ('{"results": {"v1": [{"label": "run", "score": 0.5, "segment": ["0", "1"]}]}}', "is not a detection"),
-        ('{"results": {"v1": ["run"]}}', "is not a detection"),
     ],
 )
 def test_json_that_is_no_results_is_refused(tmp_path: Path, text: str, message: str):
@@ -238,12 +228,3 @@ def test_a_path_without_detections_is_refused(tmp_path: Path):
         read_detections(tmp_path)
     with pytest.raises(InputError, match=r"nowhere does not exist: give a folder of Parquet parts or an ActivityNet"):
         read_detections(tmp_path / "nowhere")
-
-
-def test_a_part_that_cannot_be_finished_leaves_nothing(tmp_path: Path):
-    broken = as_detections(ROWS)
-    with pytest.raises(pa.ArrowException):
-        write_part(
-            type(broken)(broken.videos, broken.labels, *[broken.video_N] * 4, broken.end_s_N[:2]), tmp_path / "a"
-        )
-    assert list(tmp_path.iterdir()) == []

@@ -89,10 +89,8 @@ def test_the_command_prints_a_table_and_a_timeline_into_a_log(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fps": None}, "Neither fps nor duration_s is given"),
         ({"dtype": "float64"}, "--dtype is 'float64'; give that of the shards trained on, float16 or float32"),
         ({"flow": "gt.json"}, r"gt.json is not a .npy file"),
-        ({"flow": "flow/synth_000002.npy"}, "The streams differ in snippets"),
     ],
 )
 def test_what_cannot_be_localized_in(place, options, message):

@@ -84,13 +84,6 @@ def test_detections_equal_the_plain_loops(seed, proposals):
     np.testing.assert_allclose(columns, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_seconds_of_a_run_of_snippets_clipped_to_the_duration():
-    attention = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
-    score = VideoScores(np.array([1.0]), attention, np.ones((6, 1)))
-    found = detect({"rgb": score, "flow": score}, make_video(6, 3.5), STRIDE, LocalizeSettings())
-    assert sorted(zip(found.start_s_N, found.end_s_N, strict=True)) == [(0.64, 1.92), (3.2, 3.5)]
-
-
 def test_no_class_above_the_threshold_keeps_the_best_one():
     scores = make_scores(np.random.default_rng(0), 30, 50, sharpness=0.0)
     scores["flow"].video_C[17] += 0.01

@@ -168,16 +168,6 @@ def test_dropout_depends_on_a_videos_seed_and_length_alone():
     assert set(few[0, :17].unique().tolist()) == {0.0, 2.0}
 
 
-def test_dropped_channels_are_the_same_in_all_of_a_videos_snippets_and_depend_on_its_seed_alone():
-    few = video_factors(torch.zeros(1, 20, 64), 64, 0.75, [5], CHANNELS)
-    many = video_factors(torch.zeros(3, 40, 64), 64, 0.75, [9, 5, 5], CHANNELS)
-    assert few.shape == (1, 1, 64)
-    assert torch.equal(few[0], many[1])
-    assert torch.equal(many[1], many[2])
-    assert not torch.equal(many[0], many[1])
-    assert set(many.unique().tolist()) == {0.0, 4.0}
-
-
 def test_channel_dropout_is_the_equations_on_features_without_those_channels():
     net, videos = make_network(**SHAPES[1], channel_dropout=0.5), make_videos()
     factors = video_factors(torch.zeros(4, 1, WIDTH, dtype=torch.float64), WIDTH, 0.5, range(4), CHANNELS)
