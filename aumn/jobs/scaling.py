@@ -52,7 +52,7 @@ def read_measurement(run: Path) -> Measurement | None:
         return None
 
     def median(name: str) -> float:
-        return statistics.median([line[name] for line in readings if line.get(name) is not None] or [math.nan])
+        return float(statistics.median([line[name] for line in readings if line.get(name) is not None] or [math.nan]))
 
     units, videos = config["model"]["units"], config["batch"]["global_videos"]
     shares = median("data_wait_share"), median("communication_wait_share")
