@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 LINE_EVERY_S = 10.0
 
 Advance = Callable[[int, int], None]
 """Called with (done, total) as the work goes on, as often as one likes."""
+
+
+def say(line: str) -> None:
+    """Print a line on stderr; a log on a full disk is no reason to stop."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -67,4 +73,4 @@ class _Lines:
             return
         self.said_s = now_s
         left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        print(f"{self.what}: {done:,}/{total:,} {self.unit}, {rate:,.1f}/s{left}", file=sys.stderr, flush=True)
+        say(f"{self.what}: {done:,}/{total:,} {self.unit}, {rate:,.1f}/s{left}")

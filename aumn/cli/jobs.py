@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aumn.cli.console import say
 from aumn.cli.printing import show, table
 from aumn.records import InputError
 
@@ -126,9 +127,9 @@ def _go_on(folder: JobFolder, *, local: bool) -> None:
     bad: list[str] = []
     try:
         if local:
-            bad = run_here(folder, _say)
+            bad = run_here(folder, say)
         else:
-            submit(folder, _say)
+            submit(folder, say)
     finally:
         record_submission(folder)
     if local:
@@ -177,7 +178,3 @@ def _numbers(folder: JobFolder, status: PointStatus) -> str:
         return describe_training(run)
     measured = read_evaluation(status.step.points[status.index].arguments, folder.job.directory)
     return f"mAP {measured['mAP/average']:.1%}" if measured else ""
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aumn.cli.data import inspect
 from aumn.cli.evaluation import evaluate
-from aumn.cli.inspection import inspect
 from aumn.cli.printing import show, table
 from aumn.data.packing.packing import pack
 from aumn.inference.parts import write_part
