@@ -51,20 +51,16 @@ def localize_one(
     _print_timeline(detections, duration_s)
 
 
-def _print_best(detections: Detections, top: int) -> None:
-    best_first_N = (-detections.score_N).argsort(kind="stable")[:top]
+def _print_best(found: Detections, top: int) -> None:
+    best_first_N = (-found.score_N).argsort(kind="stable")[:top]
+    columns = (found.label_N, found.start_s_N, found.end_s_N, found.score_N)
     rows = [
-        (
-            detections.labels[detections.label_N[row]],
-            f"{detections.start_s_N[row]:.2f}",
-            f"{detections.end_s_N[row]:.2f}",
-            f"{detections.score_N[row]:.4f}",
-        )
-        for row in best_first_N
+        (found.labels[label], f"{start_s:.2f}", f"{end_s:.2f}", f"{score:.4f}")
+        for label, start_s, end_s, score in zip(*(column[best_first_N] for column in columns), strict=True)
     ]
     print_table(("action", "start s", "end s", "score"), rows)
-    if len(detections) > top:
-        print(f"The best {top} of {len(detections):,}; --top {len(detections)} shows all.\n")
+    if len(found) > top:
+        print(f"The best {top} of {len(found):,}; --top {len(found)} shows all.\n")
 
 
 def _print_timeline(detections: Detections, duration_s: float) -> None:
@@ -78,13 +74,8 @@ def _print_timeline(detections: Detections, duration_s: float) -> None:
     lines = draw_timeline(detections, duration_s, columns=columns, ascii_only=ascii_only)
     colours = ("cyan", "yellow", "magenta", "green", "blue")
     for number, line in enumerate(lines):
-        is_clock = number >= len(lines) - 2
-        console.print(
-            Text(line, style="dim" if is_clock else colours[number % len(colours)]),
-            no_wrap=True,
-            crop=False,
-            soft_wrap=True,
-        )
+        style = "dim" if number >= len(lines) - 2 else colours[number % len(colours)]  # the last two are the clock
+        console.print(Text(line, style=style), no_wrap=True, crop=False, soft_wrap=True)
 
 
 def draw_timeline(found: Detections, duration_s: float, *, columns: int = 80, ascii_only: bool = False) -> list[str]:

@@ -169,7 +169,7 @@ class JobFolder:
         comment = f"aumn:{self.identity}:{step}:{secrets.token_hex(4)}"
         self.record(step, indices, comment=comment)
         for index in indices:
-            self._outcome_file(step, index).unlink(missing_ok=True)
+            self.outcome_file(step, index).unlink(missing_ok=True)
         return comment
 
     def record(self, step: str, indices: Sequence[int], *, comment: str = "", job_id: str = "") -> None:
@@ -186,9 +186,9 @@ class JobFolder:
         self.record(step, [index], job_id=name)
         return name
 
-    def record_outcome(self, step: str, index: int, job_id: str, code: int) -> None:
-        """What the batch scripts do, for points that run here."""
-        self._outcome_file(step, index).write_text(f"{job_id} {code}\n")
+    def outcome_file(self, step: str, index: int) -> Path:
+        """Where a point's last end is noted."""
+        return self.path / "outcomes" / f"{step}.{index}"
 
     def sent(self) -> dict[Key, Sent]:
         """The last submission of each point, by step and index."""
@@ -230,15 +230,12 @@ class JobFolder:
     def _points(self) -> list[tuple[Step, int]]:
         return [(step, index) for step in self.job.steps for index in range(len(step.points))]
 
-    def _outcome_file(self, step: str, index: int) -> Path:
-        return self.path / "outcomes" / f"{step}.{index}"
-
     def _ends(self) -> dict[Key, Task]:
         """How points ended, by what they left on the disk; one that ran here knows of no nodes."""
         found = {}
         for step, index in self._points():
             with suppress(OSError, ValueError):
-                job_id, code, *facts = self._outcome_file(step.name, index).read_text().split()
+                job_id, code, *facts = self.outcome_file(step.name, index).read_text().split()
                 nodes, restarts, elapsed_s = facts or ("", 0, 0)
                 state, how = DONE if code == "0" else "FAILED", f"exit code {code}"
                 found[step.name, index] = Task(job_id, state, how, nodes, int(restarts), int(elapsed_s))

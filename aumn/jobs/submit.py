@@ -65,22 +65,19 @@ def run_here(folder: JobFolder, say: Say) -> list[str]:
 
     The labels of the points that failed, and of those that could not run for it.
     """
-    job, bad = folder.job, []
     statuses = folder.statuses()
-    broken: set[str] = set()
-    if under_way := [status for status in statuses if status.is_active]:
-        raise InputError(f"{len(under_way)} points of {job.folder} are under way: wait for them, or cancel them first.")
+    bad: list[PointStatus] = []
+    if active := sum(status.is_active for status in statuses):
+        raise InputError(f"{active} points of {folder.path} are under way: wait for them, or cancel them first.")
     for status in statuses:
         if status.state == "done":
             continue
-        label = status.label
-        if blocked := broken & set(status.step.needs):
-            say(f"{label}: left out, since {', '.join(sorted(blocked))} failed")
+        if blocked := {one.step.name for one in bad} & set(status.step.needs):
+            say(f"{status.label}: left out, since {', '.join(sorted(blocked))} failed")
         elif _run_point(folder, status, say):
             continue
-        bad.append(label)
-        broken.add(status.step.name)
-    return bad
+        bad.append(status)
+    return [status.label for status in bad]
 
 
 def cancel_job(folder: JobFolder, say: Say) -> None:
@@ -122,7 +119,7 @@ def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
             process.terminate()
             process.wait(60)
             raise
-    folder.record_outcome(step.name, index, name, code)
+    folder.outcome_file(step.name, index).write_text(f"{name} {code}\n")  # as the batch scripts do
     say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {_last_line(log)}")
     return code == 0
 
