@@ -12,7 +12,7 @@ import time
 
 import typer
 
-from aumn.cli import data, doctor, evaluation, inspection, jobs, models, report, training
+from aumn.cli import data, doctor, evaluation, jobs, models, training
 from aumn.records import InputError, Stopped
 from aumn.runtime import preemption
 from aumn.runtime.ending import as_sentence
@@ -29,20 +29,9 @@ app = typer.Typer(
     "exact mAP. Add --debug to any command for a traceback.",
 )
 for command in (
-    data.synth,
-    data.pack,
-    inspection.inspect,
-    training.train,
-    training.localize,
-    evaluation.evaluate,
-    report.report,
-    jobs.init,
-    jobs.submit,
-    jobs.jobs,
-    jobs.scaling,
-    models.deliver,
-    doctor.doctor,
-):
+    data.synth, data.pack, data.inspect, training.train, training.localize, evaluation.evaluate, evaluation.report,
+    jobs.init, jobs.submit, jobs.jobs, jobs.scaling, models.deliver, doctor.doctor,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(models.app, name="models")
 
@@ -69,8 +58,8 @@ def _run(arguments: list[str]) -> int:
     except (InputError, OSError, Stopped) as error:
         if "--debug" in sys.argv and not isinstance(error, Stopped):
             raise
-        rank = _rank()
-        if rank > 0 and _is_unsettled(error) and "TORCHELASTIC_RUN_ID" in os.environ:
+        rank, is_settled = _rank(), isinstance(error, Stopped) or getattr(error, "teller", None) is not None
+        if rank > 0 and not is_settled and "TORCHELASTIC_RUN_ID" in os.environ:  # the ranks were not connected yet
             preemption.wait_to_be_ended(FIRST_TELLS_S)  # as torchrun does when the first rank has told it and left
             rank = 0  # it did not find it, so this rank tells it
         preemption.request_exit()
@@ -90,11 +79,6 @@ def explain(error: InputError | OSError | Stopped, rank: int) -> tuple[int, str 
     teller = getattr(error, "teller", None) or 0
     sentence = as_sentence(error) if isinstance(error, OSError) else str(error)
     return code, sentence if teller == rank else None
-
-
-def _is_unsettled(error: InputError | OSError | Stopped) -> bool:
-    """Whether the ranks could not agree on who tells this error, since they were not connected."""
-    return not isinstance(error, Stopped) and getattr(error, "teller", None) is None
 
 
 def _rank() -> int:

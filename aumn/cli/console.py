@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 LINE_EVERY_S = 10.0
 
 Advance = Callable[[int, int], None]
 """Called with (done, total) as the work goes on, as often as one likes."""
+
+
+def say(line: str) -> None:
+    """Print a line on stderr; a log on a full disk is no reason to stop."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def progress(what: str, unit: str, *, silent: bool = False) -> Iterator[Advance]
         with _bar(what, unit) as advance:
             yield advance
     else:
-        yield _Lines(what, unit)
+        yield _lines(what, unit)
 
 
 @contextmanager
@@ -49,22 +55,21 @@ class _Rate:
 
     def after(self, done: int) -> float:
         now_s = time.perf_counter()
-        if self.first is None:
-            self.first = (done, now_s)
+        self.first = self.first or (done, now_s)
         return (done - self.first[0]) / max(now_s - self.first[1], 1e-9)
 
 
-class _Lines:
+def _lines(what: str, unit: str) -> Advance:
     """A line every ten seconds, and one at the end."""
+    since, said_s = _Rate(), time.perf_counter()
 
-    def __init__(self, what: str, unit: str) -> None:
-        self.what, self.unit = what, unit
-        self.rate, self.said_s = _Rate(), time.perf_counter()
-
-    def __call__(self, done: int, total: int) -> None:
-        now_s, rate = time.perf_counter(), self.rate.after(done)
-        if done < total and now_s - self.said_s < LINE_EVERY_S:
+    def advance(done: int, total: int) -> None:
+        nonlocal said_s
+        now_s, rate = time.perf_counter(), since.after(done)
+        if done < total and now_s - said_s < LINE_EVERY_S:
             return
-        self.said_s = now_s
+        said_s = now_s
         left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        print(f"{self.what}: {done:,}/{total:,} {self.unit}, {rate:,.1f}/s{left}", file=sys.stderr, flush=True)
+        say(f"{what}: {done:,}/{total:,} {unit}, {rate:,.1f}/s{left}")
+
+    return advance

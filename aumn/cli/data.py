@@ -1,15 +1,24 @@
-"""`aumn synth`, `aumn pack`: features into shards."""
+"""`aumn synth`, `aumn pack`: features into shards; `aumn inspect`: a shard set looked through."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aumn.cli.console import progress
 from aumn.cli.options import signature_of
-from aumn.cli.printing import print_packing
+from aumn.cli.printing import print_packing, print_table
 from aumn.data.packing.options import PackOptions
+
+if TYPE_CHECKING:
+    from aumn.inspect.inspection import Inspection
+
+SHOWN = 20
 
 
 def synth(
@@ -27,7 +36,6 @@ def synth(
 
     Example: aumn synth build/demo/features --videos 60 --width 256
     """
-    from aumn.cli.console import progress
     from aumn.synth import synthesize
 
     with progress("synthesizing", "videos") as advance:
@@ -57,7 +65,6 @@ def pack(**given: Any) -> None:
 
     Example: aumn pack build/demo/features build/demo/shards --annotations build/demo/features/gt.json
     """
-    from aumn.cli.console import progress
     from aumn.data.packing import packing
 
     with progress("packing", "videos") as advance:
@@ -66,3 +73,76 @@ def pack(**given: Any) -> None:
 
 
 pack.__signature__ = signature_of(PackOptions, arguments=("features", "out"))  # type: ignore[attr-defined]
+
+
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="Shard set.")],
+    picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .svg or .pdf.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it as JSON.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Look at the values of so many videos only.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that read.")] = 1,
+) -> None:
+    """Count videos, lengths and classes, measure values, and name the videos that look wrong.
+
+    Wrong is what is damaged, NaN, constant, repeats itself or another video, is of another scale, or is not as long as
+    its duration.
+
+    Example: aumn inspect build/demo/shards --picture build/demo/shards.png
+    """
+    from aumn.files import whole_file
+    from aumn.inspect.inspection import inspect_shards
+    from aumn.inspect.picture import check_picture, draw
+
+    if picture:
+        check_picture(picture)
+    with progress("inspecting", "videos") as advance:
+        found = inspect_shards(shards, sample=sample, workers=workers, advance=advance)
+    if json_file:
+        with whole_file(json_file) as file:
+            file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    if picture:
+        draw(found, picture)
+    print_inspection(found)
+
+
+def print_inspection(found: Inspection) -> None:
+    """Tables of counts and values, then what looks wrong."""
+    print(f"{found.path}: {found.name}, {len(found.classes)} classes, a snippet every {found.stride_frames} frames")
+    header = ("subset", "videos", "hours", "snippets", "shortest", "median", "longest", "labels", "no label")
+    print_table(header, [
+        (name, f"{s.videos:,}", f"{s.hours:,.1f}", f"{s.snippets:,}", f"{s.shortest:,}", f"{s.median:,.0f}",
+         f"{s.longest:,}", f"{s.labels:.1f}", f"{s.unlabelled:,}")
+        for name, s in found.subsets.items()
+    ])  # fmt: skip
+    print_table(("videos of class", *found.subsets), _class_rows(found))
+    print_table(("stream", "width", "lowest", "highest", "mean", "deviation", "zeros"), [
+        (name, f"{s.width:,}", f"{s.lowest:.4g}", f"{s.highest:.4g}", f"{s.mean:.4g}", f"{s.deviation:.4g}",
+         f"{100 * s.zeros:.1f} %")
+        for name, s in found.streams.items()
+    ])  # fmt: skip
+    if found.is_sample:
+        print(f"Values are of {found.read:,} videos, spread evenly; the rest is of all.")
+    _print_findings(found)
+
+
+def _class_rows(found: Inspection) -> list[tuple[str, ...]]:
+    """All, rarest first; on a terminal the rarest and the most frequent of many."""
+    ranked = sorted(found.classes.items(), key=lambda item: (sum(item[1].values()), item[0]))
+    rows = [(label, *(f"{count:,}" for count in counts.values())) for label, counts in ranked]
+    if len(rows) <= SHOWN or not sys.stdout.isatty():
+        return rows
+    gap = (f"... {len(rows) - SHOWN:,} more ...", *("" for _ in found.subsets))
+    return [*rows[: SHOWN // 2], gap, *rows[-SHOWN // 2 :]]
+
+
+def _print_findings(found: Inspection) -> None:
+    if not found.findings:
+        print("No video looks wrong.")
+        return
+    kinds = Counter(finding.kind for finding in found.findings)
+    print("Look at these: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()))
+    told: Counter[str] = Counter()
+    for finding in found.findings:
+        told[finding.kind] += 1
+        if told[finding.kind] <= SHOWN or not sys.stdout.isatty():
+            print(f"  {finding.kind}: {finding.subset} {finding.video}: {finding.text}")

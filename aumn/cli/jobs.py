@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aumn.cli.console import say
 from aumn.cli.printing import show, table
 from aumn.records import InputError
 
@@ -92,7 +93,7 @@ def jobs(
     elif watch and sys.stdout.isatty():
         _watch(found)
     statuses = found.statuses()
-    print_jobs(found, statuses)
+    show(_table(found, statuses))
     from aumn.jobs.job_record import record_end
 
     record_end(found, statuses)
@@ -126,9 +127,9 @@ def _go_on(folder: JobFolder, *, local: bool) -> None:
     bad: list[str] = []
     try:
         if local:
-            bad = run_here(folder, _say)
+            bad = run_here(folder, say)
         else:
-            submit(folder, _say)
+            submit(folder, say)
     finally:
         record_submission(folder)
     if local:
@@ -149,12 +150,9 @@ def _watch(folder: JobFolder) -> None:
             time.sleep(REFRESH_S)
 
 
-def print_jobs(folder: JobFolder, statuses: list[PointStatus]) -> None:
-    """The table; a log takes it as wide as it is."""
-    show(_table(folder, statuses))
-
-
 def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
+    from aumn.jobs.sbatch import log_path
+
     header = ("step", "state", "job", "nodes", "restarts", "elapsed", "last metric", "log")
     rows = (
         (
@@ -165,7 +163,7 @@ def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
             str(status.restarts or ""),
             time.strftime("%H:%M:%S", time.gmtime(status.elapsed_s)) if status.elapsed_s else "",
             _numbers(folder, status),
-            folder.log(status).name if status.job_id else "",
+            log_path(folder.job, status.step, status.index).name if status.job_id else "",
         )
         for status in statuses
     )
@@ -174,13 +172,9 @@ def _table(folder: JobFolder, statuses: list[PointStatus]) -> Table:
 
 def _numbers(folder: JobFolder, status: PointStatus) -> str:
     """What the point has measured last."""
-    from aumn.jobs.results import describe_training, read_evaluation
+    from aumn.jobs.job_record import describe_training, read_evaluation
 
     if run := folder.job.run_folders.get(status.label):
         return describe_training(run)
     measured = read_evaluation(status.step.points[status.index].arguments, folder.job.directory)
     return f"mAP {measured['mAP/average']:.1%}" if measured else ""
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from aumn.cli.printing import print_table
-from aumn.records import InputError
-
-if TYPE_CHECKING:
-    from aumn.records import Detections
+from aumn.records import Detections, InputError
 
 DTYPES = ("float16", "float32")
+SHADES = " ░▒▓█"
+ASCII_SHADES = " .:*#"
+NARROWEST = 20
+TICK_EVERY = 12  # columns, at least
 
 
 def localize_one(
@@ -26,12 +29,9 @@ def localize_one(
     json_file: Path | None,
 ) -> None:
     """Localize in one video's two feature files, and print what was found."""
-    import numpy as np
-
     from aumn.data.sources.arrays import read_array
     from aumn.inference.detections import export_json
     from aumn.inference.one_video import load_network, localize_video
-    from aumn.records import Detections
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; give that of the shards trained on, {' or '.join(DTYPES)}.")
@@ -50,20 +50,16 @@ def localize_one(
     _print_timeline(detections, duration_s)
 
 
-def _print_best(detections: Detections, top: int) -> None:
-    best_first_N = (-detections.score_N).argsort(kind="stable")[:top]
+def _print_best(found: Detections, top: int) -> None:
+    best_first_N = (-found.score_N).argsort(kind="stable")[:top]
+    columns = (found.label_N, found.start_s_N, found.end_s_N, found.score_N)
     rows = [
-        (
-            detections.labels[detections.label_N[row]],
-            f"{detections.start_s_N[row]:.2f}",
-            f"{detections.end_s_N[row]:.2f}",
-            f"{detections.score_N[row]:.4f}",
-        )
-        for row in best_first_N
+        (found.labels[label], f"{start_s:.2f}", f"{end_s:.2f}", f"{score:.4f}")
+        for label, start_s, end_s, score in zip(*(column[best_first_N] for column in columns), strict=True)
     ]
     print_table(("action", "start s", "end s", "score"), rows)
-    if len(detections) > top:
-        print(f"The best {top} of {len(detections):,}; --top {len(detections)} shows all.\n")
+    if len(found) > top:
+        print(f"The best {top} of {len(found):,}; --top {len(found)} shows all.\n")
 
 
 def _print_timeline(detections: Detections, duration_s: float) -> None:
@@ -71,18 +67,67 @@ def _print_timeline(detections: Detections, duration_s: float) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from aumn.cli.timeline import draw_timeline
-
     console = Console()
     columns = console.width if console.is_terminal else 100
     ascii_only = not console.encoding.lower().startswith("utf")
     lines = draw_timeline(detections, duration_s, columns=columns, ascii_only=ascii_only)
     colours = ("cyan", "yellow", "magenta", "green", "blue")
     for number, line in enumerate(lines):
-        is_clock = number >= len(lines) - 2
-        console.print(
-            Text(line, style="dim" if is_clock else colours[number % len(colours)]),
-            no_wrap=True,
-            crop=False,
-            soft_wrap=True,
-        )
+        style = "dim" if number >= len(lines) - 2 else colours[number % len(colours)]  # the last two are the clock
+        console.print(Text(line, style=style), no_wrap=True, crop=False, soft_wrap=True)
+
+
+def draw_timeline(found: Detections, duration_s: float, *, columns: int = 80, ascii_only: bool = False) -> list[str]:
+    """The one video as text: a row for each class that was detected, best class first, and the clock below.
+
+    A cell shows the highest score of any detection that touches it, in four steps up to the video's highest score.
+    It is legible without colour, in a log, and in an alphabet of 95 characters.
+    """
+    shades = ASCII_SHADES if ascii_only else SHADES
+    best_score = {label: found.score_N[found.label_N == label].max() for label in set(found.label_N.tolist())}
+    ranked = sorted(best_score, key=lambda label: (-best_score[label], found.labels[label]))
+    margin = max((len(found.labels[label]) for label in ranked), default=0) + 1
+    width = max(columns - margin - 2, NARROWEST)
+    lines = []
+    for label in ranked:
+        cells_W = _paint(found, found.label_N == label, duration_s, width)
+        steps_W = np.ceil(cells_W / found.score_N.max() * (len(shades) - 1)).astype(int)
+        lines.append(f"{found.labels[label]:<{margin}}|{''.join(shades[step] for step in steps_W)}|")
+    return [*lines, *(" " * margin + line for line in _clock(duration_s, width))]
+
+
+def _paint(found: Detections, chosen_N: np.ndarray, duration_s: float, width: int) -> np.ndarray:
+    """The highest score in each of `width` equal parts of the video; even a short detection fills one."""
+    cells_W = np.zeros(width)
+    first_N = np.clip(np.floor(found.start_s_N[chosen_N] / duration_s * width).astype(int), 0, width - 1)
+    last_N = np.clip(np.ceil(found.end_s_N[chosen_N] / duration_s * width).astype(int), first_N + 1, width)
+    for first, last, score in zip(first_N, last_N, found.score_N[chosen_N], strict=True):
+        cells_W[first:last] = np.maximum(cells_W[first:last], score)
+    return cells_W
+
+
+def _clock(duration_s: float, width: int) -> tuple[str, str]:
+    """A ruler with a tick at round times, and the times."""
+    ruler, times = [" "] * (width + 2), [" "] * (width + 2 + TICK_EVERY)
+    step_s = _round_step(duration_s * TICK_EVERY / width)
+    for tick in range(ceil(duration_s / step_s) + 1):
+        column = 1 + round(tick * step_s / duration_s * width)
+        if column <= width:
+            ruler[column] = "'"
+            text = clock_time(tick * step_s)
+            times[column : column + len(text)] = text
+    return "".join(ruler).rstrip(), "".join(times).rstrip()
+
+
+def _round_step(least_s: float) -> float:
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+    return next((step for step in steps if step >= least_s), 3600 * ceil(least_s / 3600))
+
+
+def clock_time(time_s: float) -> str:
+    """Seconds as 1:02:03, 2:03 or, where they are few and not whole, 2.5."""
+    if time_s < 60 and time_s != round(time_s):
+        return f"{time_s:.1f}"
+    minutes, seconds = divmod(round(time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

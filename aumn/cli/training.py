@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aumn.cli.console import progress, say
 from aumn.cli.options import TrackingUri
 from aumn.cli.printing import print_footprint
 from aumn.records import InputError
@@ -42,14 +42,14 @@ def train(
         return
     if (num_ranks, classes, widths) != (1, None, None):
         raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
-    from aumn.cli.console import progress
     from aumn.runtime.ranks import connect, read_environment
     from aumn.training.run import run_training
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
     connected = connect(cuda=settings.run.device == "cuda", timeout_s=settings.run.hang_timeout_s)
     with connected as ranks, progress("training", "steps", silent=not bar) as advance:
-        run_training(settings, ranks, resume=resume, say=_say if ranks.is_first else _say_nothing, advance=advance)
+        heard = say if ranks.is_first else lambda _line: None
+        run_training(settings, ranks, resume=resume, say=heard, advance=advance)
 
 
 def localize(
@@ -95,7 +95,6 @@ def localize(
         out = Path(model) / "detections" / subset
     if not (shards and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
-    from aumn.cli.console import progress
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import connect, read_environment
 
@@ -104,17 +103,9 @@ def localize(
         folder = _model_folder(model, tracking_uri)
         model = model if model.startswith("models:") else str(folder)
         count = localize_subset(
-            folder,
-            shards,
-            out,
-            ranks,
-            model=model,
-            subset=subset,
-            device=device,
-            advance=advance,
-            with_scores=scores,
+            folder, shards, out, ranks, model=model, subset=subset, device=device, advance=advance, with_scores=scores,
             json_file=json_file,
-        )
+        )  # fmt: skip
     if first:
         print(f"{out}: {count:,} detections by {model} in subset {subset} of {shards}")
 
@@ -127,12 +118,3 @@ def _model_folder(model: str, tracking_uri: str | None) -> Path:
     from aumn.tracking.registry import resolve
 
     return resolve(model, tracking_uri)
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # a log on a full disk is no reason to stop
-        print(line, file=sys.stderr, flush=True)
-
-
-def _say_nothing(_line: str) -> None:
-    pass

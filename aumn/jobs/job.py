@@ -30,8 +30,7 @@ from pydantic import ValidationError
 
 from aumn.config.run_config import RunConfig, load_config
 from aumn.config.yaml_files import parse_value, read_yaml
-from aumn.jobs.job_check import PLACEHOLDER, describe, validate
-from aumn.jobs.job_schema import RESOURCES, JobPlan, Resources, Scalar, StepPlan, text_of
+from aumn.jobs.job_schema import PLACEHOLDER, JobPlan, Resources, Scalar, describe, text_of, validate
 from aumn.records import InputError
 
 
@@ -84,7 +83,14 @@ def load_job(path: Path, overrides: Sequence[str] = (), *, folder: Path | None =
 
     `folder` is the job's own, for its state and its logs; None: runs/jobs/NAME.
     """
-    plan = _read_plan(path, overrides)
+    content = read_yaml(path, "a job, such as one of jobs/*.yaml")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        plan = JobPlan.model_validate(content)
+    except ValidationError as error:
+        _refuse(path, [describe(problem) for problem in error.errors()])
+        raise
     folder = Path(os.path.abspath(folder or Path("runs/jobs") / plan.name))
     _refuse(path, validate(plan, folder))
     job = build(plan, folder, Path.cwd())
@@ -96,8 +102,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), *, folder: Path | None =
 def build(plan: JobPlan, folder: Path, directory: Path) -> Job:
     """The steps of a plan that `validate` has nothing to say of; opens no file."""
     values = {**plan.settings, "folder": str(folder)}
-    steps = [_build_step(name, plan.steps[name], values) for name in plan.in_order()]
-    return Job(plan, folder, directory, tuple(steps))
+    return Job(plan, folder, directory, tuple(_build_step(name, plan, values) for name in plan.in_order()))
 
 
 def training_config(point: Point) -> RunConfig:
@@ -106,17 +111,6 @@ def training_config(point: Point) -> RunConfig:
     if not words:
         raise InputError("train names no run configuration; write such as: train configs/thumos14.yaml.")
     return load_config(Path(words[0]), words[1:])
-
-
-def _read_plan(path: Path, overrides: Sequence[str]) -> JobPlan:
-    content = read_yaml(path, "a job, such as one of jobs/*.yaml")
-    for override in overrides:
-        _apply(content, override)
-    try:
-        return JobPlan.model_validate(content)
-    except ValidationError as error:
-        _refuse(path, [describe(problem) for problem in error.errors()])
-        raise
 
 
 def _refuse(path: Path, problems: Sequence[str]) -> None:
@@ -135,12 +129,12 @@ def _apply(content: Any, override: str) -> None:
     content[names[-1]] = value
 
 
-def _build_step(name: str, step: StepPlan, values: Mapping[str, Scalar]) -> Step:
-    points = []
-    for label, fields in step.points():
-        words = [_fill(word, {**values, "point": label}) for word in shlex.split(step.run)]
-        words += [f"{field}={text_of(value)}" for field, value in fields.items() if not field.startswith(RESOURCES)]
-        points.append(Point(label, tuple(words), step.resources_of(fields)))
+def _build_step(name: str, plan: JobPlan, values: Mapping[str, Scalar]) -> Step:
+    step, points = plan.steps[name], []
+    for point, fields, resources in step.points():
+        words = [_fill(word, {**values, "point": point}) for word in shlex.split(step.run)]
+        words += [f"{field}={text_of(value)}" for field, value in fields.items()]
+        points.append(Point(point, tuple(words), Resources.model_validate(resources)))
     at_most = step.sweep.at_most if step.sweep else None
     return Step(name, step.needs, tuple(points), at_most, is_sweep=step.sweep is not None)
 

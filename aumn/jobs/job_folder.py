@@ -24,12 +24,12 @@ from aumn.files import hold, started_at, whole_file
 from aumn.jobs.job import Job, Step, build
 from aumn.jobs.job_schema import JobPlan
 from aumn.jobs.queue import Key, Task, look_up
-from aumn.jobs.sbatch import log_path, points_folder, sbatch_name, script_arguments
+from aumn.jobs.sbatch import points_folder, sbatch_name, script_arguments
 from aumn.records import InputError
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
-LOCAL, _PLAN = "local-", '"plan":'
+LOCAL = "local-"
 _STATES: Mapping[str, State] = {
     "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
     "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
@@ -41,11 +41,8 @@ _STATES: Mapping[str, State] = {
 class Sent(NamedTuple):
     """The last submission of a point: the comment that SLURM knows it by, and its number once that is known."""
 
-    comment: str
-    job_id: str
-
-
-_NEVER_SENT = Sent("no comment of ours", "")
+    comment: str = "no comment of ours"
+    job_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,29 +89,47 @@ class JobFolder:
 
     @classmethod
     def of(cls, job: Job) -> JobFolder:
-        """Of a job to be submitted: new, or as an earlier submission left it."""
-        if _PLAN not in _read(job.folder):  # there is none, or it is an older aumn's
+        """Of a job to be submitted: new, or as an earlier submission left it.
+
+        A job's points are what they are; only what they take, and when, may change.
+        """
+        if (found := cls._read(job.folder)) is None:
             return cls(job, secrets.token_hex(4))
-        before = cls.open(job.folder)
-        before._refuse_another(job)
-        return cls(job, before.identity, before.tracking_run)
+        before, now = (
+            {step.name: (step.needs, [point.arguments for point in step.points]) for step in asked.steps}
+            for asked in (found.job, job)
+        )
+        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            raise InputError(
+                f"{job.folder} holds a job whose steps differ in {', '.join(changed)}: submit it as it was, or name "
+                "another --folder."
+            )
+        return cls(job, found.identity, found.tracking_run)
 
     @classmethod
     def open(cls, path: Path) -> JobFolder:
         """Of a job that `aumn submit` knows."""
         path = Path(os.path.abspath(path))
-        text = _read(path)
-        if not text:
-            raise InputError(f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME.")
-        if _PLAN not in text:
+        if found := cls._read(path):
+            return found
+        if (path / "job.json").exists():
             raise InputError(
                 f"{path} was submitted by an older aumn: give its `aumn submit` once more, which goes on with it."
             )
+        raise InputError(f"{path} holds no job: name the folder that `aumn submit` said, such as runs/jobs/NAME.")
+
+    @classmethod
+    def _read(cls, path: Path) -> JobFolder | None:
+        """None: there is no job, or one of an older aumn."""
         try:
-            facts = json.loads(text)
+            facts = json.loads((path / "job.json").read_text())
+            if "plan" not in facts:
+                return None
             job = build(JobPlan.model_validate(facts["plan"]), path, Path(facts["directory"]))
             run_folders = {label: path / folder for label, folder in facts["run_folders"].items()}
             return cls(replace(job, run_folders=run_folders), facts["identity"], facts["tracking_run"])
+        except FileNotFoundError:
+            return None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}/job.json cannot be read ({error}): remove {path} to start anew.") from None
 
@@ -127,11 +142,15 @@ class JobFolder:
                 file = points_folder(self.job, step) / str(index)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("".join(f"{word}\n" for word in script_arguments(step, index)))
+        run_folders = {  # seen from this folder where they lie in it, so that they move along
+            label: str(folder.relative_to(self.path) if folder.is_relative_to(self.path) else folder)
+            for label, folder in self.job.run_folders.items()
+        }
         facts = {
             "identity": self.identity,
             "plan": self.job.plan.model_dump(mode="json"),
             "directory": str(self.job.directory),
-            "run_folders": {label: self._relative(folder) for label, folder in self.job.run_folders.items()},
+            "run_folders": run_folders,
             "tracking_run": self.tracking_run,
         }
         with whole_file(self.path / "job.json") as file:
@@ -150,7 +169,7 @@ class JobFolder:
         comment = f"aumn:{self.identity}:{step}:{secrets.token_hex(4)}"
         self.record(step, indices, comment=comment)
         for index in indices:
-            self._outcome_file(step, index).unlink(missing_ok=True)
+            self.outcome_file(step, index).unlink(missing_ok=True)
         return comment
 
     def record(self, step: str, indices: Sequence[int], *, comment: str = "", job_id: str = "") -> None:
@@ -167,9 +186,9 @@ class JobFolder:
         self.record(step, [index], job_id=name)
         return name
 
-    def record_outcome(self, step: str, index: int, job_id: str, code: int) -> None:
-        """What the batch scripts do, for points that run here."""
-        self._outcome_file(step, index).write_text(f"{job_id} {code}\n")
+    def outcome_file(self, step: str, index: int) -> Path:
+        """Where a point's last end is noted."""
+        return self.path / "outcomes" / f"{step}.{index}"
 
     def sent(self) -> dict[Key, Sent]:
         """The last submission of each point, by step and index."""
@@ -194,7 +213,7 @@ class JobFolder:
         numbers = {task.comment: task.job_id for task in tasks.values()}
         found = []
         for step, index in self._points():
-            last, end = sent.get((step.name, index), _NEVER_SENT), ends.get((step.name, index))
+            last, end = sent.get((step.name, index), Sent()), ends.get((step.name, index))
             job_id = last.job_id or numbers.get(last.comment, end.job_id if end else "")
             known = tasks.get((job_id, index))
             state, reason = _state(job_id, end, known)
@@ -208,48 +227,19 @@ class JobFolder:
         done = {key for key, end in self._ends().items() if end.state == DONE}
         return {step.label(index) for step, index in self._points() if (step.name, index) not in done}
 
-    def log(self, status: PointStatus) -> Path:
-        """Where the point's output is."""
-        return log_path(self.job, status.step, status.index)
-
-    def _refuse_another(self, job: Job) -> None:
-        """A job's points are what they are; only what they take, and when, may change."""
-        before = {step.name: (step.needs, [point.arguments for point in step.points]) for step in self.job.steps}
-        now = {step.name: (step.needs, [point.arguments for point in step.points]) for step in job.steps}
-        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
-            raise InputError(
-                f"{self.path} holds a job whose steps differ in {', '.join(changed)}: submit it as it was, or name "
-                "another --folder."
-            )
-
     def _points(self) -> list[tuple[Step, int]]:
         return [(step, index) for step in self.job.steps for index in range(len(step.points))]
-
-    def _relative(self, path: Path) -> str:
-        """Seen from this folder where it lies in it, so that it moves along."""
-        return str(path.relative_to(self.path) if path.is_relative_to(self.path) else path)
-
-    def _outcome_file(self, step: str, index: int) -> Path:
-        return self.path / "outcomes" / f"{step}.{index}"
 
     def _ends(self) -> dict[Key, Task]:
         """How points ended, by what they left on the disk; one that ran here knows of no nodes."""
         found = {}
         for step, index in self._points():
             with suppress(OSError, ValueError):
-                job_id, code, *facts = self._outcome_file(step.name, index).read_text().split()
+                job_id, code, *facts = self.outcome_file(step.name, index).read_text().split()
                 nodes, restarts, elapsed_s = facts or ("", 0, 0)
                 state, how = DONE if code == "0" else "FAILED", f"exit code {code}"
                 found[step.name, index] = Task(job_id, state, how, nodes, int(restarts), int(elapsed_s))
         return found
-
-
-def _read(path: Path) -> str:
-    """What a job's folder says of it; nothing where none was submitted."""
-    try:
-        return (path / "job.json").read_text()
-    except FileNotFoundError:
-        return ""
 
 
 def _state(job_id: str, end: Task | None, task: Task | None) -> tuple[State, str]:

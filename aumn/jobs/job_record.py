@@ -1,4 +1,4 @@
-"""What a job's steps leave in the tracking store: one run a job, with its steps nested in it.
+"""What a job's steps have measured, and leave in the tracking store: one run a job, with its steps nested in it.
 
 `aumn train` records itself; for the other commands, and for the job as a whole, this file does. A store that does not
 answer costs these records and a warning; it holds up no submission, no look and no step.
@@ -6,6 +6,7 @@ answer costs these records and a warning; it holds up no submission, no look and
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,21 @@ from pathlib import Path
 from aumn.data.shards.layout import read_description
 from aumn.jobs.job import Job, training_config
 from aumn.jobs.job_folder import JobFolder, PointStatus
-from aumn.jobs.results import read_evaluation
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import source_commit
+from aumn.runfolder.folder import RunFolder
+from aumn.runfolder.metrics import last_metrics
 from aumn.tracking import job_run
 
 
 def record_start(folder: JobFolder) -> None:
     """Begin the run that holds the job's steps, or let it run again where there is something left to do."""
-    if not folder.tracking_run and folder.job.plan.tracking.enabled:
-        with _recording(folder.job.directory, "this job"):
-            folder.tracking_run = _begin(folder.job)
+    job, tracking = folder.job, folder.job.plan.tracking
+    if not folder.tracking_run and tracking.enabled:
+        tags = {"job": job.plan.name, "job_folder": str(job.folder), "commit": source_commit() or "unknown"}
+        params = {f"{step.name}.run": " ".join(step.points[0].arguments) for step in job.steps}
+        with _recording(job.directory, "this job"):
+            folder.tracking_run = job_run.begin_job(tracking.uri, tracking.experiment, job.plan.name, tags, params)
     elif folder.not_done():
         _tag(folder, {}, "RUNNING")
 
@@ -59,11 +64,25 @@ def record_step(arguments: Sequence[str], code: int, started_ms: int) -> None:
         _tag(folder, {}, "FAILED" if code else "FINISHED" if is_last else None)
 
 
-def _begin(job: Job) -> str:
-    tags = {"job": job.plan.name, "job_folder": str(job.folder), "commit": source_commit() or "unknown"}
-    params = {f"{step.name}.run": " ".join(step.points[0].arguments) for step in job.steps}
-    tracking = job.plan.tracking
-    return job_run.begin_job(tracking.uri, tracking.experiment, job.plan.name, tags, params)
+def describe_training(run_folder: Path) -> str:
+    """Such as "step 400/1000  loss 0.5210  mAP 31.2%"; empty where nothing is logged yet, or it cannot be read."""
+    with suppress(InputError, OSError):
+        numbers = last_metrics(run_folder)
+        shown = [f"step {numbers['step']}/{RunFolder(run_folder).status().steps}"] if numbers else []
+        shown += [f"loss {numbers['loss']:.4f}"] if isinstance(numbers.get("loss"), float) else []
+        shown += [f"mAP {value:.1%}" for name, value in numbers.items() if name.endswith("mAP/average")]
+        return "  ".join(shown)
+    return ""
+
+
+def read_evaluation(arguments: Sequence[str], directory: Path) -> dict[str, float]:
+    """The mAP that an `aumn evaluate` wrote, by `mAP/THRESHOLD` and `mAP/average`; empty for any other command."""
+    if arguments[0] == "evaluate" and "--json" in arguments[:-1]:
+        file = directory / arguments[arguments.index("--json") + 1]
+        with suppress(OSError, ValueError, KeyError):
+            result = json.loads(file.read_text())
+            return {f"mAP/{tiou}": value for tiou, value in {**result["mAP"], "average": result["average"]}.items()}
+    return {}
 
 
 def _tag(folder: JobFolder, tags: Mapping[str, str], status: str | None = None) -> None:

@@ -114,12 +114,12 @@ def _ask(*argv: str, unless: str | None = None) -> str:
     """What a command of SLURM says; nothing where it has no answer for a reason that is none of ours."""
     try:
         done = _run(argv)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"{argv[0]} did not answer ({error}): look at `sinfo`, then try again.") from None
-    if done.returncode and not (unless and unless in done.stderr):
+        if done.returncode == 0 or (unless and unless in done.stderr):
+            return done.stdout
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise InputError(f"{argv[0]} did not answer ({said}): look at `sinfo`, then try again.")
-    return done.stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    raise InputError(f"{argv[0]} did not answer ({said}): look at `sinfo`, then try again.")
 
 
 def _run(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from aumn.jobs import queue
 from aumn.jobs.job import Job, Step
 from aumn.jobs.job_folder import LOCAL, NEVER, JobFolder, PointStatus
-from aumn.jobs.sbatch import points_folder, script, script_arguments, submissions
+from aumn.jobs.sbatch import log_path, points_folder, script, script_arguments, submissions
 from aumn.records import InputError
 
 Say = Callable[[str], None]
@@ -44,7 +44,8 @@ def submit(folder: JobFolder, say: Say) -> None:
             wanted |= {"queued"}  # for a job whose place another one takes now
         again = [status for status in statuses if status.step.name == step.name and status.state in wanted]
         queue.cancel(status.task_id for status in again if status.is_active or status.reason == NEVER)
-        after = [job_id for need in step.needs for job_id in _to_wait_for(need, statuses, fresh)]
+        after = [job_id for need in step.needs for job_id in fresh.get(need, ())]
+        after += [status.task_id for status in statuses if status.step.name in step.needs and status.is_active]
         for call in submissions(job, step, [status.index for status in again], step_environment(folder)):
             comment = folder.announce(step.name, call.indices)
             argv = call.argv(_dependencies(after, fresh.get(step.name, [])), comment)
@@ -64,22 +65,19 @@ def run_here(folder: JobFolder, say: Say) -> list[str]:
 
     The labels of the points that failed, and of those that could not run for it.
     """
-    job, bad = folder.job, []
     statuses = folder.statuses()
-    broken: set[str] = set()
-    if under_way := [status for status in statuses if status.is_active]:
-        raise InputError(f"{len(under_way)} points of {job.folder} are under way: wait for them, or cancel them first.")
+    bad: list[PointStatus] = []
+    if active := sum(status.is_active for status in statuses):
+        raise InputError(f"{active} points of {folder.path} are under way: wait for them, or cancel them first.")
     for status in statuses:
         if status.state == "done":
             continue
-        label = status.label
-        if blocked := broken & set(status.step.needs):
-            say(f"{label}: left out, since {', '.join(sorted(blocked))} failed")
+        if blocked := {one.step.name for one in bad} & set(status.step.needs):
+            say(f"{status.label}: left out, since {', '.join(sorted(blocked))} failed")
         elif _run_point(folder, status, say):
             continue
-        bad.append(label)
-        broken.add(status.step.name)
-    return bad
+        bad.append(status)
+    return [status.label for status in bad]
 
 
 def cancel_job(folder: JobFolder, say: Say) -> None:
@@ -93,7 +91,9 @@ def cancel_job(folder: JobFolder, say: Say) -> None:
 
 def step_environment(folder: JobFolder) -> dict[str, str]:
     """What tells a step which job it belongs to; neither a secret nor anything that would have to be one."""
-    variables = {"AUMN_JOB": folder.identity, "AUMN_JOB_FOLDER": str(folder.path), "AUMN": _program()}
+    # The `aumn` of this environment, so that a step runs the same code whatever its shell finds first.
+    program = shutil.which("aumn", path=str(Path(sys.executable).parent)) or "aumn"
+    variables = {"AUMN_JOB": folder.identity, "AUMN_JOB_FOLDER": str(folder.path), "AUMN": program}
     if folder.tracking_run:
         variables["AUMN_PARENT_RUN"] = folder.tracking_run
     if uri := folder.job.plan.tracking.uri:
@@ -104,7 +104,7 @@ def step_environment(folder: JobFolder) -> dict[str, str]:
 def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
     """Whether it ended well."""
     step, index = status.step, status.index
-    label, log = status.label, folder.log(status)
+    label, log = status.label, log_path(folder.job, step, index)
     ranks = step.points[index].resources.ranks
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     argv = [sys.executable, *launcher, "-m", "aumn", *step.points[index].arguments]
@@ -119,17 +119,9 @@ def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
             process.terminate()
             process.wait(60)
             raise
-    folder.record_outcome(step.name, index, name, code)
+    folder.outcome_file(step.name, index).write_text(f"{name} {code}\n")  # as the batch scripts do
     say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {_last_line(log)}")
     return code == 0
-
-
-def _to_wait_for(need: str, statuses: Sequence[PointStatus], fresh: Mapping[str, list[str]]) -> Iterator[str]:
-    """The jobs that will have done what a step needs."""
-    yield from fresh.get(need, ())
-    for status in statuses:
-        if status.step.name == need and status.is_active:
-            yield status.task_id
 
 
 def _dependencies(after: Collection[str], groups_before: Sequence[str]) -> list[str]:
@@ -155,11 +147,6 @@ def _describe(step: Step, indices: Sequence[int]) -> str:
         return step.name
     names = ", ".join(step.points[index].name for index in indices)
     return f"{step.name}, {len(indices)} point{'s' * (len(indices) > 1)} ({names})"
-
-
-def _program() -> str:
-    """The `aumn` of this environment, so that a step runs the same code whatever its shell finds first."""
-    return shutil.which("aumn", path=str(Path(sys.executable).parent)) or "aumn"
 
 
 def _last_line(log: Path) -> str:

@@ -17,6 +17,7 @@ from aumn.cli import app
 from tests.launching import QUIET, aumn, succeed
 
 REPOSITORY = Path(__file__).parents[2]
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
 IN_ORDER = (
     "synth", "pack", "inspect", "train", "localize", "evaluate", "report", "models list", "models show",
     "models compare", "models promote", "deliver", "init", "submit", "jobs", "scaling", "doctor",
@@ -54,9 +55,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
     for name in IN_ORDER:
         if name == "jobs":
             _measure_scaling(place)
-        found[name] = subprocess.run(
-            example(name), cwd=place, env=environment(), capture_output=True, text=True, timeout=200, check=False
-        )
+        found[name] = subprocess.run(example(name), cwd=place, env=environment(), check=False, timeout=200, **CAPTURED)
     return found
 
 
@@ -96,36 +95,24 @@ def test_help_shows_the_example_whole(name: str) -> None:
     assert " ".join(example(name)) in " ".join(" ".join(shown.replace("│", " ").split()).split())
 
 
-def complete(home: Path, *words: str) -> list[str]:
-    """What a bash that has read its .bashrc offers after these words, the last of them unfinished."""
-    script = """
-        source ~/.bashrc
-        registered=$(complete -p aumn)
-        function_name=$(sed -E 's/.*-F ([^ ]+).*/\\1/' <<< "$registered")
-        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE}
-        "$function_name" aumn "${!#}" "${@: -2:1}"
-        printf '%s\\n' "${COMPREPLY[@]}"
-    """
-    done = subprocess.run(
-        ["bash", "-c", script, "bash", *words], env=environment() | {"HOME": str(home)}, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+COMPLETE = """
+source ~/.bashrc
+registered=$(complete -p aumn)
+function_name=$(sed -E 's/.*-F ([^ ]+).*/\\1/' <<< "$registered")
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE}
+"$function_name" aumn "${!#}" "${@: -2:1}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
 
 
 def test_completion_in_a_real_bash(tmp_path: Path) -> None:
-    install = ["bash", "-c", "aumn --install-completion; exit $?"]
-    succeed(
-        subprocess.run(
-            install,
-            env=environment() | {"HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    )
-    assert {"pack", "promote"} & set(complete(tmp_path, "aumn", "p")) == {"pack"}
-    assert set(complete(tmp_path, "aumn", "models", "")) == {"list", "show", "compare", "promote"}
-    assert {"--trim-streams", "--layout"} <= set(complete(tmp_path, "aumn", "pack", "--"))
+    def bash(script: str, *words: str) -> set[str]:
+        variables = environment() | {"HOME": str(tmp_path)}
+        command = ["bash", "-c", script, "bash", *words]
+        done = subprocess.run(command, env=variables, check=False, timeout=60, **CAPTURED)
+        return set(succeed(done).stdout.split())
+
+    bash("aumn --install-completion; exit $?")
+    assert {"pack", "promote"} & bash(COMPLETE, "aumn", "p") == {"pack"}
+    assert bash(COMPLETE, "aumn", "models", "") == {"list", "show", "compare", "promote"}
+    assert {"--trim-streams", "--layout"} <= bash(COMPLETE, "aumn", "pack", "--")

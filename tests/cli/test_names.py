@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aumn.cli.data import inspect
 from aumn.cli.evaluation import evaluate
-from aumn.cli.inspection import inspect
 from aumn.cli.printing import show, table
 from aumn.data.packing.packing import pack
 from aumn.inference.parts import write_part
@@ -46,15 +46,8 @@ def test_inspect_shows_names_as_they_are_and_draws_them(place, capsys):
 def test_evaluate_shows_every_class_by_its_name(place, capsys):
     labels = tuple(sorted(NAMES))
     column = np.arange(4)
-    found = Detections(
-        tuple(f"v{number}" for number in range(4, 8)),
-        labels,
-        column,
-        column,
-        column / 9 + 0.1,
-        column + 1.0,
-        column + 5.0,
-    )
+    videos = tuple(f"v{number}" for number in range(4, 8))
+    found = Detections(videos, labels, column, column, column / 9 + 0.1, column + 1.0, column + 5.0)
     (place / "found").mkdir()
     write_part(found, place / "found" / "part-00000.parquet", {"subset": SUBSETS[1], "model": "m", "dataset": "x"})
     evaluate(place / "found", annotations=place / "gt.json", protocol="thumos14", per_class=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aumn.cli.timeline import clock_time, draw_timeline
+from aumn.cli.one_video import clock_time, draw_timeline
 from aumn.records import Detections
 
 LABELS = ("Jump", "LongThrow", "Run")

@@ -78,60 +78,24 @@ def test_a_sweep_has_a_point_for_every_combination_and_a_file_of_arguments_for_e
 def test_points_that_take_different_resources_are_groups_one_after_the_other(place):
     ranks = {"one": {"resources.nodes": 1}, "two": {"resources.nodes": 2}}
     step = {"run": "train c.yaml run.folder={folder}/{point}", "sweep": {"axes": {"n": ranks, "run.seed": [0, 1]}}}
-    lines = [line for line in dry_run(load_job(write(place, {"train": step}))) if not line.startswith("#")]
-    assert "--nodes=1" in lines[0]
-    assert "--array=0,1 " in lines[0]
-    assert lines[1].startswith("train_1=$(")
-    assert "--nodes=2" in lines[1]
-    assert "--array=2,3 " in lines[1]
-    assert '--dependency="afterany:$train"' in lines[1]
+    first, second = (line for line in dry_run(load_job(write(place, {"train": step}))) if not line.startswith("#"))
+    assert re.search(r"--nodes=1 .* --array=0,1 ", first)
+    assert re.search(r'^train_1=.* --nodes=2 .* --array=2,3 --dependency="afterany:\$train"', second)
 
 
 def test_no_value_becomes_shell_syntax(place):
     """The printed script, run by a real bash with an sbatch that notes what it was given."""
-    (place / "bin").mkdir()
-    (place / "bin" / "sbatch").write_text(
-        '#!/bin/sh\nprintf "%s\\0" "$@" >> got; printf "%s\\0" "$AUMN_JOB_FOLDER" >> got\n'
-    )
-    (place / "bin" / "sbatch").chmod(0o755)
+    (place / "sbatch").write_text('#!/bin/sh\nprintf "%s\\0" "$@" "$AUMN_JOB_FOLDER" >> got\n')
+    (place / "sbatch").chmod(0o755)
     folder = Path("""runs/a b;touch pwned $(touch pwned) `touch pwned`'"{x}""")
     job = load_job(write(place, PIPELINE, settings={"features": HOSTILE}), folder=folder)
     script = "\n".join(dry_run(job))
-    subprocess.run(["bash", "-c", f"PATH={place}/bin:$PATH\n{script}"], check=True, timeout=30, cwd=place)
+    subprocess.run(["bash", "-c", f"PATH={place}:$PATH\n{script}"], check=True, timeout=30, cwd=place)
     got = (place / "got").read_text().split("\0")
     assert HOSTILE in got
     assert got.count(str(place / folder)) == 2
     assert f"--output={place / folder}/logs/pack.log" in got
     assert not list(place.rglob("*pwned"))
-
-
-def test_a_point_file_reaches_the_step_word_by_word(place):
-    """The batch script itself, with an srun that notes what it was given."""
-    (place / "points").mkdir()
-    (place / "points" / "2").write_text(f"c.yaml\n{HOSTILE}\n")
-    (place / "srun").write_text('#!/bin/sh\nprintf "%s\\0" "$@" > got\n')
-    (place / "srun").chmod(0o755)
-    names = {
-        "SLURM_JOB_ID": "5",
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_ARRAY_TASK_ID": "2",
-        "PATH": f"{place}:/usr/bin:/bin",
-    }
-    script = REPOSITORY / "slurm" / "train.sbatch"
-    subprocess.run(["bash", script, "--points", "points"], check=True, timeout=30, cwd=place, env=names)
-    assert (place / "got").read_text().split("\0")[-5:] == ["aumn", "train", "c.yaml", HOSTILE, ""]
-    assert not list(place.rglob("*pwned"))
-
-
-@pytest.mark.parametrize("most", ["2", "0"])
-def test_a_batch_script_gives_up_after_so_many_restarts(place, most):
-    names = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": "3", "AUMN_MOST_RESTARTS": most}
-    script = REPOSITORY / "slurm" / "train.sbatch"
-    done = subprocess.run(
-        ["bash", script, "c.yaml"], env=names, capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == 1
-    assert f"restarted {most} times, which is the most allowed" in done.stderr
 
 
 class Node:
@@ -147,7 +111,8 @@ class Node:
             (self.place / program).chmod(0o755)
         names = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_RESTART_COUNT": "3"}
         names |= {"PATH": f"{self.place}:/usr/bin:/bin", **variables}
-        command = ["bash", self.script, "c.yaml"]
+        arguments = ["--points", "points"] if "SLURM_ARRAY_TASK_ID" in names else ["c.yaml"]
+        command = ["bash", self.script, *arguments]
         return subprocess.run(command, env=names, cwd=self.place, capture_output=True, text=True, timeout=60)  # noqa: PLW1510
 
     def requeued(self) -> list[str]:
@@ -186,12 +151,21 @@ def test_a_failure_is_requeued_where_training_got_on_or_a_node_is_lost_and_else_
     assert not list(place.glob(".aumn-saved*"))
 
 
-def test_a_task_of_an_array_requeues_itself_alone(place):
+@pytest.mark.parametrize("most", ["2", "0"])
+def test_a_batch_script_gives_up_after_so_many_restarts(place, most):
+    done = Node(place).run("exit 0", AUMN_MOST_RESTARTS=most)
+    assert done.returncode == 1
+    assert f"restarted {most} times, which is the most allowed" in done.stderr
+
+
+def test_a_task_of_an_array_is_given_its_point_word_by_word_and_requeues_itself_alone(place):
     """Of the task that started last, SLURM_JOB_ID is the array's: requeued by it, every point would start again."""
     (place / "points").mkdir()
-    (place / "points" / "2").write_text("c.yaml\n")
+    (place / "points" / "2").write_text(f"c.yaml\n{HOSTILE}\n")
     node = Node(place)
-    node.run("exit 75", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
+    node.run('printf "%s\\0" "$@" > got; exit 75', SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
+    assert (place / "got").read_text().split("\0")[-5:] == ["aumn", "train", "c.yaml", HOSTILE, ""]
+    assert not list(place.rglob("*pwned"))
     assert node.requeued() == ["requeue 5_2"]
 
 
@@ -202,14 +176,12 @@ def test_a_requeued_job_tries_another_port(place, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[3-4]")
     monkeypatch.setenv("SLURM_JOB_ID", "1234567")
-    places = []
+    found = set()
     for restarts in range(11):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-        places.append(rendezvous())
-    hosts, ports = zip(*places, strict=True)
-    assert set(hosts) == {"n3"}
-    assert len(set(ports)) == 11
-    assert all(20_000 <= port < 40_000 for port in ports)
+        found.add(rendezvous())
+    assert len(found) == 11
+    assert all(host == "n3" and 20_000 <= port < 40_000 for host, port in found)
 
 
 def test_every_problem_is_told_at_once(place):
@@ -239,7 +211,6 @@ WRONG = {
     "an option of ours": (
         {"a": {"run": "pack x y", "resources": {"options": ["--dep=afterok:1"]}}}, r"'--dep=afterok:1' must read --n",
     ),
-    "a wrapped command": ({"a": {"run": "pack x y", "resources": {"options": ["--wrap=reboot"]}}}, r"be one of array"),
     "a limit below the signal": (
         {"a": {"run": "pack x y", "resources": {"minutes": 1}}}, r"minutes=1 ends before signal_s=120",
     ),

@@ -54,7 +54,10 @@ def test_without_slurm_one_sentence_says_what_is_missing_and_nothing_is_left(pla
 
 @pytest.mark.slow
 def test_local_runs_the_steps_here_names_what_failed_and_goes_on_where_it_stopped(place):
-    """A failing point stops no other point and no step that does not need it; what is done is not done again."""
+    """A failing point stops no other point and no step that does not need it; what is done is not done again.
+
+    Another job does not take over the folder.
+    """
     done = aumn("submit", "mine.yaml", "--local", cwd=place, timeout_s=400)
     assert done.returncode == 2
     said = done.stderr
@@ -73,10 +76,6 @@ def test_local_runs_the_steps_here_names_what_failed_and_goes_on_where_it_stoppe
     assert "train[broken] failed" in table.stderr
     assert re.search(r"train\[good\] +done", table.stdout)
     assert re.search(r"localize +waiting", table.stdout)
-
-
-@pytest.mark.slow
-def test_another_job_does_not_take_over_a_folder(place):
     refused = aumn("submit", "mine.yaml", "--local", "--set", "steps.pack.run=pack x y", cwd=place)
     assert refused.returncode == 2
     assert "runs/jobs/mine holds a job whose steps differ in pack" in refused.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from aumn.cli.report import report
+from aumn.cli.evaluation import report
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.localize import load_network, localize_subset
