@@ -18,9 +18,6 @@ from aumn.tracking.sent import Sent
 from tests.tracking.conftest import save_card
 from tests.tracking.runs import read_history, read_run
 
-# mlflow 3.17 with sqlalchemy 2.1
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 
 def test_a_run_is_mirrored(track, store):
     config = {"data": {"shards": "x"}, "model": {"units": 7, "dropout": None, "ratios": [1, 2]}, "seed": 0}

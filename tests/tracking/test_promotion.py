@@ -9,8 +9,6 @@ from aumn.tracking.store import open_store
 from tests.launching import aumn, succeed
 from tests.tracking.conftest import add_version, save_card
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 DATA = {"subset": "training", "holdout_share": 0.2, "holdout_seed": 0}
 CONFIG = {"data": DATA, "optimizer": {"learning_rate": 0.1}, "run": {"folder": "x"}}
 

@@ -14,8 +14,6 @@ from aumn.tracking.registry import check_names, list_models, resolve, show_model
 from tests.tracking.conftest import add_version, save_card
 from tests.tracking.runs import TrackedRun
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def versions(blank_database, tmp_path_factory) -> str:
