@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from aumn.records import InputError
 from aumn.runfolder.metrics import read_metrics
-from aumn.tracking.history import attach
+from aumn.tracking.job_run import attach
 from aumn.tracking.mirror import push, registered
 from aumn.tracking.sent import Sent
 from tests.tracking.conftest import save_card
@@ -263,7 +263,7 @@ DEFAULT_STORE = """
 import os, sys
 from pathlib import Path
 from aumn.tracking import registry
-from aumn.tracking.history import attach
+from aumn.tracking.job_run import attach
 from aumn.tracking.mirror import Mirror
 from aumn.tracking.sent import Sent
 from aumn.tracking.settings import TrackingSettings
