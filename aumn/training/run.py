@@ -135,7 +135,7 @@ def _open_mirror(config: RunConfig, start: Start, say: Say) -> Mirror | None:
         if not start.resumed:
             (config.run.folder / MIRROR).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         return None
-    return Mirror.open(config.run.folder, config.tracking, resumed=start.resumed, say=say)
+    return Mirror(config.run.folder, config.tracking, resumed=start.resumed, say=say)
 
 
 def _publish(run: Run, mirror: Mirror | None) -> None:

@@ -75,10 +75,6 @@ def test_models_are_listed(versions):
     assert listed == [("aumn-anet", 1, {}), ("aumn-thumos14", 3, {"champion": 2})]
 
 
-def test_an_empty_registry_lists_nothing(store):
-    assert list_models(store) == []
-
-
 def test_versions_are_shown_newest_first_with_their_aliases(versions):
     shown = [(version.version, version.aliases) for version in show_model("aumn-thumos14", versions)]
     assert shown == [(3, ()), (2, ("champion",)), (1, ())]
