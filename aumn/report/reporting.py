@@ -139,7 +139,7 @@ def _facts(
 
 def _attach(run: Run, run_id: str, out: Path, tracking_uri: str | None, say: Say) -> None:
     """Keep the page with the run, where MLflow's pages show it; it is already written, so a refusal is only said."""
-    from aumn.tracking.history import attach
+    from aumn.tracking.job_run import attach
 
     try:
         attach(run_id, out, "report", tracking_uri or run.config["tracking"]["uri"])

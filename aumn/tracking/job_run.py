@@ -1,12 +1,13 @@
-"""The run that holds a job: its steps and sweep points are nested in it, as MLflow's UI shows them."""
+"""MLflow runs beside those of the mirror: a job's, with its steps and sweep points nested in it; and files for any."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
-from aumn.tracking.store import artifact_location, explain, open_store
+from aumn.tracking.store import connected, find_experiment
 
 PARENT = "mlflow.parentRunId"
 
@@ -27,11 +28,8 @@ def job_tags(environment: Mapping[str, str]) -> dict[str, str]:
 
 def begin_job(uri: str | None, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
     """Start the run of a job; its id."""
-    client = open_store(uri)
-    with explain(client.tracking_uri):
-        found = client.get_experiment_by_name(experiment)
-        place = artifact_location(client.tracking_uri)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment, place)
+    with connected(uri) as client:
+        experiment_id = find_experiment(client, experiment)
         run_id = str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
         for key, value in params.items():
             client.log_param(run_id, key, value[:6000])
@@ -40,8 +38,7 @@ def begin_job(uri: str | None, experiment: str, name: str, tags: Mapping[str, st
 
 def tag_job(uri: str | None, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
     """Add to what a job's run says, and give it a status; one that it has already stays, with the time of its end."""
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
         if status is None or client.get_run(run_id).info.status == status:
@@ -57,10 +54,15 @@ def record_step(
 ) -> None:
     """A step that has ended, as a run nested in its job's (`job_tags` of this process)."""
     mine = job_tags(os.environ)
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         experiment_id = client.get_run(mine[PARENT]).info.experiment_id
         run = client.create_run(experiment_id, started_ms, run_name=name, tags={**mine, **tags})
         for key, value in metrics.items():
             client.log_metric(run.info.run_id, key, value)
         client.set_terminated(run.info.run_id, "FAILED" if code else "FINISHED", time.time_ns() // 1_000_000)
+
+
+def attach(run_id: str, file: Path, name: str, uri: str | None = None) -> None:
+    """Keep a file with a run, in its folder `name`, where MLflow's pages show it; the run's status stays as it is."""
+    with connected(uri) as client:
+        client.log_artifact(run_id, str(file), name)

@@ -37,15 +37,14 @@ logger = logging.getLogger(__name__)
 class Mirror:
     """The mirror of a run that is training; for the process that holds the folder's lock."""
 
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         folder: Path,
         tracking: TrackingSettings,
         *,
         resumed: bool = True,
         say: Callable[[str], None] = logger.warning,
-    ) -> Mirror:
+    ) -> None:
         """Begin a new MLflow run, or go on with the folder's own, for which the store need not answer.
 
         With `resumed` False a new run begins in any case, and what an earlier run left in the folder is delivered
@@ -59,16 +58,11 @@ class Mirror:
         run = _prepare(RunFolder(folder), tracking, address, say, resumed=resumed)
         if not run.sent.run or run.sent.store != public(address):
             run.connect()
-        return cls(run, say)
-
-    def __init__(self, run: MirroredRun, say: Callable[[str], None]) -> None:
-        """See `open`."""
-        self._run, self._folder, self._say = run, run.folder.path, say
+        self._run, self._folder, self._say = run, folder, say
         self._changed = threading.Condition()  # its lock guards all that follows
         self._woken = self._pushed = 0  # calls of `wake`, and how many of them the last push came after
         self._hurried = self._stopped = False
         self._outage: tuple[float, Sent] | None = None  # since when, and what the store had then
-        self._refused_since_s: float | None = None
         self._settling_since_s: float | None = None
         self._retry_s = RETRY_S
         self._tried_s = -math.inf
@@ -83,7 +77,7 @@ class Mirror:
     def publish(self) -> str | None:
         """Send all, the finished model of `status.json` among it: models:/name/version, or None if it must wait."""
         self.wake()
-        self._settle(grace_s=END_GRACE_S)
+        self._settle()
         name = self._run.tracking.model_name
         return name and registered(self._folder, name)
 
@@ -93,7 +87,7 @@ class Mirror:
         `hasty`: the run failed or was stopped, and something may be about to kill the process.
         """
         self.wake()
-        self._settle(grace_s=END_GRACE_S, most_s=HASTY_END_S if hasty else math.inf)
+        self._settle(HASTY_END_S if hasty else math.inf)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -104,11 +98,8 @@ class Mirror:
                 f"{self._folder}; deliver them later with: aumn deliver {self._folder}"
             )
 
-    def _settle(self, *, grace_s: float, most_s: float = math.inf) -> None:
-        """Wait until all is sent.
-
-        No longer than `most_s`, nor than `grace_s` for a store that refuses, over all calls together.
-        """
+    def _settle(self, most_s: float = math.inf) -> None:
+        """Wait until all is sent: no longer than END_GRACE_S for a store that refuses, over all calls together."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
@@ -116,8 +107,8 @@ class Mirror:
             self._settling_since_s = self._settling_since_s or start_s
             while self._pushed < self._woken:
                 end_s = start_s + most_s
-                if self._refused_since_s is not None:
-                    end_s = min(end_s, max(self._refused_since_s, self._settling_since_s) + grace_s)
+                if self._outage:
+                    end_s = min(end_s, max(self._outage[0], self._settling_since_s) + END_GRACE_S)
                 if time.monotonic() >= end_s:
                     break
                 self._changed.wait(min(1.0, end_s - time.monotonic()))
@@ -142,16 +133,13 @@ class Mirror:
             return None if self._stopped else self._woken
 
     def _due_s(self) -> float:
-        pause_s = GATHER_S if self._refused_since_s is None else self._retry_s
-        if self._hurried:
-            pause_s = 0 if self._refused_since_s is None else RETRY_S
-        return self._tried_s + pause_s
+        working_s, refused_s = (0, RETRY_S) if self._hurried else (GATHER_S, self._retry_s)
+        return self._tried_s + (refused_s if self._outage else working_s)
 
     def _refused(self, error: Exception, before: Sent) -> None:
         with self._changed:
             is_news = self._outage is None and not self._stopped
             self._outage = self._outage or (time.monotonic(), before)
-            self._refused_since_s = self._refused_since_s or time.monotonic()
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             self._changed.notify_all()
         if is_news:
@@ -160,8 +148,8 @@ class Mirror:
     def _accepted(self, woken: int) -> None:
         with self._changed:
             self._pushed = woken
-            ended, self._outage = (self._outage, None) if not self._stopped else (None, None)
-            self._refused_since_s, self._retry_s = None, RETRY_S
+            ended = None if self._stopped else self._outage
+            self._outage, self._retry_s = None, RETRY_S
             self._changed.notify_all()
         if ended:
             since_s, before = ended

@@ -20,7 +20,7 @@ from aumn.runfolder.metrics import NO_METRICS
 from aumn.tracking.registration import register
 from aumn.tracking.sent import Sent, Version, Waiting, find_waiting, line_key
 from aumn.tracking.settings import TrackingSettings
-from aumn.tracking.store import RefusedForGoodError, StoreError, artifact_location, explain, open_store, reason
+from aumn.tracking.store import RefusedForGoodError, StoreError, explain, find_experiment, open_store, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,7 +102,7 @@ class MirroredRun:
                 f"{self.folder.path} holds."
             )
         name = self.tracking.run_name or self.folder.path.absolute().name
-        experiment_id = _experiment_id(client, self.tracking.experiment)
+        experiment_id = find_experiment(client, self.tracking.experiment)
         run = client.create_run(experiment_id, started_ms or None, run_name=name)
         self.sent = Sent(run=run.info.run_id, store=public(self.address))
         return run
@@ -220,19 +220,6 @@ def _find_run(client: MlflowClient, run_id: str) -> Run | None:
             f"`mlflow runs restore --run-id {run_id}`, or remove mirror.json from the run's folder for a new one."
         )
     return run
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name, artifact_location(client.tracking_uri)))
-    except MlflowException:
-        if found := client.get_experiment_by_name(name):  # another run created it in the meantime
-            return str(found.experiment_id)
-        raise
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -9,13 +9,12 @@ code/                                              `aumn.tracking.pyfunc` and th
 from __future__ import annotations
 
 import ast
-import importlib.metadata
-import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
 """All that loading and predicting imports beside the standard library; each is listed with the version it has here."""
 
 _PACKAGE = Path(__file__).parents[1]
-_EXAMPLE_SNIPPETS = 2
 
 
 @contextmanager
@@ -43,8 +41,7 @@ def packaged(
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
     try:
         _save_pyfunc(folder, card, run_id, model_id)
-        for file in artifact.iterdir():
-            _link(file, folder / file.name)
+        shutil.copytree(artifact, folder, dirs_exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(config or {}), sort_keys=False), encoding="utf-8")
         (folder / "MODEL_CARD.md").write_text(write_model_card(card, config), encoding="utf-8")
         yield folder
@@ -65,7 +62,8 @@ def _save_pyfunc(folder: Path, card: ModelCard, run_id: str, model_id: str) -> N
             code_paths=[str(path) for path in Path(code).iterdir()],
             signature=_signature(card),
             input_example=_example(card),
-            pip_requirements=[f"{name}=={_version(name)}" for name in REQUIREMENTS],
+            # a local suffix such as +cpu is known to some package indices only
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
             metadata={"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit},
             mlflow_model=Model(run_id=run_id, model_id=model_id),
         )
@@ -117,18 +115,5 @@ def _example(card: ModelCard) -> tuple[dict[str, Any], dict[str, float]]:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    shapes = {stream: (_EXAMPLE_SNIPPETS, width) for stream, width in card.streams.items()}
-    arrays = {stream: rng.random(shape).round(3).astype(np.float32) for stream, shape in shapes.items()}
-    return arrays, {"fps": 25.0, "duration_s": _EXAMPLE_SNIPPETS * card.stride_frames / 25.0}
-
-
-def _version(name: str) -> str:
-    """Without a local suffix such as +cpu, which only some package indices know."""
-    return importlib.metadata.version(name).partition("+")[0]
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
+    arrays = {stream: rng.random((2, width)).round(3).astype(np.float32) for stream, width in card.streams.items()}
+    return arrays, {"fps": 25.0, "duration_s": 2 * card.stride_frames / 25.0}

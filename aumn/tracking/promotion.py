@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aumn.config.run_config import says, settings_of
 from aumn.records import InputError
-from aumn.tracking.measure import measure, why_incomparable
+from aumn.runfolder.checkpoint import ModelCard
+from aumn.tracking.model_card import measure, why_incomparable
 from aumn.tracking.registry import Description, check_names, describe, find_model, find_version, read_description
-from aumn.tracking.store import explain, open_store
+from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,15 +32,16 @@ class Comparison:
 def compare(first_uri: str, second_uri: str, uri: str | None = None) -> Comparison:
     """Two versions, each `models:/name/version` or `models:/name@alias`."""
     first, second = describe(first_uri, uri), describe(second_uri, uri)
-    ours, theirs = first.card.metrics, second.card.metrics
-    return Comparison(
-        first,
-        second,
-        [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}],
-        list(_differing(_settings(first, second), _settings(second, first))),
-        [(name, _facts(first)[name], _facts(second)[name]) for name in _facts(first)],
-        _why_incomparable(first, second),
+    rows = (
+        (first.card.metrics, second.card.metrics),
+        (_settings(first, second), _settings(second, first)),
+        (_facts(first.card), _facts(second.card)),
     )
+    metrics, settings, data = (
+        [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}] for ours, theirs in rows
+    )
+    why = why_incomparable(measure(first.card, first.config), measure(second.card, second.config))
+    return Comparison(first, second, metrics, [row for row in settings if row[1] != row[2]], data, why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,7 @@ def promote(name: str, which: str, alias: str, uri: str | None = None, *, force:
     records one that this version cannot be compared with. A version without an mAP makes way for any.
     """
     check_names(alias=alias)
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         version = find_version(client, name, which)
         before = find_model(client, name).aliases.get(alias)
         remark = None
@@ -93,10 +94,6 @@ def _judge(client: MlflowClient, name: str, version: int, before: int, alias: st
     return None
 
 
-def _why_incomparable(first: Description, second: Description) -> str | None:
-    return why_incomparable(measure(first.card, first.config), measure(second.card, second.config))
-
-
 def _settings(of: Description, other: Description) -> dict[str, Any]:
     """All of the run's where both have them, else those of the network and of localization."""
     sections: Mapping[str, Any] = of.card.model_dump(include={"model", "localize"})
@@ -105,14 +102,7 @@ def _settings(of: Description, other: Description) -> dict[str, Any]:
     return {name: value for name, value in settings_of(sections).items() if not says(name, "same_model")}
 
 
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in {**ours, **theirs}:
-        if ours.get(name) != theirs.get(name):
-            yield name, ours.get(name), theirs.get(name)
-
-
-def _facts(of: Description) -> dict[str, str]:
-    card = of.card
+def _facts(card: ModelCard) -> dict[str, str]:
     return {
         "dataset": card.dataset,
         "identity": card.dataset_identity,

@@ -16,7 +16,7 @@ from aumn.runfolder.checkpoint import ModelCard, read_card
 from aumn.tracking.model_card import summarize
 from aumn.tracking.packaging import packaged
 from aumn.tracking.registry import check_names, pages
-from aumn.tracking.store import explain, open_store
+from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,8 +40,7 @@ def register(
     check_names(name)
     card = read_card(folder)
     digest = hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         if not _registered(client, name, run_id, digest):
             _upload(client, folder, name, card, config, run_id=run_id, digest=digest)
         # A store that hung may have taken an upload given up long since: the first one counts.
@@ -49,12 +48,6 @@ def register(
         for double in doubles:
             client.delete_model_version(name, double)
         return int(version)
-
-
-def _describe(card: ModelCard) -> dict[str, str]:
-    facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "aumn_version": card.aumn_version}
-    commit = {"commit": card.commit} if card.commit else {}
-    return facts | commit | {name: repr(value) for name, value in card.metrics.items()}
 
 
 def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> list[str]:
@@ -75,15 +68,21 @@ def _upload(
 ) -> None:
     """A new version. Nothing is in the registry before all files are in the store."""
     from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
 
-    tags = _describe(card) | {_DIGEST: digest}
+    facts = card.model_dump(include={"dataset", "dataset_identity", "aumn_version", "commit"}, exclude_none=True)
+    tags = {_DIGEST: digest, **facts, **{metric: repr(value) for metric, value in card.metrics.items()}}
     experiment_id = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment_id, "localizer", run_id, tags, model_type="AUMN")
     with packaged(folder, card, config, run_id=run_id, model_id=model.model_id) as files:
         client.log_model_artifacts(model.model_id, str(files))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    _create_name(client, name)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     version = client.create_model_version(
         name,
         model.artifact_location,
@@ -95,13 +94,3 @@ def _upload(
     # As mlflow.register_model does: its UI leads from the logged model to the version by this.
     link = json.dumps([{"name": name, "version": version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
-
-
-def _create_name(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise

@@ -17,7 +17,7 @@ from aumn.addresses import public
 from aumn.files import CHECKSUMS
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, read_card
-from aumn.tracking.store import explain, open_store
+from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,8 +78,7 @@ def resolve(model_uri: str, uri: str | None = None) -> Path:
     copy in the user's cache, downloaded once. Any number of ranks may ask at the same time.
     """
     name, which = _parse(model_uri)
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         version = find_version(client, name, which)
         source = client.get_model_version_download_uri(name, str(version))
         return _fetch(source, client.tracking_uri, f"{name}-{version}")
@@ -88,22 +87,19 @@ def resolve(model_uri: str, uri: str | None = None) -> Path:
 def describe(model_uri: str, uri: str | None = None) -> Description:
     """What a version says of itself; downloads no weights."""
     name, which = _parse(model_uri)
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         return read_description(client, name, find_version(client, name, which))
 
 
 def list_models(uri: str | None = None) -> list[RegisteredModel]:
     """Every name in the registry, alphabetically."""
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         return [_model(found) for found in pages(client.search_registered_models, order_by=["name ASC"])]
 
 
 def show_model(name: str, uri: str | None = None) -> list[ModelVersion]:
     """A model's versions, newest first."""
-    client = open_store(uri)
-    with explain(client.tracking_uri):
+    with connected(uri) as client:
         aliases = find_model(client, name).aliases
         return [
             ModelVersion(
@@ -158,7 +154,10 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel:
 def find_version(client: MlflowClient, name: str, which: str) -> int:
     """The version of a model that must be there: by its number, or by @alias."""
     if which.startswith("@"):
-        return _find_alias(client, name, which[1:])
+        aliases = find_model(client, name).aliases
+        if which[1:] not in aliases:
+            raise InputError(f"Model {name} has no alias {which[1:]}; {_choices('aliases', sorted(aliases))}.")
+        return aliases[which[1:]]
     if not which.isdecimal():
         raise InputError(f"{which!r} is no version of {name}: give its number, or an alias of it such as @challenger.")
     find_model(client, name)
@@ -166,13 +165,6 @@ def find_version(client: MlflowClient, name: str, which: str) -> int:
     if int(which) not in versions:
         raise InputError(f"Model {name} has no version {which}; {_choices('versions', versions)}.")
     return int(which)
-
-
-def _find_alias(client: MlflowClient, name: str, alias: str) -> int:
-    aliases = find_model(client, name).aliases
-    if alias not in aliases:
-        raise InputError(f"Model {name} has no alias {alias}; {_choices('aliases', sorted(aliases))}.")
-    return aliases[alias]
 
 
 def _find_versions(client: MlflowClient, name: str) -> list[Any]:
@@ -209,7 +201,8 @@ def _fetch(source: str, address: str, readable: str) -> Path:
     if urlsplit(source).scheme in {"", "file"}:
         return Path(download_artifacts(source, tracking_uri=address))
     digest = hashlib.sha256(f"{address} {source}".encode()).hexdigest()[:16]
-    target = _cache() / f"{readable}-{digest}"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = caches / "aumn" / "models" / f"{readable}-{digest}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".", ignore_cleanup_errors=True) as partial:
@@ -220,7 +213,3 @@ def _fetch(source: str, address: str, readable: str) -> Path:
                 if not target.is_dir():  # else another rank was faster
                     raise
     return target
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aumn" / "models"

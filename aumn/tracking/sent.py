@@ -105,7 +105,8 @@ class Waiting:
 
 def find_waiting(folder: RunFolder, sent: Sent, tracking: TrackingSettings) -> Waiting:
     """Compare a run's folder with what its store has."""
-    status, config = folder.status(), _digest(folder.path / "config.yaml")
+    status, file = folder.status(), folder.path / "config.yaml"
+    config = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
     first, lines = _unsent_lines(folder.path, sent)
     return Waiting(
         config if config != sent.config else "",
@@ -137,12 +138,6 @@ def _unregistered(status: Status, sent: Sent, tracking: TrackingSettings) -> str
         return None
     known = sent.models.get(name)
     return name if known is None or (known.step, known.alias) != (status.published_step, tracking.alias) else None
-
-
-def _digest(file: Path) -> str:
-    with suppress(FileNotFoundError):
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    return ""
 
 
 def run_before(folder: Path) -> str:

@@ -62,11 +62,28 @@ def open_store(uri: str | None = None) -> MlflowClient:
     return client
 
 
-def artifact_location(address: str) -> str | None:
-    """Where new experiments of a store keep files; None where the store knows best."""
-    if not address.startswith(_SQLITE):
-        return None
-    return (_database(address).parent / "mlartifacts").as_uri()
+@contextmanager
+def connected(uri: str | None = None) -> Iterator[MlflowClient]:
+    """A client as of `open_store`, whose failures within the block are told as there."""
+    client = open_store(uri)
+    with explain(client.tracking_uri):
+        yield client
+
+
+def find_experiment(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, which is created where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    address = client.tracking_uri
+    place = (_database(address).parent / "mlartifacts").as_uri() if address.startswith(_SQLITE) else None
+    try:
+        return str(client.create_experiment(name, place))
+    except MlflowException:
+        if found := client.get_experiment_by_name(name):  # another run created it in the meantime
+            return str(found.experiment_id)
+        raise
 
 
 @contextmanager

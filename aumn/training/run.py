@@ -104,7 +104,7 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
         return
     config, mirror = run.config, None
     if config.tracking.enabled:  # before anything is replaced in the folder
-        mirror = Mirror.open(config.run.folder, config.tracking, resumed=start.resumed, say=run.say)
+        mirror = Mirror(config.run.folder, config.tracking, resumed=start.resumed, say=run.say)
     elif not start.resumed:
         (config.run.folder / MIRROR).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     keep = config.run.keep_checkpoints

@@ -23,7 +23,7 @@ class TrackedRun:
         self._lock = self.folder.writing()
         self._lock.__enter__()
         try:
-            self.mirror = Mirror.open(path, settings, resumed=resumed, say=say)
+            self.mirror = Mirror(path, settings, resumed=resumed, say=say)
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise

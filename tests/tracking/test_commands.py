@@ -8,8 +8,6 @@ from aumn.records import InputError
 from tests.tracking.conftest import add_version, save_card
 from tests.tracking.test_promotion import CONFIG, measured
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 
 def answer(*arguments: object) -> list[str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)

@@ -20,8 +20,6 @@ from tests.tracking.conftest import save_card
 from tests.tracking.runs import TrackedRun, read_history, read_run
 from tests.tracking.servers import Server
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 STEPS = 40
 
 

@@ -17,8 +17,6 @@ from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.registry import resolve
 from tests.tracking.conftest import add_version
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 CONFIG = {"data": {"subset": "training", "holdout_share": 0.25, "holdout_seed": 3}, "run": {"steps": 5}}
 
 ELSEWHERE = """
@@ -151,7 +149,6 @@ def test_what_a_version_carries(store, track, tmp_path):
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_the_example_predicts_and_what_cannot_be_is_told(store, track, tmp_path, arrays):
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
@@ -163,3 +160,38 @@ def test_the_example_predicts_and_what_cannot_be_is_told(store, track, tmp_path,
         model.predict(arrays)
     with pytest.raises(MlflowException, match=r"missing inputs \['flow'\]"):
         model.predict({"rgb": arrays["rgb"]}, params={"fps": 25.0})
+
+
+OLDER_LOADER = """
+import importlib.util, sys
+from pathlib import Path
+
+def _load_pyfunc(path):
+    if importlib.util.find_spec("aumn") is None:
+        sys.path.append(str(Path(path) / "code" / "shipped"))
+    return VideoModel(Path(path))
+
+class VideoModel:
+    def __init__(self, folder):
+        from aumn.one_video import load_network
+        self._network, self._card = load_network(folder)
+
+    def predict(self, model_input, params=None):
+        from aumn.one_video import localize_video
+        return localize_video(self._network, self._card, model_input, fps=25.0)
+"""
+
+
+def test_a_version_of_commit_0e01a02_loads_where_this_aumn_is_installed(tmp_path, arrays):
+    """It holds its own loader, which names modules as they were."""
+    import mlflow.pyfunc
+
+    folder = make_model(tmp_path)
+    (folder / "code").mkdir()
+    (folder / "code" / "older_pyfunc.py").write_text(OLDER_LOADER)
+    flavour = {"loader_module": "older_pyfunc", "code": "code"}
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavour}}))
+    found = mlflow.pyfunc.load_model(str(folder)).predict(arrays)
+    expected = localize_video(*load_network(folder), arrays, fps=25.0)
+    assert len(found.score_N)
+    assert list(found.score_N) == list(expected.score_N)

@@ -14,8 +14,6 @@ from aumn.tracking.registry import check_names, list_models, resolve, show_model
 from tests.tracking.conftest import add_version, save_card
 from tests.tracking.runs import TrackedRun
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def versions(blank_database, tmp_path_factory) -> str:
@@ -75,10 +73,6 @@ def test_a_version_says_where_it_comes_from(versions):
 def test_models_are_listed(versions):
     listed = [(model.name, model.newest_version, model.aliases) for model in list_models(versions)]
     assert listed == [("aumn-anet", 1, {}), ("aumn-thumos14", 3, {"champion": 2})]
-
-
-def test_an_empty_registry_lists_nothing(store):
-    assert list_models(store) == []
 
 
 def test_versions_are_shown_newest_first_with_their_aliases(versions):

@@ -19,10 +19,7 @@ from tests.tracking.conftest import add_version
 from tests.tracking.servers import Server
 from tests.tracking.test_pyfunc import make_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +68,6 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
         resolve("models:/aumn/3", server)
 
 
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_mlflow_loads_a_model_through_a_server(server, track, tmp_path, monkeypatch):
     import mlflow
 
