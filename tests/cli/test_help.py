@@ -97,6 +97,11 @@ def test_help_shows_the_example_whole(name: str) -> None:
     assert " ".join(example(name)) in " ".join(" ".join(shown.replace("│", " ").split()).split())
 
 
+def bash(script: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command, variables = ["bash", "-c", script, "bash", *words], environment() | {"HOME": str(home)}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+
+
 def complete(home: Path, *words: str) -> list[str]:
     """What a bash that has read its .bashrc offers after these words, the last of them unfinished."""
     script = """
@@ -107,26 +112,11 @@ def complete(home: Path, *words: str) -> list[str]:
         "$function_name" aumn "${!#}" "${@: -2:1}"
         printf '%s\\n' "${COMPREPLY[@]}"
     """
-    done = subprocess.run(
-        ["bash", "-c", script, "bash", *words], env=environment() | {"HOME": str(home)}, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return succeed(bash(script, home, *words)).stdout.split()
 
 
 def test_completion_in_a_real_bash(tmp_path: Path) -> None:
-    install = ["bash", "-c", "aumn --install-completion; exit $?"]
-    succeed(
-        subprocess.run(
-            install,
-            env=environment() | {"HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    )
+    succeed(bash("aumn --install-completion; exit $?", tmp_path))
     assert {"pack", "promote"} & set(complete(tmp_path, "aumn", "p")) == {"pack"}
     assert set(complete(tmp_path, "aumn", "models", "")) == {"list", "show", "compare", "promote"}
     assert {"--trim-streams", "--layout"} <= set(complete(tmp_path, "aumn", "pack", "--"))
