@@ -96,8 +96,17 @@ def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
             )
         (subset,) = others
     read_ground_truth(choices.annotations, subset)  # what is wrong with it is told before the work
-    told = {"model": str(run.folder), "subset": subset, "device": choices.device}
-    localize_subset(run.model, shards, out, Ranks(), **told, advance=advance, with_scores=True)
+    localize_subset(
+        run.model,
+        shards,
+        out,
+        Ranks(),
+        model=str(run.folder),
+        subset=subset,
+        device=choices.device,
+        advance=advance,
+        with_scores=True,
+    )
 
 
 def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...], choices: Choices) -> Measured:

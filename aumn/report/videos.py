@@ -33,7 +33,8 @@ def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[st
         labels[video].append(label)
 
     def counted(video_N: np.ndarray) -> list[int]:
-        return np.bincount(video_N, minlength=count).tolist()
+        counts: list[int] = np.bincount(video_N, minlength=count).tolist()
+        return counts
 
     return {
         "ids": list(truth.videos),
