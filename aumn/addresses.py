@@ -21,6 +21,8 @@ def has_password(text: str) -> bool:
 def public(address: str) -> str:
     """Scheme, host and path; `***` stands where there was more. A file's address (sqlite:///...) stays as it is."""
     scheme, mark, rest = address.partition("://")
+    if not mark and re.match(r"[^/@]+:.*@", address):  # no address: a password may stand anywhere
+        return f"{address.partition(':')[0]}:***"
     if not mark or rest.startswith("/"):
         return address
     place, *query = re.split(r"[?#]", rest, maxsplit=1)

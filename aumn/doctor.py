@@ -13,7 +13,6 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from aumn.addresses import hide
+from aumn.addresses import hide, public
 from aumn.records import InputError
 from aumn.tracking.store import find_address
 
@@ -32,36 +31,27 @@ PATIENCE_S = 4
 SLURM_COMMANDS = ("sbatch", "squeue", "scontrol", "srun")
 
 State = Literal["works", "limited", "broken"]
-Answer = tuple[State, str, str]  # the state, what was found, and a remedy where it does not work
+Finding = tuple[State, str, str]
+"""The state, what was found, and what will not work and what helps; this last is empty where all is well."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found. `remedy` says what will not work, and what helps; it is empty where all is well."""
-
-    what: str
-    state: State
-    found: str
-    remedy: str = ""
-
-
-def examine(tracking_uri: str | None = None) -> list[Finding]:
-    """Every check's finding; they run beside each other, since some wait for an answer."""
-    checks = CHECKS | {"MLflow store": lambda: find_store(tracking_uri)}
+def examine(tracking_uri: str | None = None) -> dict[str, Finding]:
+    """Every check's finding, by what it looks at; they run beside each other, since some wait for an answer."""
     address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    checks = CHECKS | {"MLflow store": lambda: _find_store(address)}
 
-    def examine_one(what: str) -> Finding:
+    def examine_one(check: Callable[[], Finding]) -> Finding:
         try:
-            state, found, remedy = checks[what]()
+            state, found, remedy = check()
         except Exception as error:  # a check that cannot look is a finding, and the others still count
             state, found, remedy = "limited", f"could not be looked at: {error!r}", "Look at it by hand."
-        return Finding(what, state, hide(found, address), hide(remedy, address))
+        return state, hide(found, address), hide(remedy, address)
 
     with ThreadPoolExecutor(len(checks)) as threads:
-        return list(threads.map(examine_one, checks))
+        return dict(zip(checks, threads.map(examine_one, checks.values()), strict=True))
 
 
-def _find_ranks() -> Answer:
+def _find_ranks() -> Finding:
     """What ranks can run on and talk through, as this build of torch and this CPU have it."""
     import torch
 
@@ -81,7 +71,7 @@ def _find_ranks() -> Answer:
     return "works", found, ""
 
 
-def _find_shared_memory() -> Answer:
+def _find_shared_memory() -> Finding:
     usage = shutil.disk_usage("/dev/shm")  # noqa: S108
     found = f"{usage.free / GB:,.2f} of {usage.total / GB:,.2f} GB free in /dev/shm"
     if usage.free < LEAST_SHM_GB * GB:
@@ -89,7 +79,7 @@ def _find_shared_memory() -> Answer:
     return "works", found, ""
 
 
-def _find_open_files() -> Answer:
+def _find_open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{soft:,} for this process, which may raise it to {hard:,}"
     if soft < LEAST_FILES:
@@ -97,7 +87,7 @@ def _find_open_files() -> Answer:
     return "works", found, ""
 
 
-def find_names() -> Answer:
+def _find_names() -> Finding:
     """Whether this machine's own name leads to an address: gloo asks for it when ranks connect."""
     name = socket.gethostname()
     code, said = _ask("getent", "hosts", name)
@@ -107,7 +97,7 @@ def find_names() -> Answer:
     return "works", f"{name} is {said.split()[0]}", ""
 
 
-def find_slurm() -> Answer:
+def _find_slurm() -> Finding:
     """Whether its commands are here, and whether its controller answers."""
     local = "aumn submit works with --local and --dry-run alone"
     if missing := [command for command in SLURM_COMMANDS if not shutil.which(command)]:
@@ -118,27 +108,31 @@ def find_slurm() -> Answer:
     return "works", said, ""
 
 
-def find_store(tracking_uri: str | None) -> Answer:
+def _find_store(given: str) -> Finding:
     """Whether the store that `tracking.uri` or MLFLOW_TRACKING_URI names can be reached; a database is not opened."""
     try:
-        address = find_address(tracking_uri)
+        address = find_address(given)
     except InputError as error:
-        return "broken", tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""), str(error)
+        return "broken", given, str(error)
     if address.startswith(("http://", "https://")):
         return _find_server(address.rstrip("/"))
-    if not address.startswith("sqlite:///"):  # one without // is no address, and may hold a password anywhere
-        shown = address if "://" in address else f"{address.partition(':')[0]}:***"
-        return "limited", f"{shown} was not tried", "aumn models list tries it."
+    if not address.startswith("sqlite:///"):
+        return "limited", f"{public(address)} was not tried", "aumn models list tries it."
     database = Path(address.removeprefix("sqlite:///"))
-    target = next(place for place in (database, *database.parents) if place.exists())
-    if not os.access(target, os.W_OK):
+    if not os.access(next(place for place in (database, *database.parents) if place.exists()), os.W_OK):
         return "broken", f"{database} cannot be written", "Give a store that can be: --tracking-uri, tracking.uri."
     return "works", f"{database}" + ("" if database.exists() else ", made when it is first used"), ""
 
 
-def _find_server(address: str) -> Answer:
+def _find_server(address: str) -> Finding:
     try:
-        with urlopen(_request_health(address), timeout=PATIENCE_S) as answer:  # noqa: S310  http or https, as checked
+        parts = urlsplit(f"{address}/health")
+        credentials, _, host = parts.netloc.rpartition("@")  # which urllib takes for a part of the host
+        request = Request(parts._replace(netloc=host).geturl())  # noqa: S310  http or https, as checked
+        if credentials:
+            basic = b64encode(unquote(credentials).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {basic}")
+        with urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310  http or https, as checked
             return "works", f"{address} answers {answer.status}", ""
     except HTTPError as error:
         if error.code in {401, 403}:
@@ -153,17 +147,6 @@ def _find_server(address: str) -> Answer:
         return "limited", f"{address} does not answer ({getattr(error, 'reason', error)})", remedy
 
 
-def _request_health(address: str) -> Request:
-    """The question, with the address's name and password in a header: urllib takes them for a part of the host."""
-    parts = urlsplit(f"{address}/health")
-    credentials, _, host = parts.netloc.rpartition("@")
-    request = Request(parts._replace(netloc=host).geturl())  # noqa: S310  http or https, as checked
-    if credentials:
-        basic = b64encode(unquote(credentials).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {basic}")
-    return request
-
-
 def _ask(*command: str) -> tuple[int, str]:
     """A command's exit code and what it said, on one line; or why it said nothing."""
     try:
@@ -175,10 +158,10 @@ def _ask(*command: str) -> tuple[int, str]:
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
-CHECKS: dict[str, Callable[[], Answer]] = {
+CHECKS: dict[str, Callable[[], Finding]] = {
     "ranks": _find_ranks,
-    "own name": find_names,
+    "own name": _find_names,
     "shared memory": _find_shared_memory,
     "open files": _find_open_files,
-    "SLURM": find_slurm,
+    "SLURM": _find_slurm,
 }

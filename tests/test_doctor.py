@@ -16,19 +16,14 @@ from pathlib import Path
 import pytest
 
 from aumn import doctor
-from aumn.doctor import CHECKS, Finding, examine
+from aumn.doctor import CHECKS, examine
 
 from .launching import QUIET, aumn
 
 
 def store(address: str) -> tuple[str, str, str]:
     """What is found of a tracking store, as it is shown."""
-    found = by_name(examine(address))["MLflow store"]
-    return found.state, found.found, found.remedy
-
-
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.what: finding for finding in findings}
+    return examine(address)["MLflow store"]
 
 
 def script(folder: Path, name: str, text: str) -> None:
@@ -71,10 +66,10 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
         raise ZeroDivisionError("nobody thought of this")
 
     monkeypatch.setitem(CHECKS, "open files", burst)
-    found = by_name(examine())
+    found = examine()
     expected = "could not be looked at: ZeroDivisionError('nobody thought of this')"
-    assert found["open files"] == Finding("open files", "limited", expected, "Look at it by hand.")
-    assert found["shared memory"].found
+    assert found["open files"] == ("limited", expected, "Look at it by hand.")
+    assert "GB free in /dev/shm" in found["shared memory"][1]
 
 
 def test_slurm_that_answers_hangs_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,20 +78,20 @@ def test_slurm_that_answers_hangs_or_fails(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(doctor, "PATIENCE_S", 1)
     script(tmp_path / "bin", "scontrol", "echo 'Slurmctld(primary) at login1 is UP'")
-    assert doctor.find_slurm() == ("works", "Slurmctld(primary) at login1 is UP", "")
+    assert CHECKS["SLURM"]() == ("works", "Slurmctld(primary) at login1 is UP", "")
     script(tmp_path / "bin", "scontrol", "echo 'Slurmctld(primary) at login1 is DOWN'; exit 1")
-    state, found, remedy = doctor.find_slurm()
+    state, found, remedy = CHECKS["SLURM"]()
     assert (state, found) == ("limited", "the controller does not answer: Slurmctld(primary) at login1 is DOWN")
     assert remedy == "aumn submit works with --local and --dry-run alone until it does."
     script(tmp_path / "bin", "scontrol", "exec sleep 30")
     started_s = time.perf_counter()
-    assert doctor.find_slurm()[:2] == ("limited", "the controller does not answer: no answer in 1 s")
+    assert CHECKS["SLURM"]()[:2] == ("limited", "the controller does not answer: no answer in 1 s")
     assert time.perf_counter() - started_s < 10
 
 
 def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.socket, "gethostname", lambda: "no-such-machine.invalid")
-    state, found, remedy = doctor.find_names()
+    state, found, remedy = CHECKS["own name"]()
     assert state == "limited"
     assert found.startswith("no-such-machine.invalid")
     assert "set GLOO_SOCKET_IFNAME=lo" in remedy
@@ -173,10 +168,10 @@ def test_credentials_in_a_servers_address_are_sent(server: str, monkeypatch: pyt
 def test_no_password_is_ever_shown(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     for given in (address, None):
-        finding = by_name(examine(given))["MLflow store"]
-        assert finding.state != "works"
-        assert "secret" not in finding.found + finding.remedy
-        assert "could not be looked at" not in finding.found
+        state, found, remedy = examine(given)["MLflow store"]
+        assert state != "works"
+        assert "secret" not in found + remedy
+        assert "could not be looked at" not in found
 
 
 def test_an_unforeseen_error_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +179,9 @@ def test_an_unforeseen_error_shows_no_password(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError(f"nonnumeric port: {address.partition('user:')[2]!r}")
 
     monkeypatch.setattr(doctor, "find_address", burst)
-    found = by_name(examine("http://user:secret@host"))["MLflow store"].found
-    assert found == """could not be looked at: RuntimeError("nonnumeric port: '***@host'")"""
+    assert (
+        store("http://user:secret@host")[1] == """could not be looked at: RuntimeError("nonnumeric port: '***@host'")"""
+    )
 
 
 def test_a_server_that_speaks_no_http() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -25,11 +24,11 @@ def doctor(
 
     findings = examine(tracking_uri)
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        names = ("what", "state", "found", "remedy")
+        rows = [dict(zip(names, (what, *finding), strict=True)) for what, finding in findings.items()]
+        print(json.dumps(rows, indent=1))
     else:
-        for finding in findings:
-            print(f"{MARKS[finding.state]}  {finding.what}: {finding.found}")
-            if finding.remedy:
-                print(f"    {finding.remedy}")
-    if any(finding.state == "broken" for finding in findings):
+        for what, (state, found, remedy) in findings.items():
+            print(f"{MARKS[state]}  {what}: {found}" + (f"\n    {remedy}" if remedy else ""))
+    if any(state == "broken" for state, _, _ in findings.values()):
         raise typer.Exit(1)

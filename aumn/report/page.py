@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from aumn.files import whole_file
@@ -33,40 +34,25 @@ SCRIPTS = (
 )
 
 
-def write_page(out: Path, title: str, contents: Mapping[str, Any], videos: Sequence[str] = ()) -> int:
-    """Write the page, whole or not at all; its size in bytes. Equal contents make equal bytes."""
-    page = render(title, contents, videos).encode()
+def write_page(out: Path, title: str, contents: Mapping[str, Any], videos: Sequence[str] = ()) -> None:
+    """Write the page, whole or not at all. Equal contents make equal bytes."""
+    script = "(() => {\n'use strict';\n" + "\n".join(_read(f"{name}.js") for name in SCRIPTS) + "\n})();"
+    style = _read("style.css")
+    page = Template(_read("page.html")).substitute(
+        title=html.escape(title),
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:",
+        style=style,
+        contents=json.dumps(contents, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        videos="\n".join(videos),
+        script=script,
+    )
     with whole_file(out) as file:
-        file.write_bytes(page)
-    return len(page)
+        file.write_bytes(page.encode())
 
 
-def render(title: str, contents: Mapping[str, Any], videos: Sequence[str] = ()) -> str:
-    """The page as text."""
-    script = "(() => {\n'use strict';\n" + "\n".join(_template(f"{name}.js") for name in SCRIPTS) + "\n})();"
-    style = _template("style.css")
-    parts = {
-        "title": html.escape(title),
-        "policy": f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:",
-        "style": style,
-        "contents": _json(contents),
-        "videos": "\n".join(videos),
-        "script": script,
-    }
-    first, *pieces = _template("page.html").split("{{")
-    for piece in pieces:
-        name, _, rest = piece.partition("}}")
-        first += parts[name] + rest
-    return first
-
-
-def _template(name: str) -> str:
+def _read(name: str) -> str:
     return files("aumn.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json(contents: Mapping[str, Any]) -> str:
-    return json.dumps(contents, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from aumn import __version__
 from aumn.data.truth.annotations import read_durations, read_ground_truth
-from aumn.evaluation.evaluate import Evaluation, choose_tious
+from aumn.evaluation.evaluate import choose_tious
 from aumn.inference.detections import read_detections
-from aumn.inference.snippet_scores import FOLDER
-from aumn.records import InputError
-from aumn.report.build import Report, write_comparison, write_report
-from aumn.report.runs import Run, is_run, open_run
+from aumn.inference.snippet_scores import FOLDER, ScoredModel, SnippetScores, read_scores
+from aumn.records import Detections, GroundTruth, InputError
+from aumn.report.measures import Measured, classes, errors, measure, overview
+from aumn.report.page import write_page
+from aumn.report.runs import Run, Training, is_run, open_run
+from aumn.report.sweep import compare
+from aumn.report.units import summarize_units
+from aumn.report.videos import list_videos, pack_videos
+from aumn.runfolder.metrics import Curve
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]
@@ -41,21 +50,23 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the file to write, such as {out / 'report.html'}.")
+    run, detections = None, choices.detections or what
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
-        localizes = is_run(what) and not choices.detections
-        run = open_run(what, Path(temporary) / "model" if localizes else None) if is_run(what) else None
-        tious = _choose_tious(run, choices)
-        detections = choices.detections or what
-        if run and localizes:
-            shards = choices.shards or Path(run.config["data"]["shards"])
-            choices = replace(choices, subset=choices.subset or _other_subset(run, shards))
-            read_ground_truth(choices.annotations, choices.subset)  # what is wrong with it is told before the work
+        if is_run(what):
+            run = open_run(what, None if choices.detections else Path(temporary) / "model")
+        protocol = run.config["evaluation"]["protocol"] if run and not choices.tiou else None
+        tious = choose_tious(choices.protocol or protocol, choices.tiou)
+        if run and not choices.detections:
             detections = Path(temporary) / "detections"
-            _localize(run, shards, detections, choices, advance)
-        evaluation = _write(out, run, detections, tious, choices)
-    say(_sentence(out, evaluation))
+            _localize(run, detections, choices, advance)
+        measured = _write(out, run, detections, tious, choices)
+    evaluation, population = measured.evaluation, measured.evaluation.population
+    say(
+        f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
+        f"{population.instances:,} instances, {population.classes:,} classes; {out.stat().st_size / 1e6:.1f} MB"
+    )
     if run and run.tracking_run and attach:
-        _attach(run, run.tracking_run, out, choices.tracking_uri, say)
+        _attach(run.tracking_run, out, choices.tracking_uri or run.config["tracking"]["uri"], say)
 
 
 def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
@@ -63,86 +74,121 @@ def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
     for folder in folders:
         if not is_run(folder):
             raise InputError(f"{folder} is no run: several folders are compared as runs, each with its checkpoints.")
-    comparison = write_comparison(out, [open_run(folder) for folder in folders])
+    comparison, title = compare([open_run(folder) for folder in folders]), f"{len(folders)} runs"
+    write_page(out, title, {"version": __version__, "title": title, "sweep": comparison})
     differing = ", ".join(comparison["differing"]) or "nothing but the seed"
-    say(f"{out}: {len(folders)} runs, {len(comparison['groups'])} settings; they differ in {differing}")
+    say(f"{out}: {title}, {len(comparison['groups'])} settings; they differ in {differing}")
 
 
-def _choose_tious(run: Run | None, choices: Choices) -> tuple[float, ...]:
-    protocol = choices.protocol
-    if run and not (protocol or choices.tiou):
-        protocol = run.config["evaluation"]["protocol"]
-    return choose_tious(protocol, choices.tiou)
-
-
-def _localize(run: Run, shards: Path, out: Path, choices: Choices, advance: Advance) -> None:
+def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
+    from aumn.data.shards.shard_set import ShardSet
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import Ranks
 
-    assert choices.subset
+    shards, subset = choices.shards or Path(run.config["data"]["shards"]), choices.subset
+    if subset is None:
+        trained_on = run.config["data"]["subset"]
+        others = sorted({video.subset for video in ShardSet.open(shards).videos} - {trained_on})
+        if len(others) != 1:
+            raise InputError(
+                f"{shards}: name the subset to look at with --subset; beside {trained_on} it has "
+                f"{', '.join(others) or 'no other'}."
+            )
+        (subset,) = others
+    read_ground_truth(choices.annotations, subset)  # what is wrong with it is told before the work
     localize_subset(
         run.model,
         shards,
         out,
         Ranks(),
         model=str(run.folder),
-        subset=choices.subset,
+        subset=subset,
         device=choices.device,
         advance=advance,
         with_scores=True,
     )
 
 
-def _other_subset(run: Run, shards: Path) -> str:
-    """The one subset of a shard set that the run did not train on; InputError where that is not one."""
-    from aumn.data.shards.shard_set import ShardSet
-
-    trained_on = run.config["data"]["subset"]
-    others = sorted({video.subset for video in ShardSet.open(shards).videos} - {trained_on})
-    if len(others) != 1:
-        choices = ", ".join(others) or "no other"
-        raise InputError(f"{shards}: name the subset to look at with --subset; beside {trained_on} it has {choices}.")
-    return others[0]
-
-
-def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...], choices: Choices) -> Evaluation:
+def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...], choices: Choices) -> Measured:
     found, metadata = read_detections(detections)
     subset = choices.subset or metadata.get("subset")
-    truth = read_ground_truth(choices.annotations, subset)
-    report = Report(
-        title=(run.folder if run else detections).resolve().name,
-        facts=_facts(run, detections, choices.annotations, subset, metadata),
-        scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
-        durations_s=read_durations(choices.annotations),
-        training=run.training() if run else None,
-    )
-    return write_report(out, report, found, truth, tious).evaluation
-
-
-def _sentence(out: Path, evaluation: Evaluation) -> str:
-    population, tious = evaluation.population, evaluation.tious
-    return (
-        f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
-        f"{population.instances:,} instances, {population.classes:,} classes; {out.stat().st_size / 1e6:.1f} MB"
-    )
-
-
-def _facts(
-    run: Run | None, detections: Path, annotations: Path, subset: str | None, metadata: dict[str, str]
-) -> dict[str, str]:
     facts = run.facts() if run else {"Detections": str(detections), "Model": metadata.get("model", "not said")}
-    facts |= {"Subset": subset or "the only one annotated", "Ground truth": str(annotations)}
+    facts |= {"Subset": subset or "the only one annotated", "Ground truth": str(choices.annotations)}
     if "dataset" in metadata:
         facts["Localized in"] = f"{metadata['dataset']} ({metadata['dataset_identity']})"
-    return facts
+    return write_report(
+        out,
+        found,
+        read_ground_truth(choices.annotations, subset),
+        tious,
+        title=(run.folder if run else detections).resolve().name,
+        facts=facts,
+        durations_s=read_durations(choices.annotations),
+        scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
+        training=run.training() if run else None,
+    )
 
 
-def _attach(run: Run, run_id: str, out: Path, tracking_uri: str | None, say: Say) -> None:
+def write_report(
+    out: Path,
+    detections: Detections,
+    ground_truth: GroundTruth,
+    tious: Sequence[float],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    durations_s: Mapping[str, float],
+    scores: Path | None = None,
+    training: Training | None = None,
+) -> Measured:
+    """Measure and write the page; what was measured, for a line about it.
+
+    `facts` say where it all comes from, as they are and in their order; `scores` is the folder that `localize_subset`
+    wrote with the detections.
+    """
+    measured = measure(detections, ground_truth, tious)
+    model: ScoredModel | None = None
+    by_video: defaultdict[str, list[SnippetScores]] = defaultdict(list)
+    if scores:
+        model, rows = read_scores(scores)
+        for row in rows:
+            by_video[row.video].append(row)
+    model_classes = model.classes if model else ()
+    names = list(dict.fromkeys((*measured.evaluation.labels, *model_classes)))  # labels, as the page numbers them
+    numbers = {name: index for index, name in enumerate(names)}
+    known_s = {row.video: row.duration_s for rows in by_video.values() for row in rows} | dict(durations_s)
+    videos = measured.ground_truth.videos
+    contents = {
+        "version": __version__,
+        "title": title,
+        "facts": dict(facts),
+        "names": names,
+        "overview": overview(measured),
+        "classes": classes(measured),
+        "errors": errors(measured),
+        "videos": list_videos(measured, known_s),
+        "theta": model.theta if model else None,
+        "units": summarize_units([by_video[video] for video in videos], measured.ground_truth),
+        "training": training and {"curves": _columns(training.curves), "note": training.note},
+    }
+    write_page(out, title, contents, pack_videos(measured, by_video, [numbers[name] for name in model_classes]))
+    return measured
+
+
+def _columns(curves: Mapping[str, Curve]) -> dict[str, list[list[Any]]]:
+    """Steps and values, these rounded for drawing; JSON has no NaN and no infinity."""
+    return {
+        name: [list(curve), [float(f"{value:.5g}") if math.isfinite(value) else None for value in curve.values()]]
+        for name, curve in curves.items()
+    }
+
+
+def _attach(run_id: str, out: Path, tracking_uri: str | None, say: Say) -> None:
     """Keep the page with the run, where MLflow's pages show it; it is already written, so a refusal is only said."""
     from aumn.tracking.job_run import attach
 
     try:
-        attach(run_id, out, "report", tracking_uri or run.config["tracking"]["uri"])
+        attach(run_id, out, "report", tracking_uri)
     except InputError as error:
         say(f"{out} is written, but is not kept with the run in MLflow. {error}")
     else:

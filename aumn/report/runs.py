@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, last_checkpoint, read_card, read_trainer_facts
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import Curve, read_curves
+from aumn.tracking.sent import Sent
 
 MOST_TRIES = 20
 
@@ -50,16 +49,17 @@ class Run:
 
     def training(self) -> Training:
         """The curves of metrics.jsonl, and where those of aumn 0.1 are, which wrote no such file."""
-        curves = read_curves(self.folder)
-        first = min((min(curve) for curve in curves.values()), default=None)
+        curves, note = read_curves(self.folder), None
         if (self.folder / "run.json").exists():
             uri = self.config["tracking"]["uri"] or "the store that MLFLOW_TRACKING_URI named then"
             kept = f"in MLflow alone: run {self.tracking_run} of {uri}" if self.tracking_run else "nowhere"
-            what = "This run's curves" if first is None else f"This run's curves up to step {first:,}"
-            return Training(
-                curves, f"{what} are {kept}. aumn 0.1 (commit 0e01a02) trained it and wrote no metrics.jsonl."
+            until = f" up to step {min(map(min, curves.values())):,}" if curves else ""
+            note = (
+                f"This run's curves{until} are {kept}. aumn 0.1 (commit 0e01a02) trained it and wrote no metrics.jsonl."
             )
-        return Training(curves, None if curves else f"{self.folder} holds no metrics.jsonl, so there are no curves.")
+        elif not curves:
+            note = f"{self.folder} holds no metrics.jsonl, so there are no curves."
+        return Training(curves, note)
 
 
 def is_run(path: Path) -> bool:
@@ -74,31 +74,26 @@ def open_run(path: Path, copy: Path | None = None) -> Run:
     newest. With `copy` the model is copied to that new folder, where it stays, and the Run names it there.
     """
     for _ in range(MOST_TRIES):
-        before = _checkpoints(path)
+        before = set(path.glob("checkpoints/step_*"))
         try:
             return _read(path, copy)
         except (InputError, OSError):
-            if _checkpoints(path) == before:
+            if set(path.glob("checkpoints/step_*")) == before:
                 raise
             if copy:
                 shutil.rmtree(copy, ignore_errors=True)
     raise InputError(f"{path}: training drops its checkpoints faster than they are read: wait until it has ended.")
 
 
-def _checkpoints(path: Path) -> set[str]:
-    return {checkpoint.name for checkpoint in path.glob("checkpoints/step_*")}
-
-
 def _read(path: Path, copy: Path | None) -> Run:
     checkpoint = last_checkpoint(path)
     if checkpoint is None:
         raise InputError(f"{path} holds no checkpoint yet: give a run that has trained, or a folder of detections.")
-    facts, status = read_trainer_facts(checkpoint), RunFolder(path).status()
+    facts, status, sent = read_trainer_facts(checkpoint), RunFolder(path).status(), Sent.read(path)
     finished = (path / "model").exists()
     model = path / "model" if finished else checkpoint
     if copy:
-        shutil.copytree(model, copy, ignore=shutil.ignore_patterns("trainer.*"))
-        model = copy
+        model = shutil.copytree(model, copy, ignore=shutil.ignore_patterns("trainer.*"))
     return Run(
         folder=path,
         model=model,
@@ -106,11 +101,5 @@ def _read(path: Path, copy: Path | None) -> Run:
         config=RunFolder(path).config() or facts["config"],
         step=(finished and status.published_step) or facts["step"],
         status=status,
-        tracking_run=_tracking_run(path) or facts.get("tracking_run"),
+        tracking_run=(sent.run if sent else None) or facts.get("tracking_run"),
     )
-
-
-def _tracking_run(path: Path) -> str | None:
-    with suppress(OSError, ValueError):
-        return json.loads((path / "mirror.json").read_bytes()).get("run") or None
-    return None

@@ -11,12 +11,13 @@ import base64
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from aumn.inference.snippet_scores import SnippetScores
+from aumn.records import Detections, GroundTruth
 from aumn.report.measures import Measured
 
 
@@ -24,81 +25,72 @@ def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[st
     """Columns of the list, a value a video; `found` has a column a threshold. A duration may be the last end known."""
     truth, found = measured.ground_truth, measured.detections
     count = len(truth.videos)
-    taken = [truth.video_N[taken_G] for taken_G in measured.diagnosis.taken_GT.T]
     last_s = np.zeros(count)
     for table in (truth, found):
         np.maximum.at(last_s, table.video_N, table.end_s_N)
     labels: list[list[int]] = [[] for _ in range(count)]
-    for pair in np.unique(np.stack([truth.video_N, truth.label_N], axis=1), axis=0).tolist():
-        labels[pair[0]].append(pair[1])
+    for video, label in np.unique(np.stack([truth.video_N, truth.label_N], axis=1), axis=0).tolist():
+        labels[video].append(label)
+
+    def counted(video_N: np.ndarray) -> list[int]:
+        counts: list[int] = np.bincount(video_N, minlength=count).tolist()
+        return counts
+
     return {
         "ids": list(truth.videos),
         "duration_s": [
             round(durations_s.get(video, last), 2) for video, last in zip(truth.videos, last_s.tolist(), strict=True)
         ],
         "labels": labels,
-        "instances": np.bincount(truth.video_N, minlength=count).tolist(),
-        "detections": np.bincount(found.video_N, minlength=count).tolist(),
-        "found": [np.bincount(video_N, minlength=count).tolist() for video_N in taken],
+        "instances": counted(truth.video_N),
+        "detections": counted(found.video_N),
+        "found": [counted(truth.video_N[taken_G]) for taken_G in measured.diagnosis.taken_GT.T],
     }
 
 
-def pack_videos(
-    measured: Measured, scores: Mapping[str, Sequence[SnippetScores]], names: Mapping[str, int], classes: Sequence[str]
-) -> list[str]:
-    """Every video's packed text, in the list's order; `names` numbers labels on the page, `classes` the model's."""
-    instances, detections = _instances(measured), _detections(measured)
+def pack_videos(measured: Measured, scores: Mapping[str, Sequence[SnippetScores]], labels: Sequence[int]) -> list[str]:
+    """Every video's packed text, in the list's order; `labels` are the page's numbers of the model's classes.
+
+    An instance is [label, start_s, end_s, a digit a threshold: 1 for taken, 0 for missed], a detection [label, score,
+    start_s, end_s, a digit a threshold: the index of its kind]; instances by start, detections best first.
+    """
+    truth, found = measured.ground_truth, measured.detections
+    instances = _by_video(truth, np.lexsort((truth.end_s_N, truth.start_s_N)), measured.diagnosis.taken_GT)
+    best_first_N = np.lexsort((found.end_s_N, found.start_s_N, -found.score_N))
+    score_N = [float(f"{score:.3g}") for score in found.score_N.tolist()]
+    detections = _by_video(found, best_first_N, measured.diagnosis.kind_NT, score_N)
     packed = []
-    for index, video in enumerate(measured.ground_truth.videos):
-        streams = [_stream(row, names, classes) for row in scores.get(video, ())]
-        header = {"gt": instances[index], "det": detections[index], "streams": [facts for facts, _ in streams]}
-        packed.append(_pack(header, (array for _, arrays in streams for array in arrays)))
+    for index, video in enumerate(truth.videos):
+        rows = scores.get(video, ())
+        streams = [_describe(row, labels) for row in rows]
+        header = json.dumps(
+            {"gt": instances[index], "det": detections[index], "streams": streams}, separators=(",", ":")
+        ).encode()
+        arrays = (array for row in rows for array in (row.attention_T, row.cas_cT, row.similarity_kT))
+        content = len(header).to_bytes(4, "little") + header + b"".join(array.tobytes() for array in arrays)
+        packed.append(base64.b64encode(zlib.compress(content, 9)).decode())
     return packed
 
 
-def _instances(measured: Measured) -> defaultdict[int, list[Any]]:
-    """By video: [label, start_s, end_s, a digit a threshold: 1 for taken, 0 for missed], by start."""
-    truth = measured.ground_truth
+def _by_video(
+    table: Detections | GroundTruth, order_N: np.ndarray, digit_NT: np.ndarray, *more: Sequence[float]
+) -> defaultdict[int, list[Any]]:
+    times = (np.round(column_N, 3).tolist() for column_N in (table.start_s_N, table.end_s_N))
+    digits = ["".join(map(str, row)) for row in digit_NT.astype(int).tolist()]
+    columns = list(zip(table.label_N.tolist(), *more, *times, digits, strict=True))
     rows: defaultdict[int, list[Any]] = defaultdict(list)
-    texts = _digits(measured.diagnosis.taken_GT.astype(np.uint8))
-    for g in np.lexsort((truth.end_s_N, truth.start_s_N)).tolist():
-        row = [int(truth.label_N[g]), round(float(truth.start_s_N[g]), 3), round(float(truth.end_s_N[g]), 3), texts[g]]
-        rows[int(truth.video_N[g])].append(row)
+    for n in order_N.tolist():
+        rows[int(table.video_N[n])].append(columns[n])
     return rows
 
 
-def _detections(measured: Measured) -> defaultdict[int, list[Any]]:
-    """By video: [label, score, start_s, end_s, a digit a threshold: the index of its kind], best first."""
-    found = measured.detections
-    rows: defaultdict[int, list[Any]] = defaultdict(list)
-    texts = _digits(measured.diagnosis.kind_NT)
-    columns = [np.round(column_N, 3).tolist() for column_N in (found.start_s_N, found.end_s_N)]
-    labels, videos, scores = found.label_N.tolist(), found.video_N.tolist(), found.score_N.tolist()
-    for n in np.lexsort((found.end_s_N, found.start_s_N, -found.score_N)).tolist():
-        rows[videos[n]].append([labels[n], float(f"{scores[n]:.3g}"), columns[0][n], columns[1][n], texts[n]])
-    return rows
-
-
-def _digits(digit_NT: np.ndarray) -> list[str]:
-    return ["".join(map(str, row)) for row in digit_NT.tolist()]
-
-
-def _stream(
-    row: SnippetScores, names: Mapping[str, int], classes: Sequence[str]
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    facts = {
+def _describe(row: SnippetScores, labels: Sequence[int]) -> dict[str, Any]:
+    return {
         "name": row.stream,
         "snippets": len(row.attention_T),
         "snippet_s": row.snippet_s,
         "threshold": round(row.threshold, 4),
-        "classes": [names[classes[label]] for label in row.classes],
+        "classes": [labels[label] for label in row.classes],
         "video": [float(f"{score:.3g}") for score in row.video_c],
         "units": row.units,
     }
-    return facts, [row.attention_T, row.cas_cT, row.similarity_kT]
-
-
-def _pack(header: dict[str, Any], arrays: Iterable[np.ndarray]) -> str:
-    text = json.dumps(header, separators=(",", ":")).encode()
-    content = len(text).to_bytes(4, "little") + text + b"".join(array.tobytes() for array in arrays)
-    return base64.b64encode(zlib.compress(content, 9)).decode()

@@ -17,7 +17,7 @@ import numpy as np
 from aumn.data.truth.annotations import AnnotatedVideo, Instance, read_annotations
 from aumn.inference.snippet_scores import KEPT_CLASSES, ScoredModel, compact, write_scores
 from aumn.records import Detections, GroundTruth, Video, VideoScores
-from aumn.report.build import Report, write_report
+from aumn.report.reporting import write_report
 
 VIDEOS, CLASSES, UNITS, STRIDE_FRAMES, FPS = 4926, 200, 7, 16, 25.0
 TIOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -117,10 +117,10 @@ def main() -> None:
         scores = Path(folder) / "scores"
         detections, ground_truth = draw(videos, scores)
         start_s = time.perf_counter()
-        report = Report(
-            "ActivityNet1.3, drawn scores", {"Detections": "drawn"}, scores, {v.id: v.duration_s or 100 for v in videos}
-        )
-        write_report(out, report, detections, ground_truth, TIOUS)
+        write_report(
+            out, detections, ground_truth, TIOUS, title="ActivityNet1.3, drawn scores", facts={"Detections": "drawn"},
+            durations_s={video.id: video.duration_s or 100 for video in videos}, scores=scores,
+        )  # fmt: skip
         made_s = time.perf_counter() - start_s
     print(f"{len(videos):,} videos, {len(ground_truth):,} instances, {len(detections):,} detections")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, made in {made_s:.1f} s")

@@ -64,6 +64,7 @@ def _measure_scaling(place: Path) -> None:
     points = {f"strong_{ranks}": {"resources.ranks_per_node": ranks} for ranks in (1, 2)}
     train = (
         "train configs/synthetic_demo.yaml data.snippets=16 run.folder={folder}/{point} run.steps=8 run.log_every=2 "
+        "optimizer.warmup_steps=2 "
         "evaluation.videos=null tracking.uri=sqlite:///mlflow.db tracking.experiment=scaling tracking.model_name=null "
         "tracking.alias=null"
     )

@@ -9,7 +9,6 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -18,7 +17,6 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --window-size=1440,1000"
 )
 WAIT_S = 30
-__all__ = ["Browser", "Keys", "open_browser"]
 
 
 class Browser:

@@ -1,22 +1,26 @@
-"""A small report to look at: five videos of three classes, two streams of four units, names that try to be HTML."""
+"""Reports to look at: pages of a few rows with drawn scores, and runs' folders as training leaves them."""
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from aumn.inference.snippet_scores import ScoredModel, SnippetScores, compact, write_scores
-from aumn.records import Detections, GroundTruth, Video, VideoScores
-from aumn.report.build import Report, write_report
+from aumn.config.run_config import RunConfig
+from aumn.inference.snippet_scores import ScoredModel, compact, write_scores
+from aumn.records import Video, VideoScores
 from aumn.report.measures import Measured
+from aumn.report.reporting import write_report
 from aumn.report.runs import Training
+from aumn.runfolder.checkpoint import Checkpoint, ModelCard, save_checkpoint
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth
 
-HOSTILE = '</script><img src=x onerror="window.hacked=1">&amp;{{script}}'
+HOSTILE = '</script><img src=x onerror="window.hacked=1">&amp;${script}'
 CLASSES = ("jump", HOSTILE, "swim")
 VIDEOS = ("v0", "v1", f"v2 {HOSTILE}", "v3\u2028é", "v4")
-TIOUS = (0.3, 0.5, 0.7)
 TRUTH = [
     Instance("v0", "jump", 0, 4),
     Instance("v0", "jump", 6, 9),
@@ -38,65 +42,83 @@ FOUND = [
 UNITS = 4
 SNIPPETS = 25
 TRAINING = Training({"loss": {10: 3.0, 20: float("nan"), 30: 1.0}, "rgb/total": {10: 2.0, 20: 1.0}})
+CASE = {"truth": TRUTH, "found": FOUND, "videos": VIDEOS, "classes": CLASSES, "tious": (0.3, 0.5, 0.7),
+        "title": f"case {HOSTILE}", "training": TRAINING}  # fmt: skip
+"""Five videos of three classes, two streams of four units, names that try to be HTML."""
 
 
-def tables() -> tuple[Detections, GroundTruth]:
-    return as_detections(FOUND, VIDEOS, CLASSES), as_ground_truth(TRUTH, VIDEOS, CLASSES)
-
-
-def scores_of(video: str) -> dict[str, tuple[VideoScores, np.ndarray]]:
-    """Each stream's scores and similarities (T x K), random but the same whenever asked for."""
-    random = np.random.default_rng(VIDEOS.index(video))
-    found = {}
+def scores_of(video: int, classes: int = len(CLASSES), units: int = UNITS) -> dict[str, tuple[VideoScores, np.ndarray]]:
+    """Each stream's scores and similarities (T x K) of a video, random but the same whenever asked for."""
+    random, found = np.random.default_rng(video), {}
     for stream in ("rgb", "flow"):
-        similarity_TK = random.random((SNIPPETS, UNITS))
-        cas_TC = random.dirichlet(np.ones(len(CLASSES)), SNIPPETS)
-        found[stream] = (
-            VideoScores(random.dirichlet(np.ones(len(CLASSES))), similarity_TK.max(1), cas_TC),
-            similarity_TK,
-        )
+        similarity_TK, cas_TC = random.random((SNIPPETS, units)), random.dirichlet(np.ones(classes), SNIPPETS)
+        found[stream] = VideoScores(cas_TC.mean(0), similarity_TK.max(1), cas_TC), similarity_TK
     return found
 
 
-def rows() -> list[SnippetScores]:
-    return [
-        compact(
-            Video(video, "testing", SNIPPETS, (), 20.0, 20.0),
-            stream,
-            scores,
-            similarity_TK,
-            stride_frames=16,
-            classes=range(len(CLASSES)),
-            units=range(UNITS),
-        )
-        for video in VIDEOS
-        for stream, (scores, similarity_TK) in scores_of(video).items()
-    ]
+def write_page(
+    folder: Path,
+    truth: Sequence[Instance],
+    found: Sequence[Found],
+    *,
+    videos: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    tious: Sequence[float] = (0.1, 0.3, 0.5, 0.7),
+    units: int | None = UNITS,
+    title: str = "case",
+    training: Training | None = None,
+) -> tuple[Path, Measured]:
+    """A page of these rows, with `units` also of drawn scores of two streams; and what was measured for it."""
+    labels = list(classes) or sorted({row.label for row in truth})
+    every = list(videos) or sorted({row.video for row in truth})
+    rows = [
+        compact(Video(video, "test", SNIPPETS, (), 20.0, 20.0), stream, scores, similarity_TK, stride_frames=16,
+                classes=range(len(labels)), units=range(units))
+        for index, video in enumerate(every if units else ())
+        for stream, (scores, similarity_TK) in scores_of(index, len(labels), units).items()
+    ]  # fmt: skip
+    if units:
+        write_scores(folder / "scores", 0, rows, ScoredModel("runs/case", tuple(labels), units, 0.3))
+    measured = write_report(
+        folder / "page.html", as_detections(found, every, labels), as_ground_truth(truth, every, labels), tious,
+        title=title, facts={"Run": title}, durations_s=dict.fromkeys(every, 20.0) if units else {},
+        scores=folder / "scores" if units else None, training=training,
+    )  # fmt: skip
+    return folder / "page.html", measured
 
 
-def write_case(folder: Path, *, with_scores: bool = True) -> tuple[Path, Measured]:
-    """The page, and what was measured for it."""
-    if with_scores:
-        write_scores(folder / "scores", 0, rows(), ScoredModel("runs/case", CLASSES, UNITS, 0.3))
-    report = Report(
-        title=f"case {HOSTILE}",
-        facts={"Run": HOSTILE},
-        scores=folder / "scores" if with_scores else None,
-        durations_s=dict.fromkeys(VIDEOS, 20.0),
-        training=TRAINING,
+def make_run(
+    folder: Path, overrides: Mapping[str, Any], values: tuple[float, ...] | None, videos: str = "test"
+) -> Path:
+    """A run's folder as training leaves it, with this mAP at tIoU 0.1, at 0.2 and on average."""
+    settings: dict[str, dict[str, Any]] = {"data": {"shards": "x"}, "run": {"folder": str(folder), "steps": 10}}
+    for name, value in overrides.items():
+        section, _, field = name.partition(".")
+        settings.setdefault(section, {})[field] = value
+    config = RunConfig.model_validate(settings).model_dump(mode="json")
+    names = [f"{videos}/mAP/{tiou}" for tiou in ("0.1", "0.2", "average")]
+    card = ModelCard(
+        model=config["model"],
+        localize=config["localize"],
+        classes=("a",),
+        streams={"rgb": 1, "flow": 1},
+        stride_frames=16,
+        dataset="x",
+        dataset_identity="1f",
+        metrics=dict(zip(names, values, strict=True)) if values else {},
+        aumn_version="0",
+        commit=None,
     )
-    page = folder / "report.html"
-    return page, write_report(page, report, *tables(), TIOUS)
+    facts = {"tracking_run": None, "best": -1.0, "config": config, "optimizer": {}}
+    save_checkpoint(folder, Checkpoint(10, {"w": torch.zeros(1)}, card, {"w": torch.zeros(1)}, facts), keep_last=1)
+    return folder
 
 
 def contents_of(page: Path) -> dict:
-    return json.loads(_element(page, "contents"))
+    return json.loads(element_of(page, "contents"))
 
 
-def packed_of(page: Path) -> list[str]:
-    return _element(page, "packed").splitlines()
-
-
-def _element(page: Path, name: str) -> str:
+def element_of(page: Path, name: str) -> str:
+    """What stands in one of the page's script elements: `contents`, or the videos, `packed`, a line each."""
     (found,) = re.findall(rf'id="{name}">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.browser import open_browser
-from tests.report.cases import write_case
+from tests.report.cases import CASE, write_page
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_case(tmp_path_factory.mktemp("case"))[0]
+    return write_page(tmp_path_factory.mktemp("case"), **CASE)[0]
 
 
 @pytest.fixture

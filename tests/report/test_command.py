@@ -10,11 +10,10 @@ import yaml
 from aumn.cli.evaluation import report
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
-from aumn.inference.localize import load_network, localize_subset
+from aumn.inference.localize import load_network
 from aumn.inference.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.records import InputError
 from aumn.report.reporting import Choices, report_of
-from aumn.runtime.ranks import Ranks
 from tests.launching import aumn, succeed
 from tests.report.cases import contents_of
 
@@ -120,20 +119,6 @@ def test_detections_that_are_there_are_taken_and_say_where_they_come_from(place,
     assert contents["overview"]["tious"][0] == 0.5
     assert contents["training"] is None
     assert {row["stream"] for row in contents["units"]} == {"rgb", "flow"}
-
-
-def test_one_rank_keeps_the_same_scores(place, localized, tmp_path):
-    options = {"model": "run/model", "subset": "testing", "device": "cpu", "advance": lambda _done, _total: None}
-    localize_subset(place / "run" / "model", place / "shards", tmp_path / "one", Ranks(), **options, with_scores=True)
-    one, two = (
-        {(row.video, row.stream): row for row in read_scores(folder / "scores")[1]}
-        for folder in (tmp_path / "one", localized)
-    )
-    assert one.keys() == two.keys()
-    for key, row in one.items():
-        assert row.units == two[key].units
-        np.testing.assert_array_equal(row.similarity_kT, two[key].similarity_kT)
-        np.testing.assert_array_equal(row.cas_cT, two[key].cas_cT)
 
 
 GIVEN = {"annotations": Path("features/gt.json"), "protocol": "thumos14"}

@@ -10,23 +10,23 @@ import pytest
 from aumn.inference.snippet_scores import STEPS
 from aumn.report.units import TOP_SNIPPETS
 from tests.report.cases import (
+    CASE,
     CLASSES,
     FOUND,
     HOSTILE,
-    TIOUS,
     TRUTH,
     UNITS,
     VIDEOS,
     contents_of,
-    packed_of,
+    element_of,
     scores_of,
-    write_case,
-)
+    write_page,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    page, measured = write_case(tmp_path_factory.mktemp("contents"))
+    page, measured = write_page(tmp_path_factory.mktemp("contents"), **CASE)
     return page, contents_of(page), measured
 
 
@@ -62,13 +62,13 @@ def test_the_list_counts_what_each_video_holds(written):
 def test_a_packed_video_holds_its_events_and_its_scores_to_a_step(written):
     page, contents, _ = written
     v = contents["videos"]["ids"].index("v0")
-    header, scores = unpack(packed_of(page)[v])
+    header, scores = unpack(element_of(page, "packed").splitlines()[v])
     names = contents["names"]
     assert [(names[row[0]], *row[1:3]) for row in header["gt"]] == [tuple(row[1:]) for row in TRUTH[:3]]
     assert [row[3] for row in header["gt"]] == ["111", "111", "000"]
     assert [(names[row[0]], *row[1:4]) for row in header["det"]] == [tuple(row[1:]) for row in FOUND[:4]]
     at = 0
-    for stream, (expected, similarity_TK) in zip(header["streams"], scores_of("v0").values(), strict=True):
+    for stream, (expected, similarity_TK) in zip(header["streams"], scores_of(0).values(), strict=True):
         count = stream["snippets"] * (1 + len(CLASSES) + UNITS)
         table = np.frombuffer(scores[at : at + count], np.uint8).reshape(-1, stream["snippets"]) / STEPS
         whole = np.column_stack([expected.attention_T, expected.cas_TC, similarity_TK]).T
@@ -85,8 +85,8 @@ def test_units_are_described_by_the_snippets_and_classes_that_excite_them(writte
     position = {video: v for v, video in enumerate(contents["videos"]["ids"])}
     for k in range(UNITS):
         peaks = []
-        for video in VIDEOS:
-            similarity_T = scores_of(video)["flow"][1][:, k]
+        for number, video in enumerate(VIDEOS):
+            similarity_T = scores_of(number)["flow"][1][:, k]
             peaks.append((-similarity_T.max(), position[video], int(similarity_T.argmax())))
         expected = [[video, snippet, -peak] for peak, video, snippet in sorted(peaks)][:TOP_SNIPPETS]
         assert [[row[0], row[1]] for row in flow["top"][k]] == [row[:2] for row in expected]
@@ -96,23 +96,15 @@ def test_units_are_described_by_the_snippets_and_classes_that_excite_them(writte
 
 def test_a_class_shares_a_unit_by_the_mean_over_its_snippets(written):
     contents = written[1]
-    labels = contents["classes"]["names"]
-    middle_s = (np.arange(25) + 0.5) * 0.8
-    inside: dict[str, list[np.ndarray]] = {label: [] for label in [*labels, "background"]}
-    for video in VIDEOS:
-        similarity_TK = scores_of(video)["rgb"][1]
-        covered = np.zeros(25, dtype=bool)
-        for label in labels:
-            within = np.zeros(25, dtype=bool)
-            for instance in TRUTH:
-                if (instance.video, instance.label) == (video, label):
-                    within |= (middle_s >= instance.start_s) & (middle_s < instance.end_s)
-            inside[label].append(similarity_TK[within])
-            covered |= within
-        inside["background"].append(similarity_TK[~covered])
-    for k in range(UNITS):
-        means = [np.concatenate(parts)[:, k].mean() for parts in inside.values()]
-        assert contents["units"][0]["classes"][k] == pytest.approx(means, abs=3e-3)
+    inside = {label: [] for label in [*contents["classes"]["names"], "background"]}
+    for number, video in enumerate(VIDEOS):
+        for t, similarity_K in enumerate(scores_of(number)["rgb"][1]):
+            middle_s = (t + 0.5) * 0.8
+            held = {row.label for row in TRUTH if row.video == video and row.start_s <= middle_s < row.end_s}
+            for label in held or {"background"}:
+                inside[label].append(similarity_K)
+    mean_KC = np.transpose([np.mean(rows, axis=0) for rows in inside.values()])
+    np.testing.assert_allclose(contents["units"][0]["classes"], mean_KC, atol=3e-3)
 
 
 def test_no_name_can_end_the_element_it_lies_in(written):
@@ -120,17 +112,17 @@ def test_no_name_can_end_the_element_it_lies_in(written):
     text = page.read_text(encoding="utf-8")
     assert HOSTILE not in text
     assert text.count("</script>") == 3
-    assert contents["facts"] == {"Run": HOSTILE}
+    assert contents["facts"] == {"Run": f"case {HOSTILE}"}
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in text
 
 
 def test_equal_input_makes_equal_bytes(written, tmp_path):
-    again, _ = write_case(tmp_path)
+    again, _ = write_page(tmp_path, **CASE)
     assert again.read_bytes() == written[0].read_bytes()
 
 
 def test_thresholds_and_curves_without_a_number_are_no_broken_json(written):
     contents = written[1]
-    assert contents["overview"]["tious"] == list(TIOUS)
+    assert contents["overview"]["tious"] == [0.3, 0.5, 0.7]
     assert contents["training"]["curves"]["loss"] == [[10, 20, 30], [3.0, None, 1.0]]

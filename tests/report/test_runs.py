@@ -13,7 +13,7 @@ from aumn.report.runs import open_run
 from aumn.runfolder.checkpoint import last_checkpoint, read_checkpoint, read_model, save_checkpoint
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import MetricsWriter
-from tests.report.runs import make_run
+from tests.report.cases import make_run
 
 
 @pytest.fixture

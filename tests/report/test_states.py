@@ -1,11 +1,53 @@
 """Every view of a page in every state it is met in: no value that slipped in as text, nothing over anything else."""
 
+import math
+
 import pytest
 
-from tests.report.states import STATES
+from aumn.report.reporting import compare_runs
+from aumn.report.runs import Training
+from tests.evaluation_reference import Found, Instance
+from tests.report.cases import CASE, make_run, write_page
 
 pytestmark = pytest.mark.browser
 
+LONG = "a very long name that somebody thought was needed to tell this class from its twenty neighbours " * 2
+STEPS = range(10, 210, 10)
+CURVES = Training({
+    "loss": {step: 3.0 / step for step in STEPS},
+    **{f"{stream}/total": {step: 2.0 / step for step in STEPS} for stream in ("rgb", "flow")},
+    **{f"test/mAP/{tiou}": {100: 0.25, 200: 0.5} for tiou in ("0.5", "average")},
+})  # fmt: skip
+NO_NUMBERS = Training({"loss": {10: math.inf, 20: math.nan}, "rgb/total": {10: 1.0, 20: math.inf}, "lr": {5: 0}})
+ONE = Instance("v0", "jump", 2, 8)
+HIT = Found("v0", "jump", 0.9, 2, 8)
+HITS = {"truth": [ONE], "found": [HIT]}
+LONG_HITS = {"truth": [ONE._replace(label=LONG, video=LONG), ONE], "found": [HIT._replace(label=LONG, video=LONG), HIT]}
+MANY = [Instance(f"v{n}", f"class {n % 20}", 1, 4 + n / 10) for n in range(40)]
+MANY_HITS = [Found(row.video, row.label, 1 - n / 50, row.start_s, row.end_s + n / 20) for n, row in enumerate(MANY)]
+PAGES = {
+    "all there is": CASE,
+    "no notes": HITS | {"training": CURVES},
+    "one class, one video, one threshold": HITS | {"tious": (0.5,), "units": 1},
+    "no detections": HITS | {"found": []},
+    "nothing annotated in a video": HITS
+    | {"found": [HIT, Found("v1", "jump", 0.5, 1, 2)], "videos": ("v0", "v1", "v2")},
+    "nothing known of a video": HITS | {"found": [], "videos": ("v0", "v1"), "units": None},
+    "nothing right": HITS | {"found": [HIT._replace(start_s=10, end_s=11)]},
+    "many classes and units": {"truth": MANY, "found": MANY_HITS, "units": 64, "training": CURVES},
+    "long names": LONG_HITS,
+    "ten thresholds": HITS | {"tious": [t / 100 for t in range(50, 100, 5)]},
+    "no curves": HITS | {"training": Training({}, "This run logged nothing.")},
+    "curves that are not finite": HITS | {"training": NO_NUMBERS},
+}
+SOME, NONE = (0.2, 0.1, 0.15), (0.0, 0.0, 0.0)
+RUNS = {
+    "K": [({"model.units": units, "run.seed": seed}, SOME) for units in (1, 7) for seed in (0, 1)],
+    "one K alone measured": [({"model.units": 1}, None), ({"model.units": 7}, SOME)],
+    "ablation": [({"model.units": 1, "loss.diversity": 0}, NONE), ({"model.units": 7}, NONE)],
+    "nothing differs": [({}, SOME), ({}, SOME)],
+    "K, no finite mAP": [({"model.units": 1}, (math.inf, 0.1, math.inf)), ({"model.units": 7}, (math.nan, 0.1, 0.2))],
+}
 STRAY = """
 const strays = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walk.nextNode()) {
@@ -47,9 +89,15 @@ return found;
 """
 
 
-@pytest.fixture(scope="module", params=STATES)
+@pytest.fixture(scope="module", params=[*PAGES, *RUNS])
 def state(request, browser, tmp_path_factory):
-    browser.open(STATES[request.param](tmp_path_factory.mktemp("state")))
+    folder = tmp_path_factory.mktemp("state")
+    if request.param in PAGES:
+        write_page(folder, **PAGES[request.param])
+    else:
+        runs = [make_run(folder / f"run{number}", *run) for number, run in enumerate(RUNS[request.param])]
+        compare_runs(runs, folder / "page.html", say=print)
+    browser.open(folder / "page.html")
     return browser
 
 

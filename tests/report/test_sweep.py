@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from aumn.records import InputError
-from aumn.report.build import write_comparison
-from aumn.report.runs import open_run
-from tests.report.cases import contents_of
-from tests.report.runs import make_run
+from aumn.report.reporting import compare_runs
+from tests.report.cases import contents_of, make_run
+
+
+def compared(runs: list[Path], page: Path) -> dict:
+    """What the page of these runs says."""
+    compare_runs(runs, page, say=print)
+    return contents_of(page)["sweep"]
 
 
 def sweep(root: Path) -> list[Path]:
@@ -27,8 +31,7 @@ def sweep(root: Path) -> list[Path]:
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_line_with_mean_and_deviation(tmp_path):
-    comparison = write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in sweep(tmp_path / "runs")])
-    assert contents_of(tmp_path / "sweep.html")["sweep"] == comparison
+    comparison = compared(sweep(tmp_path / "runs"), tmp_path / "sweep.html")
     assert comparison["differing"] == ["model.units"]
     assert (comparison["measured"], comparison["tious"]) == ("test", ["0.1", "0.2"])
     assert [group["settings"] for group in comparison["groups"]] == [{"model.units": units} for units in (1, 3, 64)]
@@ -44,31 +47,24 @@ def test_what_makes_no_other_model_is_no_difference(tmp_path):
         make_run(tmp_path / "a", {}, (0.1, 0.1, 0.1)),
         make_run(tmp_path / "b", changes, (0.2, 0.2, 0.2)),
     ]
-    comparison = write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in folders])
+    comparison = compared(folders, tmp_path / "sweep.html")
     assert comparison["differing"] == []
     assert len(comparison["groups"]) == 1
 
 
-@pytest.mark.parametrize(
-    ("others", "message"),
-    [
-        (
-            [("b", "held_out", (0.1, 0.1, 0.1))],
-            r"on different videos do not compare: .*a has one on test, .*b on held_out",
-        ),
-        ([("a", "test", None)], r"None of the 1 runs has an mAP, such as .*a: train with evaluation.videos=held_out"),
-    ],
-)
-def test_runs_that_do_not_compare_are_refused(tmp_path, others, message):
-    folders = [make_run(tmp_path / "a", {}, (0.1, 0.1, 0.1))] if others[0][0] != "a" else []
-    folders += [make_run(tmp_path / name, {}, values, videos) for name, videos, values in others]
+def test_runs_that_do_not_compare_are_refused(tmp_path):
+    runs = [make_run(tmp_path / "a", {}, (0.1, 0.1, 0.1)), make_run(tmp_path / "b", {}, (0.1, 0.1, 0.1), "held_out")]
+    message = r"on different videos or at different tIoUs do not compare: .*a has test/mAP/0.1, .*b has held_out/mAP"
     with pytest.raises(InputError, match=message):
-        write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in folders])
+        compared(runs, tmp_path / "sweep.html")
+    runs = [make_run(tmp_path / name, {}, None) for name in "cd"]
+    with pytest.raises(InputError, match=r"None of the 2 runs has an mAP, such as .*c: train with evaluation.videos="):
+        compared(runs, tmp_path / "sweep.html")
 
 
 @pytest.mark.browser
 def test_the_page_draws_map_over_k_and_tables(browser, tmp_path):
-    write_comparison(tmp_path / "sweep.html", [open_run(folder) for folder in sweep(tmp_path / "runs")])
+    compared(sweep(tmp_path / "runs"), tmp_path / "sweep.html")
     browser.open(tmp_path / "sweep.html")
     (figure,) = browser.all("svg[aria-label='Average mAP over the number of action units']")
     titles = browser.run(
@@ -84,7 +80,7 @@ def test_the_page_has_the_ablation_table_from_little_to_all(browser, tmp_path):
     bare = {"model.self_attention": False, "loss.diversity": 0, "loss.homogeneity": 0}
     rows = [{}, bare, bare | {"loss.sparsity_rgb": 0, "loss.sparsity_flow": 0}, {"model.self_attention": False}]
     runs = [make_run(tmp_path / str(n), row, (0.4 - n / 10,) * 3) for n, row in enumerate(rows)]
-    write_comparison(tmp_path / "ablation.html", [open_run(folder) for folder in runs])
+    compared(runs, tmp_path / "ablation.html")
     browser.open(tmp_path / "ablation.html")
     table = [browser.texts(f"#ablation tbody tr:nth-child({n}) > *")[:5] for n in range(1, 5)]
     assert table == [

@@ -27,6 +27,11 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A card of the grid, so many of its twelve columns wide. */
+const card = (width, title, ...children) => h('section', { class: `card w${width}` }, title && h('h2', {}, title), ...children);
+const scroll = (...children) => h('div', { class: 'scroll' }, ...children);
+const soft = (...children) => h('p', { class: 'soft' }, ...children);
+const heads = (titles, attributes = () => ({})) => titles.map((title, index) => h('th', { scope: 'col', ...attributes(index) }, title));
 const percent = (fraction, digits = 1) => (100 * fraction).toFixed(digits);
 const thousands = (number) => number.toLocaleString('en');
 const plural = (count, noun, many = noun + 's') => `${thousands(count)} ${count === 1 ? noun : many}`;
@@ -55,9 +60,22 @@ function short(number) {
 const state = { t: 0, theme: 'light' };
 const listeners = [];
 const onChange = (listener) => listeners.push(listener);
+/** Draw now, and again whenever another tIoU threshold is chosen. */
+function onThreshold(draw) {
+  draw();
+  onChange((changes) => 't' in changes && draw());
+}
 function change(changes) {
   Object.assign(state, changes);
   for (const listener of listeners) listener(changes);
+}
+
+/** Act on a key with what it stands for, and keep it from the rest of the page. */
+function onKeys(event, meanings, act) {
+  if (!(event.key in meanings)) return;
+  event.preventDefault();
+  event.stopPropagation();
+  act(meanings[event.key]);
 }
 
 /** A table; columns are {title, value, cell, left, first} and sort by `value` where they have one. */
@@ -86,14 +104,8 @@ function table(columns, rows, { caption, choose, sort = null, descending = true 
     if (!choose) return h('tr', {}, cells);
     return h('tr', {
       tabindex: '0', 'aria-selected': String(row === chosen), onclick: () => pick(row),
-      onkeydown: (event) => {
-        const step = { ArrowDown: 'nextElementSibling', ArrowUp: 'previousElementSibling' }[event.key];
-        if (event.key === 'Enter' || event.key === ' ') pick(row);
-        else if (step) event.currentTarget[step]?.focus();
-        else return;
-        event.preventDefault();
-        event.stopPropagation();
-      },
+      onkeydown: (event) => onKeys(event, { Enter: null, ' ': null, ArrowDown: 'nextElementSibling', ArrowUp: 'previousElementSibling' },
+        (step) => (step ? event.currentTarget[step]?.focus() : pick(row))),
     }, cells);
   }
   function pick(row) {
@@ -105,7 +117,7 @@ function table(columns, rows, { caption, choose, sort = null, descending = true 
   }
   fill();
   const element = h('table', {}, caption ? h('caption', {}, caption) : null, h('thead', {}, h('tr', {}, heads)), body);
-  return { element, pick, refresh: fill };
+  return element;
 }
 
 const tip = document.getElementById('tip');

@@ -29,7 +29,7 @@ function axes({ width = 480, height = 260, x, y, xTitle, yTitle, xText = short, 
   return { svg, X, Y, left, right: width - right, top, bottom: height - bottom };
 }
 
-/** Lines; a series is {name, points: [[x, y], ...], step, width, colour, dash, marks}, broken where a y is null. */
+/** Lines; a series is {name, points: [[x, y, text, deviation], ...], width, colour, dash, marks}, broken where a y is null. */
 function lines(series, options) {
   const all = series.flatMap((one) => one.points.filter((p) => p[1] !== null));
   const x = options.x ?? [Math.min(...all.map((p) => p[0])), Math.max(...all.map((p) => p[0]))];
@@ -40,8 +40,11 @@ function lines(series, options) {
       opacity: one.opacity ?? 1 };
     chart.svg.append(h('path', { class: 'curve', d: path(one, chart), style }, h('title', {}, one.name ?? '')));
     for (const point of one.points.filter((p, n) => p[1] !== null && (one.marks || isAlone(one.points, n)))) {
-      chart.svg.append(h('circle', { cx: chart.X(point[0]), cy: chart.Y(point[1]), r: 3.5, style: { fill: style.stroke } },
-        h('title', {}, `${one.name ? `${one.name}: ` : ''}${short(point[0])}, ${point[2] ?? short(point[1])}`)));
+      const [x, y, text, deviation] = point, at = chart.X(x);
+      chart.svg.append(h('circle', { cx: at, cy: chart.Y(y), r: 3.5, style: { fill: style.stroke } },
+        h('title', {}, `${one.name ? `${one.name}: ` : ''}${short(x)}, ${text ?? short(y)}`)));
+      if (deviation) chart.svg.append(h('path', { class: 'curve', style: { stroke: style.stroke },
+        d: `M${at - 4} ${chart.Y(y - deviation)}h8m-4 0V${chart.Y(y + deviation)}m-4 0h8` }));
     }
   });
   return chart.svg;
@@ -58,12 +61,11 @@ function around(values) {
 }
 
 function path(one, chart) {
-  let text = '', before = null;
+  let text = '', before = false;
   for (const point of one.points) {
-    if (point[1] === null) { before = null; continue; }
-    if (before && one.step) text += `L${chart.X(point[0]).toFixed(1)} ${chart.Y(before[1]).toFixed(1)}`;
+    if (point[1] === null) { before = false; continue; }
     text += `${before ? 'L' : 'M'}${chart.X(point[0]).toFixed(1)} ${chart.Y(point[1]).toFixed(1)}`;
-    before = point;
+    before = true;
   }
   return text;
 }

@@ -10,17 +10,16 @@ const isAblated = (name) => name.startsWith('loss.') || name === 'model.self_att
 
 function sweepView() {
   const { sweep } = data;
-  const overUnits = sweep.differing.includes('model.units'), ablated = sweep.differing.some(isAblated), width = overUnits && ablated ? 'w6' : 'w12';
+  const overUnits = sweep.differing.includes('model.units'), ablated = sweep.differing.some(isAblated), width = overUnits && ablated ? 6 : 12;
   const runs = sum(sweep.groups.map((group) => group.runs.length));
-  const intro = h('section', { class: 'card w12' }, h('h2', {}, 'Runs side by side'),
+  const intro = card(12, 'Runs side by side',
     h('p', {}, `${plural(runs, 'run')}, ${plural(sweep.groups.length, 'setting')}. mAP in percent on ${sweep.measured.replace('_', ' ')} videos, at each run’s last step; `
       + 'mean and sample standard deviation over seeds.'),
-    h('p', { class: 'soft' }, `Trained on ${sweep.data.join(' and on ')}.${sweep.data.length > 1 ? ' These are different data: compare with care.' : ''}`));
+    soft(`Trained on ${sweep.data.join(' and on ')}.${sweep.data.length > 1 ? ' These are different data: compare with care.' : ''}`));
   return h('div', { class: 'grid' }, intro,
-    overUnits && h('section', { class: `card ${width}` }, h('h2', {}, 'mAP by number of action units K'), unitsFigure()),
-    ablated && h('section', { class: `card ${width}` }, h('h2', {}, 'What each part adds'), ablationTable()),
-    h('section', { class: 'card w12' }, h('h2', {}, 'Every setting'), h('div', { class: 'scroll' }, settingsTable())),
-    h('section', { class: 'card w12' }, h('h2', {}, 'Every run'), h('div', { class: 'scroll' }, runsTable())));
+    overUnits && card(width, 'mAP by number of action units K', unitsFigure()),
+    ablated && card(width, 'What each part adds', ablationTable()),
+    card(12, 'Every setting', scroll(settingsTable())), card(12, 'Every run', scroll(runsTable())));
 }
 
 const average = (group) => group.mean?.at(-1);
@@ -40,31 +39,21 @@ function unitsFigure() {
   const counts = [...new Set(data.sweep.groups.map((group) => group.settings['model.units']))].sort((a, b) => a - b);
   const log = counts.at(-1) / counts[0] > 20, X = (units) => (log ? Math.log2(units) : units);
   const drawn = [...series].map(([name, groups]) => ({ name, marks: true,
-    points: groups.sort((a, b) => a.settings['model.units'] - b.settings['model.units']).map((group) => [X(group.settings['model.units']), 100 * average(group), spread(group, -1)]) }));
+    points: groups.sort((a, b) => a.settings['model.units'] - b.settings['model.units']).map((group) => [X(group.settings['model.units']), 100 * average(group), spread(group, -1), 100 * (group.deviation?.at(-1) ?? 0)]) }));
   const top = 1.08 * Math.max(1, ...measuredGroups().map((group) => 100 * (average(group) + (group.deviation?.at(-1) ?? 0))));
   const shown = counts.length > 9 ? counts.filter((units, index) => !log || index === 0 || X(units) - X(counts[index - 1]) > 0.7 || Number.isInteger(X(units))) : counts;
   const figure = lines(drawn, { x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, top], xTicks: shown.map(X), xText: (x) => thousands(Math.round(log ? 2 ** x : x)),
     xTitle: log ? 'K, a logarithmic scale' : 'K', yTitle: 'average mAP, %', height: 290, width: 560, label: 'Average mAP over the number of action units' });
-  whiskers(figure, series, X, top, counts);
   return h('figure', { style: { margin: 0, maxWidth: '50rem' } }, figure, drawn.length > 1 ? key(drawn) : null);
-}
-
-function whiskers(figure, series, X, top, counts) {
-  const chart = axes({ x: [X(counts[0]) - 0.2, X(counts.at(-1)) + 0.2], y: [0, top], height: 290, width: 560, xTitle: ' ', yTitle: ' ' });
-  [...series.values()].forEach((groups, index) => groups.filter((group) => group.deviation).forEach((group) => {
-    const [middle, half, x] = [100 * average(group), 100 * group.deviation.at(-1), chart.X(X(group.settings['model.units']))];
-    figure.append(h('path', { class: 'curve', style: { stroke: SERIES[index % SERIES.length] },
-      d: `M${x - 4} ${chart.Y(middle - half)}h8m-4 0V${chart.Y(middle + half)}m-4 0h8` }));
-  }));
 }
 
 /** As the paper's Table 4: a mark for each part that is there. */
 function ablationTable() {
   const others = data.sweep.differing.filter((name) => !isAblated(name));
   const groups = [...data.sweep.groups].sort((a, b) => sum(ABLATED.map(([, has]) => has((name) => settingOf(a, name)) - has((name) => settingOf(b, name)))) || (average(a) ?? 0) - (average(b) ?? 0));
-  return h('div', { class: 'scroll' }, h('table', { id: 'ablation' },
+  return scroll(h('table', { id: 'ablation' },
     h('caption', {}, 'A dot: the part is there. The average is over all thresholds.'),
-    h('thead', {}, h('tr', {}, [...ABLATED.map(([name]) => name), ...others, 'average mAP', ''].map((name) => h('th', { scope: 'col' }, name)))),
+    h('thead', {}, h('tr', {}, heads([...ABLATED.map(([name]) => name), ...others, 'average mAP', '']))),
     h('tbody', {}, groups.map((group) => h('tr', {}, ABLATED.map(([name, has], index) => {
       const on = has((setting) => settingOf(group, setting));
       return h(index ? 'td' : 'th', { scope: index ? null : 'row', style: { textAlign: 'center' }, 'aria-label': `${name} ${on ? 'on' : 'off'}` }, on ? '●' : '○');
@@ -80,7 +69,7 @@ function settingsTable() {
       cell: (group) => (differing.length ? text(group.settings[name]) : 'the same') })),
     { title: 'runs', value: (group) => group.runs.length, cell: (group) => group.runs.length },
     ...tious.map((tiou, index) => column(`mAP @ ${tiou}`, index)), column('average', tious.length),
-  ], data.sweep.groups, { sort: 0, descending: false }).element;
+  ], data.sweep.groups, { sort: 0, descending: false });
 }
 
 function runsTable() {
@@ -91,5 +80,5 @@ function runsTable() {
     { title: 'step', value: (run) => run.step, cell: (run) => `${thousands(run.step)} of ${thousands(run.steps)}` },
     ...[...tious, 'average'].map((name, index) => ({ title: index < tious.length ? `mAP @ ${name}` : name, value: (run) => run.map?.[index] ?? -1,
       cell: (run) => (run.map ? percent(run.map[index]) : 'not measured') })),
-  ], data.sweep.groups.flatMap((group) => group.runs), { sort: 0, descending: false }).element;
+  ], data.sweep.groups.flatMap((group) => group.runs), { sort: 0, descending: false });
 }

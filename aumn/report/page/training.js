@@ -2,8 +2,7 @@
 
 function trainingView() {
   const { training } = data;
-  if (!training) return h('section', { class: 'card' }, h('p', {}, 'No run was given, so there are no training curves: aumn report RUN shows them.'));
-  const note = training.note !== null && h('section', { class: 'card w12' }, h('p', {}, training.note));
+  const note = training.note !== null && card(12, null, h('p', {}, training.note));
   const groups = new Map();
   for (const [name, [steps, values]] of Object.entries(training.curves)) {
     const cut = name.indexOf('/'), stream = cut > 0 && ['rgb', 'flow'].includes(name.slice(0, cut)) ? name.slice(0, cut) : null;
@@ -18,9 +17,8 @@ function trainingView() {
   const rank = ([title]) => (title.startsWith('mAP') ? -1 : first.includes(title) ? first.indexOf(title) : first.length);
   const cards = [...groups].sort((a, b) => rank(a) - rank(b)).map(([title, series]) => {
     const drawn = series.filter((one) => one.points.some((point) => point[1] !== null));
-    if (!drawn.length) return h('section', { class: 'card w4' }, h('h2', {}, title.replace(/_/g, ' ')), h('p', { class: 'soft' }, 'Never a finite number.'));
-    return h('section', { class: 'card w4' }, h('h2', {}, title.replace(/_/g, ' ')),
-      h('figure', { style: { margin: 0 } }, lines(drawn, { yText: title.startsWith('mAP') ? (value) => `${short(100 * value)} %` : short, xTitle: 'step', width: 420, height: 210, label: `${title} over steps` }), drawn.length > 1 || drawn[0].name !== title ? key(drawn) : null));
+    return card(4, title.replace(/_/g, ' '), drawn.length === 0 ? soft('Never a finite number.')
+      : h('figure', { style: { margin: 0 } }, lines(drawn, { yText: title.startsWith('mAP') ? (value) => `${short(100 * value)} %` : short, xTitle: 'step', width: 420, height: 210, label: `${title} over steps` }), drawn.length > 1 || drawn[0].name !== title ? key(drawn) : null));
   });
   return h('div', { class: 'grid' }, note, cards);
 }

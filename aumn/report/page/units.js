@@ -9,8 +9,9 @@ function unitsView() {
     picker.replaceChildren(...data.units.map((one, index) => h('button', { type: 'button', 'aria-pressed': String(index === stream),
       onclick: () => { stream = index; only = null; draw(); } }, one.stream.toUpperCase())),
     h('span', { class: 'soft' }, `${plural(found.units.length, 'action unit')} of the ${found.stream} network`));
-    body.replaceChildren(h('section', { class: found.units.length > 10 ? 'card w12' : 'card w5' }, h('h2', {}, 'Which classes share a unit'), picture(found, (k) => { only = only === k ? null : k; draw(); }, only)),
-      h('section', { class: found.units.length > 10 ? 'card w12' : 'card w7' }, h('h2', {}, only === null ? 'What excites each unit most' : `What excites unit ${found.units[only] + 1} most`), unitTable(found, only)));
+    const many = found.units.length > 10;
+    body.replaceChildren(card(many ? 12 : 5, 'Which classes share a unit', picture(found, (k) => { only = only === k ? null : k; draw(); }, only)),
+      card(many ? 12 : 7, only === null ? 'What excites each unit most' : `What excites unit ${found.units[only] + 1} most`, unitTable(found, only)));
   }
   draw();
   onChange((changes) => 'theme' in changes && draw());
@@ -27,10 +28,10 @@ function picture(found, choose, only) {
     return h('td', { class: 'cell', style: { background: `color-mix(in oklab, var(--accent) ${Math.round(100 * share)}%, var(--faint))`,
       color: share > 0.55 ? 'var(--accent-ink)' : 'var(--ink)', opacity: only === null || only === k ? 1 : 0.35 } }, value.toFixed(2));
   };
-  return h('div', {}, h('p', { class: 'soft' }, 'Mean similarity (Eq. 5) of a class’s snippets to each unit. A unit that several classes share stands out in several rows. Press a unit for its snippets alone.'),
+  return h('div', {}, soft('Mean similarity (Eq. 5) of a class’s snippets to each unit. A unit that several classes share stands out in several rows. Press a unit for its snippets alone.'),
     h('div', { class: 'scroll', style: { maxHeight: '34rem' } }, h('table', { class: 'heat' },
-      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'class'), found.units.map((unit, k) => h('th', { scope: 'col' },
-        h('button', { type: 'button', title: `Unit ${unit + 1}`, 'aria-pressed': String(only === k), onclick: () => choose(k) }, unit + 1))))),
+      h('thead', {}, h('tr', {}, heads(['class', ...found.units.map((unit, k) =>
+        h('button', { type: 'button', title: `Unit ${unit + 1}`, 'aria-pressed': String(only === k), onclick: () => choose(k) }, unit + 1))]))),
       h('tbody', {}, rows.map((row) => h('tr', { class: row.sum ? 'sum' : null }, h('th', { scope: 'row', style: { fontWeight: row.sum ? 600 : 'inherit' }, title: row.name }, row.name),
         found.units.map((_, k) => cell(row.label === null ? found.mean[k] : found.classes[k][row.label], k))))))));
 }
@@ -43,9 +44,9 @@ function unitTable(found, only) {
   only !== null || found.units.length <= 10 ? momentPicture(video, snippet, found.stream, k) : null,
   `${data.videos.ids[video]} @ ${seconds(start)}`);
   const rows = found.units.map((unit, k) => ({ unit, k })).filter(({ k }) => only === null || only === k);
-  return h('div', { class: 'scroll' }, h('table', {},
+  return scroll(h('table', {},
     h('caption', {}, 'Leads: the share of snippets whose most similar unit it is. Sharing classes: those whose snippets are more similar to it than snippets are on average. Press a snippet to see it in its video.'),
-    h('thead', {}, h('tr', {}, ['unit', 'mean', 'leads', 'sharing classes', 'snippets that excite it most'].map((title, index) => h('th', { scope: 'col', class: index > 2 ? 'left' : null }, title)))),
+    h('thead', {}, h('tr', {}, heads(['unit', 'mean', 'leads', 'sharing classes', 'snippets that excite it most'], (index) => ({ class: index > 2 ? 'left' : null })))),
     h('tbody', {}, rows.map(({ unit, k }) => h('tr', {}, h('th', { scope: 'row' }, `unit ${unit + 1}`), h('td', {}, found.mean[k].toFixed(2)), h('td', {}, `${percent(found.leads[k], 0)} %`),
       h('td', { class: 'name left', style: { minWidth: '13rem' } }, classesOf(k).slice(0, only === null ? 5 : 50).map((one) => h('div', {}, one.name, ' ', h('span', { class: 'soft' }, one.value.toFixed(2))))),
       h('td', { class: 'left', style: { whiteSpace: 'normal' } }, h('div', { class: 'chips' }, found.top[k].slice(0, only === null ? 4 : 12).map(chip(k)))))))));

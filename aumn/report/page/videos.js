@@ -33,7 +33,7 @@ function videosView() {
   const filler = h('div', { 'aria-hidden': 'true', style: { pointerEvents: 'none', border: '0', padding: '0', width: '1px' } });
   const detail = h('section', { class: 'card detail', 'aria-label': 'Video' });
   const texts = videos.ids.map((id, v) => `${id} ${videos.labels[v].map((label) => data.names[label]).join(' ')}`.toLowerCase());
-  let order = [], chosen = -1;
+  let order = [], chosen = -1, reversed = false;
 
   function refresh() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -43,7 +43,7 @@ function videosView() {
       && words.every((word) => texts[v].includes(word)));
     const [value, down] = SORTS[sort.value];
     const values = new Map(order.map((v) => [v, value(v)]));
-    const sign = down === (reverse.getAttribute('aria-pressed') === 'true') ? 1 : -1;
+    const sign = down === reversed ? 1 : -1;
     order.sort((a, b) => (values.get(a) < values.get(b) ? -1 : values.get(a) > values.get(b) ? 1 : 0) * sign || a - b);
     count.textContent = `${thousands(order.length)} of ${plural(videos.ids.length, 'video')}`;
     filler.style.height = `${order.length * ROW}px`;
@@ -77,17 +77,12 @@ function videosView() {
   }
 
   list.addEventListener('scroll', drawList, { passive: true });
-  list.addEventListener('keydown', (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    event.stopPropagation();
-    move(step);
-  });
+  list.addEventListener('keydown', (event) => onKeys(event, { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }, move));
   search.addEventListener('input', refresh);
   for (const select of [ofClass, filter, sort]) select.addEventListener('change', refresh);
   reverse.addEventListener('click', () => {
-    reverse.setAttribute('aria-pressed', String(reverse.getAttribute('aria-pressed') !== 'true'));
+    reversed = !reversed;
+    reverse.setAttribute('aria-pressed', String(reversed));
     refresh();
   });
   onChange((changes) => {
@@ -148,20 +143,18 @@ async function showVideo(detail, index, at) {
     cursor.hidden = x < GUTTER - 1;
     readout.replaceChildren(...reading(video, view, time));
   }
-  const seek = (to) => { time = Math.min(end, Math.max(0, to)); keepInSight(); place(); };
-  function keepInSight() {
-    if (time >= view.from && time <= view.to) return;
-    const span = view.to - view.from;
-    view.from = Math.min(end - span, Math.max(0, time - span / 2));
-    view.to = view.from + span;
-    scale = drawVideo(canvas, video, view);
+  function seek(to) {
+    time = Math.min(end, Math.max(0, to));
+    if (time >= view.from && time <= view.to) place();
+    else show(view.to - view.from, 0.5);
   }
-  function zoom(factor) {
-    const span = Math.min(end, Math.max(5 * snippet_s, (view.to - view.from) * factor)), share = (time - view.from) / (view.to - view.from);
+  /** So many seconds, with the cursor at this share of them. */
+  function show(span, share) {
     view.from = Math.min(end - span, Math.max(0, time - span * share));
     view.to = view.from + span;
     draw();
   }
+  const zoom = (factor) => show(Math.min(end, Math.max(5 * snippet_s, (view.to - view.from) * factor)), (time - view.from) / (view.to - view.from));
   function choose(label) {
     view.label = label;
     select.value = label;
@@ -223,16 +216,17 @@ function reading(video, view, time) {
 
 function eventTables(video, seek) {
   const moment = (start, end) => h('button', { class: 'link', type: 'button', onclick: () => seek(start) }, `${seconds(start)} – ${seconds(end)}`);
+  const named = (title) => ({ title, value: (row) => data.names[row[0]], cell: (row) => data.names[row[0]], first: true, kind: 'name' });
   const instances = table([
-    { title: 'instance', value: (row) => data.names[row[0]], cell: (row) => data.names[row[0]], first: true, kind: 'name' },
+    named('instance'),
     { title: 'time', value: (row) => row[1], cell: (row) => moment(row[1], row[2]), first: true },
     { title: 'status', left: true, value: (row) => row[3][state.t], cell: (row) => (row[3][state.t] === '1' ? kind(0, 'found') : kind(6)) },
   ], video.gt, { sort: 1, descending: false });
   const detections = table([
-    { title: 'detection', value: (row) => data.names[row[0]], cell: (row) => data.names[row[0]], first: true, kind: 'name' },
+    named('detection'),
     { title: 'score', value: (row) => row[1], cell: (row) => short(row[1]) },
     { title: 'time', value: (row) => row[2], cell: (row) => moment(row[2], row[3]), first: true },
     { title: 'kind', left: true, value: (row) => row[4][state.t], cell: (row) => kind(Number(row[4][state.t])), first: true },
   ], video.det.slice(0, 200), { sort: 1, caption: video.det.length > 200 ? `The best 200 of ${thousands(video.det.length)}` : null });
-  return [h('div', { class: 'scroll' }, instances.element), h('div', { class: 'scroll' }, detections.element)];
+  return [scroll(instances), scroll(detections)];
 }
