@@ -23,9 +23,9 @@ class Comparison:
 
     first: Description
     second: Description
-    metrics: list[tuple[str, float | None, float | None]]
+    metrics: list[tuple[str, Any, Any]]  # fractions, or None
     settings: list[tuple[str, Any, Any]]  # those that differ
-    data: list[tuple[str, str, str]]
+    data: list[tuple[str, Any, Any]]  # text
     incomparable: str | None  # why their mAP say nothing of each other
 
 
