@@ -32,16 +32,17 @@ class Comparison:
 def compare(first_uri: str, second_uri: str, uri: str | None = None) -> Comparison:
     """Two versions, each `models:/name/version` or `models:/name@alias`."""
     first, second = describe(first_uri, uri), describe(second_uri, uri)
-    rows = (
-        (first.card.metrics, second.card.metrics),
-        (_settings(first, second), _settings(second, first)),
-        (_facts(first.card), _facts(second.card)),
+    metrics, other_metrics = first.card.metrics, second.card.metrics
+    ours, theirs = _settings(first, second), _settings(second, first)
+    facts, other_facts = _facts(first.card), _facts(second.card)
+    return Comparison(
+        first,
+        second,
+        [(name, metrics.get(name), other_metrics.get(name)) for name in {**metrics, **other_metrics}],
+        [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)],
+        [(name, fact, other_facts[name]) for name, fact in facts.items()],
+        why_incomparable(measure(first.card, first.config), measure(second.card, second.config)),
     )
-    metrics, settings, data = (
-        [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}] for ours, theirs in rows
-    )
-    why = why_incomparable(measure(first.card, first.config), measure(second.card, second.config))
-    return Comparison(first, second, metrics, [row for row in settings if row[1] != row[2]], data, why)
 
 
 @dataclass(frozen=True, slots=True)
