@@ -1,4 +1,4 @@
-"""DeepSpeed: ZeRO stages 0-3 under the same protocol, with the same arithmetic as DDP. The only importer of deepspeed.
+"""DeepSpeed: ZeRO stages 0-3 by the same calls as `engines`, with the same arithmetic. The only importer of deepspeed.
 
 Each stream has a DeepSpeed engine of its own: DeepSpeed clips by the norm over all of an engine's parameters, and that
 is then the stream's own norm, whatever the stage has partitioned. Weights are float32 and 16 bits are autocast's, as in
