@@ -29,7 +29,7 @@ demo: .venv/ready
 	@echo '      README.md, "Your own features"'
 
 test: .venv/ready
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

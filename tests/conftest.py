@@ -6,6 +6,13 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LONGEST = ("real/test_benchmarks.py", "jobs/test_slurm.py", "training/test_resume.py", "runfolder/test_saving.py")
+"""Files that take minutes; begun last, they would keep one worker while the others have nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; see the Makefile's `test`."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ def test_without_a_gpu_it_says_so_and_does_not_end_well():
 
 
 @pytest.mark.slow
-def test_every_row_runs_and_holds_on_the_cpu():
-    table = succeed(python("-m", "tests.gpu.check", "--device", "cpu", cwd=REPOSITORY, timeout_s=600)).stdout
-    for name in ("fp16 against float64", "deepspeed-3-bf16", "NCCL with one rank", "K=65,536", "resumed"):
+def test_rows_run_and_hold_on_the_cpu():
+    """Those without DeepSpeed's and large banks' minutes; `make gpu-check` plays all."""
+    checks = ("against_float64", "nccl_with_one_rank", "copies_to_the_host", "a_step_waits_for_nothing")
+    table = succeed(python("-m", "tests.gpu.check", "--device", "cpu", *checks, cwd=REPOSITORY, timeout_s=200)).stdout
+    for name in ("fp16 against float64", "NCCL with one rank"):
         assert name in table
