@@ -169,7 +169,12 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks
         ending.announce(error)
         raise
     except (RuntimeError, OSError) as error:
-        if reason := ending.find():  # which broke our collective, or took our unfinished files away
+        reason = ending.find()  # which broke our collective, or took our unfinished files away
+        for _ in range(0 if isinstance(error, OSError) else 20):  # its word may come a moment behind its end
+            if reason is None:
+                time.sleep(0.1)
+                reason = ending.find()
+        if reason:
             ending.announce(reason)
             raise reason from None
         if not isinstance(error, OSError):
