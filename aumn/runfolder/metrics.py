@@ -109,8 +109,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """Every metric over its steps."""
     curves: dict[str, Curve] = {}
     for record in read_metrics(folder):
-        for name in record.keys() - set(NO_METRICS):
-            curves.setdefault(name, {})[record["step"]] = math.nan if record[name] is None else record[name]
+        for name, value in record.items():  # in the order they were logged in, which a page's legends keep
+            if name not in NO_METRICS:
+                curves.setdefault(name, {})[record["step"]] = math.nan if value is None else value
     return curves
 
 

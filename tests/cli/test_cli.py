@@ -246,7 +246,7 @@ def test_several_ranks_tell_what_is_wrong_once_and_without_a_traceback_of_ours(p
     refused = place.aumn("train", place.config, f"run.folder={tmp_path}/y", override, ranks=2)
     assert sentence in refused.stderr
     assert refused.stderr.count("aumn: ") == 1, refused.stderr
-    assert "aumn/cli/" not in refused.stderr
+    assert "aumn/cli/" not in refused.stderr, refused.stderr
 
 
 def test_a_model_of_other_classes_is_refused(place, tmp_path):

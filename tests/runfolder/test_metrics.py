@@ -31,6 +31,7 @@ def test_numbers_come_back_by_line_and_by_metric_and_what_is_not_finite_is_null(
     assert second["mAP"] == 0.5
     assert [line["step"] for line in read_metrics(tmp_path, 1)] == [10]
     curves = read_curves(tmp_path)
+    assert list(curves) == ["loss", "rgb/norm", "mAP"]
     assert math.isnan(curves.pop("rgb/norm")[10])
     assert curves == {"loss": {10: 0.1 + 0.2}, "mAP": {10: 0.5}}
     assert last_metrics(tmp_path)["mAP"] == 0.5
