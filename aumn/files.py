@@ -96,7 +96,8 @@ def remove_leftovers(parent: Path) -> None:
     for aside in parent.glob(".*.replaced"):
         _restore(parent / aside.name[1:].removesuffix(".replaced"))
     for leftover in parent.glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def standing(path: Path) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -183,8 +183,9 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks
         ending.announce(own)
         raise own from error
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        with suppress(RuntimeError):  # the outcome is settled, and no broken connection changes it
+            if dist.is_initialized():
+                dist.destroy_process_group()
         ending.leave()
 
 
