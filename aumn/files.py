@@ -44,7 +44,9 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     What had the name before gives it up in one step, and is removed only once the new folder is on the disk under it.
     Where the file system cannot exchange two names (NFS, Lustre), the old folder is first renamed aside. A kill between
     the two renames leaves it there: readers here find it, the next writer puts it back. One writer a path at a time.
+    Where `path` is a link, its target is replaced.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _restore(path)
     partial = partial_of(path)
@@ -65,7 +67,14 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path`, in place of what had the name, when the block ends well."""
+    """A file to write, which becomes `path`, in place of what had the name, when the block ends well.
+
+    Where `path` is a link, its target is replaced; a device or a pipe is written to.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
@@ -80,6 +89,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def partial_of(path: Path) -> Path:
     """Where `whole_folder` and `whole_file` write what becomes `path`."""
+    path = path.resolve()
     return path.with_name(f".{path.name}.partial")
 
 

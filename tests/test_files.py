@@ -1,11 +1,15 @@
 """Folders that replace others: killed at any moment, a writer leaves the old one or the new one, never neither."""
 
+import os
+import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from aumn.files import remove_leftovers, whole_folder
+from aumn.files import remove_leftovers, whole_file, whole_folder
 
 KILLED_AT_EVERY_MOMENT = """
 import itertools, os, shutil, signal, sys
@@ -70,3 +74,31 @@ def test_what_cannot_be_finished_leaves_the_old_folder_alone(tmp_path):
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def write_file(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write_text(text)
+
+
+def test_what_is_no_file_is_written_to_and_a_link_stays_one(tmp_path):
+    null, pipe, link, folder_link = Path("/dev/null"), tmp_path / "pipe", tmp_path / "link", tmp_path / "folder"
+    write_file(null, "nothing")
+    assert stat.S_ISCHR(null.stat().st_mode)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(pipe.read_text)
+        write_file(pipe, "through")
+        assert read.result(10) == "through"
+    link.symlink_to("elsewhere/file")
+    write_file(link, "one")
+    write_file(link, "two")
+    assert link.is_symlink()
+    assert (tmp_path / "elsewhere/file").read_text() == "two"
+    folder_link.symlink_to("elsewhere/model")
+    for text in ("one", "two"):
+        with whole_folder(folder_link) as folder:
+            write_file(folder / "weights", text)
+    assert folder_link.is_symlink()
+    assert (tmp_path / "elsewhere/model/weights").read_text() == "two"
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["file", "model"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aumn.config.section import Count, Section, ShareBelowOne, setting
+from aumn.config.section import Count, Section, Seed, ShareBelowOne, setting
 
 
 class DataSettings(Section):
@@ -17,7 +17,7 @@ class DataSettings(Section):
     holdout_share: ShareBelowOne = setting(
         0.0, "Share of the subset's videos held out of training, so that choices need no test video."
     )
-    holdout_seed: int = setting(0, "Which videos are held out; independent of run.seed.", needs="data.holdout_share")
+    holdout_seed: Seed = setting(0, "Which videos are held out; independent of run.seed.", needs="data.holdout_share")
     snippets: Count | None = setting(
         750,
         "Snippets drawn a video (one at random from each of as many equal slices); null: all, padded. "

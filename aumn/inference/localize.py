@@ -15,7 +15,7 @@ import torch
 
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
-from aumn.files import partial_of, whole_folder
+from aumn.files import hold, partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
 from aumn.inference.parts import part_of, write_part
@@ -128,7 +128,8 @@ def final_model(folder: Path) -> Path:
 @contextmanager
 def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
     """A folder that every rank writes into and that takes its name once all have."""
-    with _telling_refusals(out):
+    lock, refusal = out.resolve().with_name(f".{out.name}.lock"), f"Another localization is writing {out}: let it end"
+    with _telling_refusals(out), hold(lock, refusal) if ranks.is_first else nullcontext():
         with whole_folder(out, checksums=False) if ranks.is_first else nullcontext(partial_of(out)) as partial:
             ranks.barrier()
             yield partial

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from aumn.addresses import has_password, hide
+from aumn.config.section import Count
 
-Count = Annotated[int, Field(ge=1)]
 StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Scalar = bool | int | float | str
 Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]

@@ -46,7 +46,7 @@ class ModelSettings(Section):
     embedding_layers: Count = setting(
         1, "Convolutions of Eq. 1, one behind the other, each with its ReLU (paper: one)."
     )
-    pooling_share: Annotated[float, Field(gt=0, le=1)] = setting(
+    pooling_share: Annotated[float, Field(gt=0, le=1, strict=True)] = setting(
         1.0,
         "Eq. 8's mean is over this share of a video's snippets, for each class those with the highest "
         "a_t X_t W_t (paper: 1, all). Less suits short actions in long videos, and takes B x T x J x C values.",

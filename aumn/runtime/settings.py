@@ -18,10 +18,8 @@ class OptimizerSettings(Section):
     weight_decay: Weight = setting(0.0, "Decoupled, times the learning rate (paper: none).")
     beta1: ShareBelowOne = setting(0.9, "Of Adam's mean of the gradients.")
     beta2: ShareBelowOne = setting(0.999, "Of Adam's mean of their squares.")
-    clip_norm: Annotated[float, Field(gt=0)] | None = setting(
-        None, "Largest gradient norm, per stream (paper: no clipping)."
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = setting(0, "Steps of linear warm-up.")
+    clip_norm: Positive | None = setting(None, "Largest gradient norm, per stream (paper: no clipping).")
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = setting(0, "Steps of linear warm-up.")
     schedule: Literal["constant", "cosine", "trapezoid"] = setting(
         "constant",
         "After warm-up (the paper does not say); cosine ends at zero, trapezoid is constant and falls to "

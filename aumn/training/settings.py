@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from aumn.config.section import Count, Section, setting
+from aumn.config.section import Count, Section, Seed, setting
 
 HELD_OUT = "held_out"
 """The videos to evaluate on that are held out of training."""
@@ -20,7 +18,7 @@ class RunSettings(Section):
     steps: Count = setting(
         ..., "Optimizer steps. A resumed run may change them where nothing else is a share of them.", may_change=True
     )
-    seed: Annotated[int, Field(ge=0)] = setting(0, "Of initial weights, order of videos, snippets and dropout.")
+    seed: Seed = setting(0, "Of initial weights, order of videos, snippets and dropout.")
     engine: Literal["single", "ddp", "deepspeed"] = setting(
         "ddp",
         "`ddp` and `deepspeed` join whatever ranks were launched, also one; see docs/engines.md.",

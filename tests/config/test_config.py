@@ -46,12 +46,13 @@ def test_every_shipped_config_reads(path):
 
 
 def test_overrides_are_yaml_values(tmp_path):
-    overrides = ["optimizer.learning_rate=1e-3", "data.snippets=null", "model.self_attention=false", "run.seed=3"]
+    overrides = ["optimizer.learning_rate=1e-3", "data.snippets=null", "model.self_attention=false", "run.seed=010"]
     config = load_config(write(tmp_path, MINIMAL), overrides)
     assert config.optimizer.learning_rate == 1e-3
     assert config.data.snippets is None
     assert config.model.self_attention is False
-    assert config.run.seed == 3
+    assert config.run.seed == 10  # YAML 1.1 takes it for octal
+    assert load_config(write(tmp_path, MINIMAL), ["tracking.run_name=1:05"]).tracking.run_name == "1:05"
 
 
 def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
@@ -108,6 +109,16 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
             ["run.engine=deepspeed", "engine.zero_stage=0", "engine.compile_ops=true"],
             "needs engine.zero_stage=1 or more.",
         ),
+        (MINIMAL, ["run.steps=1:05"], "run.steps='1:05': input should be a valid integer"),
+        (MINIMAL, ["optimizer.learning_rate=yes"], "optimizer.learning_rate='yes': input should be a valid number"),
+        (MINIMAL, ["optimizer.learning_rate=true"], "optimizer.learning_rate=True: input should be a valid number"),
+        (MINIMAL, ["optimizer.learning_rate=1e-400"], "optimizer.learning_rate=0.0: input should be greater than 0"),
+        (MINIMAL, ["optimizer.clip_norm=.inf"], "optimizer.clip_norm=inf: input should be a finite number"),
+        (MINIMAL, ["model.units=3000000000"], "model.units=3000000000: input should be less than 2147483648"),
+        (MINIMAL, [f"run.seed={2**63}"], f"run.seed={2**63}: input should be less than {2**63}"),
+        (MINIMAL, ["run.seed=" + "9" * 5000], "override 'run.seed=9999"),
+        (MINIMAL + f"loss: {'[' * 3000}", [], "run.yaml is not YAML that a person wrote: it is nested too deeply"),
+        (MINIMAL + f"loss: {{diversity: {'9' * 5000}}}", [], "run.yaml is not YAML: Exceeds the limit"),
         (MINIMAL, ["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1: input should be greater than 0."),
     ],
 )
