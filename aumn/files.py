@@ -38,6 +38,17 @@ class DamagedError(InputError):
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of writing say what was written, where the system does not: a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     """A folder to put files into, which becomes `path` when the block ends well and vanishes when it does not.
 
@@ -53,14 +64,15 @@ def whole_folder(path: Path, *, checksums: bool = True) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
     partial.mkdir()
     try:
-        yield partial
-        if checksums:  # they and all files are on the disk before the folder has its name
-            files = sorted(partial.iterdir())
-            (partial / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
-            for written in (*files, partial / CHECKSUMS, partial):
-                sync(written)
-        _put(partial, path)
-        sync(path.parent)
+        with _naming(path):
+            yield partial
+            if checksums:  # they and all files are on the disk before the folder has its name
+                files = sorted(partial.iterdir())
+                (partial / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+                for written in (*files, partial / CHECKSUMS, partial):
+                    sync(written)
+            _put(partial, path)
+            sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # what did not become `path`, or what was it before
 
@@ -78,10 +90,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
+        with _naming(path):
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink()

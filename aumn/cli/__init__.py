@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 import typer
 
@@ -38,6 +39,9 @@ app.add_typer(models.app, name="models")
 
 def main() -> None:
     """Run a command; what the user can mend is one sentence on stderr and exit code 2 (docs/interruptions.md)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (until the process ends)
     preemption.listen()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started_s = time.time()
@@ -52,9 +56,14 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        app(args=arguments, prog_name="aumn")
+        try:
+            app(args=arguments, prog_name="aumn")
+        finally:
+            sys.stdout.flush()
     except SystemExit as done:  # how typer ends, well or not
         return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except BrokenPipeError:  # who reads our output, such as `head`, has enough; typer ends so, too
+        return 1
     except (InputError, OSError, Stopped) as error:
         if "--debug" in sys.argv and not isinstance(error, Stopped):
             raise

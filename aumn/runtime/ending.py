@@ -105,6 +105,7 @@ class Ending:
 
 def as_sentence(error: OSError) -> str:
     """An error of the operating system, told to a user."""
-    if error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}. Check the path, its permissions and the free space."
+    if error.strerror:
+        subject = error.filename or "The output"
+        return f"{subject}: {error.strerror}. Check the path, its permissions and the free space."
     return str(error)

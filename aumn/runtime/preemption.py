@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from aumn.records import Stopped
@@ -134,6 +134,7 @@ def leave(code: int = 0) -> NoReturn:
     -6); packing was seen to end so, too, after its last file was written. `atexit` is not heard: multiprocessing's part
     of it waits for workers that only what comes before it at a real end would have told to stop.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a pipe that is closed, or a full disk, of which a command's end has told
+            stream.flush()
     os._exit(code)

@@ -1,11 +1,17 @@
 """What a command says: plain lines where nobody watches a terminal, and its last sentence, from one rank alone."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from aumn.cli import console, explain
 from aumn.records import InputError
 from aumn.runtime.preemption import stopped
-from tests.launching import aumn
+from tests.launching import QUIET, aumn
 
 
 @pytest.fixture
@@ -53,3 +59,32 @@ def test_what_a_launcher_left_in_the_environment_silences_no_error(left_over, tm
     ended = aumn("train", "nope.yaml", cwd=tmp_path, **left_over)
     assert ended.returncode == 2
     assert ended.stderr.startswith("aumn: nope.yaml does not exist")
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "said"),
+    [
+        ("closed", 0, ""),
+        ("a pipe that nobody reads", 1, ""),
+        ("/dev/full", 2, "aumn: The output: No space left on device. Check the path, its permissions and the free"),
+    ],
+)
+def test_output_that_nobody_takes_is_no_traceback(stdout, code, said, tmp_path):
+    video = {"subset": "testing", "duration": 9, "annotations": [{"label": "a", "segment": [1, 2]}]}
+    (tmp_path / "gt.json").write_text(json.dumps({"database": {"v": video}}))
+    (tmp_path / "found.json").write_text(
+        json.dumps({"results": {"v": [{"label": "a", "score": 1, "segment": [1, 2]}]}})
+    )
+    command = [sys.executable, "-m", "aumn", "evaluate", "found.json", "--annotations", "gt.json", "--tiou", "0.5"]
+    kept = {"cwd": tmp_path, "env": os.environ | QUIET, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    if stdout == "closed":
+        ended = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], check=False, **kept)
+    elif stdout.startswith("/"):
+        with Path(stdout).open("w") as full:
+            ended = subprocess.run(command, stdout=full, check=False, **kept)
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        ended = subprocess.run(command, stdout=write, check=False, **kept)
+        os.close(write)
+    assert (ended.returncode, ended.stderr[: len(said)] if said else ended.stderr) == (code, said)
