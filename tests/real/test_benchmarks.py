@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.timeout(1200)]
 SHORT = {
     "spliced_i3d": (
         ("--training", "72", "--testing", "36"),
-        ("run.steps=120", "model.embedding_width=128", "data.snippets=64"),
+        ("run.steps=50", "model.embedding_width=128", "data.snippets=64"),
         0.15,
     ),
-    "shrec21": ((), ("run.steps=150", "model.embedding_width=64", "data.snippets=200"), 0.1),
+    "shrec21": ((), ("run.steps=50", "model.embedding_width=64", "data.snippets=200"), 0.1),
 }
 
 
