@@ -13,6 +13,7 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+Size = Annotated[int, Field(ge=1, le=2**20, strict=True)]  # of what memory is taken for
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 

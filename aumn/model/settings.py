@@ -6,17 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Weight, refusal, setting
+from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Size, Weight, refusal, setting
 
 
 class ModelSettings(Section):
     """One stream's network; both streams have the same shape."""
 
-    embedding_width: Count = setting(512, "F of Eq. 1 (paper: 512).")
-    kernel: Count = setting(3, "Taps of Eq. 1's convolution, in snippets (the paper does not say).")
-    key_ratio: Count = setting(4, "m of Eq. 2, 4, 5: keys are F/m wide (the paper does not say).")
+    embedding_width: Size = setting(512, "F of Eq. 1 (paper: 512).")
+    kernel: Size = setting(3, "Taps of Eq. 1's convolution, in snippets (the paper does not say).")
+    key_ratio: Size = setting(4, "m of Eq. 2, 4, 5: keys are F/m wide (the paper does not say).")
     units: Count = setting(7, "K, the memory's action units (paper: 7).")
-    bottleneck: Count = setting(64, "R of Eq. 3's value encoder (the paper does not say).")
+    bottleneck: Size = setting(64, "R of Eq. 3's value encoder (the paper does not say).")
     self_attention: bool = setting(True, "Eq. 4; off: X = E, as in the ablation.")
     dropout: ShareBelowOne = setting(0.0, "Share of embedding values dropped while training (paper: none).")
     channel_dropout: ShareBelowOne = setting(
@@ -43,7 +43,7 @@ class ModelSettings(Section):
         "Every class on its own: a bias each and sigmoids in place of Eq. 8's and 15's softmax, binary "
         "cross-entropy in place of Eq. 9 (paper: softmaxes). Suits videos that hold several actions.",
     )
-    embedding_layers: Count = setting(
+    embedding_layers: Annotated[int, Field(ge=1, le=64, strict=True)] = setting(
         1, "Convolutions of Eq. 1, one behind the other, each with its ReLU (paper: one)."
     )
     pooling_share: Annotated[float, Field(gt=0, le=1, strict=True)] = setting(

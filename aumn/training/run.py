@@ -61,6 +61,7 @@ def run_training(
         pin_memory=config.run.device == "cuda",
     )
     device = ranks.device(config.run.device)
+    _check_memory(shards, config, ranks, device)
     card = new_card(config, shards)
     validation = Validation.of(config, shards, held_out, card)
     if resume and not config.run.folder.exists():
@@ -75,8 +76,7 @@ def run_training(
             )
             return
         torch.manual_seed(config.run.seed)
-        labels = config.loss.pseudo_labels > 0
-        network = TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+        network = _build(shards, config)
         how = config.run.engine
         engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
         start.load_into(engine)
@@ -94,6 +94,31 @@ def run_training(
         finally:
             if run.all_stop:
                 ranks.barrier()  # a launcher ends the others as soon as one has left
+
+
+def _build(shards: ShardSet, config: RunConfig) -> TwoStream:
+    labels = config.loss.pseudo_labels > 0
+    return TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+
+
+def _check_memory(shards: ShardSet, config: RunConfig, ranks: Ranks, device: torch.device) -> None:
+    """InputError where not even weights, gradients and Adam's state fit; tensors without memory tell it at once.
+
+    What a step needs beyond that, `aumn train --dry-run` measures.
+    """
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in _build(shards, config).parameters())
+    held = 4 * count * (4 if config.run.engine != "deepspeed" else 1 + 3 / ranks.size)  # ZeRO may share three of them
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    if held > there:
+        raise InputError(
+            f"model.units={config.model.units:,} and model.embedding_width={config.model.embedding_width:,} make "
+            f"{count:,} parameters; with gradients and Adam's state a rank would hold {held / 1e9:,.0f} GB, and this "
+            f"{'GPU' if device.type == 'cuda' else 'machine'} has {there / 1e9:,.0f}: lower them; aumn train --dry-run "
+            "tells what fits."
+        )
 
 
 @contextmanager

@@ -211,6 +211,10 @@ WRONG = {
     "nothing held out": (
         ["train", "tiny.yaml", "evaluation.videos=held_out", "run.folder=x"], r"data\.holdout_share=0\.0 .*holds none",
     ),
+    "a network that no machine holds": (
+        ["train", "tiny.yaml", "model.units=2000000000", "run.folder=x"],
+        r"model\.units=2,000,000,000 .*parameters; .* a rank would hold [\d,]+ GB, and this machine has [\d,]+: lower",
+    ),
     "no shards": (["train", "tiny.yaml", "data.shards=nowhere", "run.folder=x"], r"nowhere"),
     "an unknown subset": (["train", "tiny.yaml", "data.subset=trening", "run.folder=x"], r"trening.*training \(20"),
     "an unknown model": (

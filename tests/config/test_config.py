@@ -115,6 +115,12 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         (MINIMAL, ["optimizer.learning_rate=1e-400"], "optimizer.learning_rate=0.0: input should be greater than 0"),
         (MINIMAL, ["optimizer.clip_norm=.inf"], "optimizer.clip_norm=inf: input should be a finite number"),
         (MINIMAL, ["model.units=3000000000"], "model.units=3000000000: input should be less than 2147483648"),
+        (MINIMAL, ["model.embedding_layers=100000000"], "model.embedding_layers=100000000: input should be less than"),
+        (
+            MINIMAL,
+            ["batch.global_videos=1000000000"],
+            "batch.global_videos=1000000000: input should be less than or eq",
+        ),
         (MINIMAL, [f"run.seed={2**63}"], f"run.seed={2**63}: input should be less than {2**63}"),
         (MINIMAL, ["run.seed=" + "9" * 5000], "override 'run.seed=9999"),
         (MINIMAL + f"loss: {'[' * 3000}", [], "run.yaml is not YAML that a person wrote: it is nested too deeply"),
