@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any
 
@@ -37,6 +38,7 @@ class DeepSpeedEngine(Engine):
 
     def _prepare(self) -> dict[str, Any]:
         self._deepspeed = _import_deepspeed(self.ranks, self.device)
+        self._plain = deepcopy(self.network).to("meta")  # DeepSpeed puts hooks into the network
         self._engines = {name: self._build(part) for name, part in self.network.networks.items()}
         return {name: engine.basic_optimizer for name, engine in self._engines.items()}
 
@@ -67,9 +69,17 @@ class DeepSpeedEngine(Engine):
                 share = scale.scaled(share)
             engine.backward(share, scale_wrt_gas=False)
 
-    def whole_network(self) -> AbstractContextManager[None]:
-        """See Engine."""
-        return self._gathered(list(self.network.parameters()))
+    def whole_network(self) -> Any:
+        """See Engine. In stage 3 a copy: what is gathered lasts for one forward, and the next one's is a collective."""
+        if self.settings.zero_stage < 3:
+            return self.network
+        weights = {}
+        for name, parameter in self.network.named_parameters():
+            with self._gathered([parameter]):
+                weights[name] = parameter.detach().clone()
+        whole = deepcopy(self._plain)
+        whole.load_state_dict(weights, assign=True)
+        return whole
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine; parameter by parameter, so a device holds one whole parameter at most beyond its partition."""

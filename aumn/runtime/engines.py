@@ -8,7 +8,7 @@ rank, so any engine goes on from any other's checkpoint, at any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -102,9 +102,9 @@ class Engine:
         """
         return self.ranks.sums_s if self.device.type == "cpu" or self.ranks.size == 1 else None
 
-    def whole_network(self) -> AbstractContextManager[None]:
-        """Context in which every rank has every weight, so that the network can be used without the engine."""
-        return nullcontext()
+    def whole_network(self) -> Any:
+        """A network with every weight, to be used without the engine, by each rank as often as it likes."""
+        return self.network
 
     def weights(self) -> dict[str, Tensor]:
         """The whole network's weights by name; every rank must call, the first one is answered."""

@@ -100,8 +100,7 @@ def _evaluate(run: Run) -> float | None:
     validation, engine, progress = run.validation, run.engine, run.progress
     assert validation is not None
     run.watch.settle()
-    with engine.whole_network():
-        metrics = validation.measure(engine.network, engine.ranks, engine.device)
+    metrics = validation.measure(engine.whole_network(), engine.ranks, engine.device)
     if metrics is None:
         return None
     progress.evaluation_due = False

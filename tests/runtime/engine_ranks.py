@@ -144,6 +144,18 @@ def damage(ranks: Ranks, case: str) -> list[tuple[str, int, bool]]:
     return ranks.gather((said, done, all(torch.equal(before[name], after[name]) for name in before)))
 
 
+def scored(ranks: Ranks, case: str) -> list[list[list[float]]]:
+    """Each rank's scores of videos of its own, of which the ranks have unequal numbers, after a step."""
+    engine = build(case, ranks)
+    train(engine, 0, 1)
+    network = engine.whole_network().eval()
+    batches = [single(make_batch(np.array([video]))) for video in range(3 * ranks.rank, 1 + 5 * ranks.rank)]
+    found = [network.localize(batch)["flow"].video_C.tolist() for batch in batches]
+    network.train()
+    train(engine, 1, 2)  # it can still be trained
+    return ranks.gather(found)
+
+
 def main() -> None:
     folder, *commands = sys.argv[1:]
     result = {}
@@ -157,6 +169,8 @@ def main() -> None:
                 result[kind] = {name: half for part in halves for name, half in part.items()}
             elif kind == "go_on":
                 result[kind] = go_on(ranks, Path(folder), names)
+            elif kind == "scored":
+                result[kind] = {name: scored(ranks, name) for name in names}
             elif kind == "damage":
                 result[kind] = {name: damage(ranks, name) for name in names}
         if ranks.is_first:

@@ -25,6 +25,7 @@ from tests.training.train_ranks import OBJECTIVE
 CPU = torch.device("cpu")
 HALF = engine_ranks.STEPS // 2
 RESUMED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
+SCORED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
 DAMAGED = ["ddp-0-fp32", "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
 FROM_ROOT = {"PYTHONPATH": str(engine_ranks.Path(__file__).parents[2])}
 
@@ -41,7 +42,9 @@ def launch(ranks, folder, **commands):
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     curves = [case for precision in ("fp32", "bf16", "fp16") for case in engine_ranks.cases(precision)]
-    return folder, launch(2, folder, curves=[*curves, *engine_ranks.OFFLOADS], resume=RESUMED, damage=DAMAGED)
+    return folder, launch(
+        2, folder, curves=[*curves, *engine_ranks.OFFLOADS], resume=RESUMED, damage=DAMAGED, scored=SCORED
+    )
 
 
 @pytest.mark.slow
@@ -84,6 +87,14 @@ def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(two_ranks,
     for said, done, unchanged in two_ranks[1]["damage"][case]:
         assert said.startswith(expected)
         assert (done, unchanged) == (4, True)
+
+
+@pytest.mark.slow
+def test_every_rank_may_score_as_many_videos_as_it_has_and_all_engines_score_alike(two_ranks):
+    found = two_ranks[1]["scored"]
+    assert [len(of_rank) for of_rank in found["ddp-0-fp32"]] == [1, 3]
+    for case in SCORED:
+        assert_close(found[case], found["ddp-0-fp32"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
