@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+from aumn.runtime import preemption
+
 
 def is_restart(environment: Mapping[str, str]) -> bool:
     """Whether the launcher says that it has started this command before, or may have: a job's step."""
@@ -36,7 +38,8 @@ def launch_id(environment: Mapping[str, str]) -> str | None:
 def end_with_launcher(environment: Mapping[str, str]) -> None:
     """From now on, end this process when torchrun has ended without ending it, as after a kill -9.
 
-    Its ranks would train on, write into the run that the next launch goes on with, and wait for no one.
+    Its ranks would train on, write into the run that the next launch goes on with, and wait for no one. A rank that was
+    asked to stop does so by itself: where SIGUSR1 goes to all processes of a SLURM step, it ends torchrun at once.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         threading.Thread(target=_watch, args=(os.getppid(),), name="aumn-launcher", daemon=True).start()
@@ -45,4 +48,6 @@ def end_with_launcher(environment: Mapping[str, str]) -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    os._exit(1)
+    time.sleep(preemption.ECHO_S)  # what has ended torchrun may be on its way here
+    if not preemption.has_come():
+        os._exit(1)

@@ -33,6 +33,7 @@ class _Request:
     """What this process was asked, and whether its main thread is where it may not be interrupted."""
 
     signal: signal.Signals | None = None
+    came_s: float | None = None  # when the first signal did; known before the main thread handles it
     finishing = False
     heard = threading.Event()
 
@@ -56,6 +57,11 @@ def listen() -> None:
 def asked() -> int:
     """The signal that asked this process to stop; 0: none did."""
     return _request.signal or 0
+
+
+def has_come() -> bool:
+    """Whether a signal did, though the main thread may not have handled it yet."""
+    return _request.came_s is not None
 
 
 AGAIN = "nothing is half-written; run the same command again"
@@ -108,15 +114,14 @@ def _handle(number: int, _frame: object) -> None:
 
 def _watch(ears: socket.socket) -> None:
     """End the process where it was asked again, or where its main thread cannot know that it was asked."""
-    first_s: float | None = None
     while True:
         for number in ears.recv(64):
             if number not in CODES:
                 continue
-            if first_s is None:
-                first_s = time.monotonic()
+            if _request.came_s is None:
+                _request.came_s = time.monotonic()
                 threading.Thread(target=_leave_if_stuck, args=(number,), daemon=True).start()
-            elif time.monotonic() - first_s > ECHO_S:
+            elif time.monotonic() - _request.came_s > ECHO_S:
                 os._exit(128 + number)
 
 

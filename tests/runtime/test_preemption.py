@@ -1,5 +1,6 @@
 """Signals to real processes: what ends when, with which exit code."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -81,6 +82,38 @@ def test_what_is_ignored_stays_ignored():
             program.wait(0.5)
         program.terminate()
         assert program.wait(30) == 75
+
+
+LAUNCHER = """
+import os, subprocess, sys
+os.environ['TORCHELASTIC_RUN_ID'] = 'x'
+child = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', sys.argv[1]])
+print('child', child.pid, flush=True)
+child.wait()
+"""
+ORPHAN = """
+    from aumn.runtime.attempts import end_with_launcher
+    end_with_launcher(os.environ)
+    with preemption.finish_first():
+        print('ready', flush=True)
+        time.sleep(4)
+        print('saved', flush=True)"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_rank_outlives_its_launcher_only_to_do_what_it_was_asked(asked):
+    """SIGUSR1 to every process of a SLURM step ends torchrun at once; its ranks may still save."""
+    with start("-c", LAUNCHER, (PROGRAM % ORPHAN).replace("import sys,", "import os, sys,")) as launcher:
+        child = int(launcher.wait_for(r"child (\d+)")[1])
+        launcher.wait_for("ready")
+        if asked:
+            os.kill(child, signal.SIGUSR1)
+        launcher.kill(signal.SIGUSR1 if asked else signal.SIGKILL)
+        begin_s = time.monotonic()
+        while Path(f"/proc/{child}").exists():
+            assert time.monotonic() - begin_s < 20
+            time.sleep(0.05)
+        assert ("saved" in launcher.output) == ("exit code 75" in launcher.output) == asked, launcher.output
 
 
 def test_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(tmp_path):
