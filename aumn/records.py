@@ -20,13 +20,14 @@ class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
 
     teller: int | None = None  # the rank that tells it, once the ranks have agreed on one; see `runtime.ending`
+    code = 2
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))
 
 
 class Stopped(BaseException):
-    """This process was asked to stop and does; nothing is wrong, and the same command goes on later.
+    """This process was asked to stop and does, or has lost other ranks; the same command goes on later.
 
     No Exception, so that no library takes it for a failure of its own; see `runtime.preemption`.
     """

@@ -16,7 +16,7 @@ import typer
 from aumn.cli import data, doctor, evaluation, jobs, models, training
 from aumn.records import InputError, Stopped
 from aumn.runtime import preemption
-from aumn.runtime.ending import as_sentence
+from aumn.runtime.ending import as_told
 from aumn.runtime.ranks import read_environment
 
 FIRST_TELLS_S = 5
@@ -64,10 +64,11 @@ def _run(arguments: list[str]) -> int:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except BrokenPipeError:  # who reads our output, such as `head`, has enough; typer ends so, too
         return 1
-    except (InputError, OSError, Stopped) as error:
-        if "--debug" in sys.argv and not isinstance(error, Stopped):
+    except BaseException as caught:
+        error = as_told(caught)
+        if error is None or ("--debug" in sys.argv and not isinstance(error, Stopped)):
             raise
-        rank, is_settled = _rank(), isinstance(error, Stopped) or getattr(error, "teller", None) is not None
+        rank, is_settled = _rank(), isinstance(error, Stopped) or error.teller is not None
         if rank > 0 and not is_settled and "TORCHELASTIC_RUN_ID" in os.environ:  # the ranks were not connected yet
             preemption.wait_to_be_ended(FIRST_TELLS_S)  # as torchrun does when the first rank has told it and left
             rank = 0  # it did not find it, so this rank tells it
@@ -79,15 +80,12 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def explain(error: InputError | OSError | Stopped, rank: int) -> tuple[int, str | None]:
+def explain(error: InputError | Stopped, rank: int) -> tuple[int, str | None]:
     """The exit code, and what this rank says; None: another rank says it.
 
     Before the ranks are connected all of them find the same, and the first one says it.
     """
-    code = error.code if isinstance(error, Stopped) else 2
-    teller = getattr(error, "teller", None) or 0
-    sentence = as_sentence(error) if isinstance(error, OSError) else str(error)
-    return code, sentence if teller == rank else None
+    return error.code, str(error) if (error.teller or 0) == rank else None
 
 
 def _rank() -> int:

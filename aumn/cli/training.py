@@ -46,7 +46,8 @@ def train(
     from aumn.training.run import run_training
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
-    connected = connect(cuda=settings.run.device == "cuda", timeout_s=settings.run.hang_timeout_s)
+    run = settings.run
+    connected = connect(cuda=run.device == "cuda", timeout_s=run.hang_timeout_s, start_s=run.start_timeout_s)
     with connected as ranks, progress("training", "steps", silent=not bar) as advance:
         heard = say if ranks.is_first else lambda _line: None
         run_training(settings, ranks, resume=resume, say=heard, advance=advance)

@@ -1,11 +1,12 @@
 """How the ranks of a run end together, through the store by which they met.
 
 A rank starts, works and leaves. It leaves well; or for a reason that is told in a sentence, a user's mistake or a
-signal; or broken, because another rank has left and a collective failed. Each reason is told to the user once. So the
-store holds
+signal; or broken, by a defect, or because a collective failed for want of another rank. Each reason is told to the user
+once. So the store holds
 
-    started          how many ranks have come to the meeting
-    reason           the signal (0: an error) and the rank of the first that left for a reason
+    here/RANK        this rank has come to the meeting
+    started          how many have
+    reason           exit code, signal (0: none) and rank of the first one that did not leave well
     teller/SENTENCE  the rank that tells this sentence: the first one that found it
     first_is_done    is there as soon as the first rank has nothing left to do
     left             how many ranks have left since
@@ -13,64 +14,78 @@ store holds
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from aumn.records import InputError, Stopped
-from aumn.runtime.preemption import request_exit, stopped
+from aumn.runtime.preemption import interrupted, request_exit, stopped
 
 START_S = 600
+NOTICE_S = 30
+"""When a rank that waits for others to start says so."""
 POLL_S = 0.1
+REASON_S = 2
+"""How long the reason of a rank that broke a collective may come behind its end."""
+ANSWER_S = 20
+"""How long the store may take to answer, before it counts as gone."""
 HEAR_S = 10
 """How long the rank that serves the store stays for the others to hear how it ended."""
 
-_unless_gone = suppress(RuntimeError)  # the first rank may serve the store, and have left
+GONE = "the store by which the ranks met is gone"
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class StoreGoneError(RuntimeError):
+    """The store's server has left, or the link to it is cut."""
+
+
+_unless_gone = suppress(StoreGoneError)
 
 
 class Ending:
     """One rank's part in the common end; `serves` says whether the store goes when this rank goes."""
 
     def __init__(self, store: Any, rank: int, size: int, *, serves: bool) -> None:
-        self._store, self._rank, self._size, self._serves = store, rank, size, serves
-        self._has_told = False
+        self.store, self._rank, self._size, self._serves = store, rank, size, serves
+        self._has_told = self._is_gone = False
 
-    def wait_for_all(self) -> None:
-        """Until every rank has started, for START_S at most; what another one leaves for meanwhile is raised.
-
-        The store is asked again and again, since no signal could reach a wait in C.
-        """
-        here = self._store.add("started", 1)
-        give_up_s = time.monotonic() + START_S
-        while here < self._size:
-            if reason := self.find():
+    def wait_for_all(self, seconds: float) -> None:
+        """Until every rank has started; what another one leaves for meanwhile is raised."""
+        self._ask("set", f"here/{self._rank}", "")
+        self._ask("add", "started", 1)
+        for _ in wait(seconds, self._missing, tells=self._rank == 0):
+            if self._ask("add", "started", 0) == self._size:
+                return
+            if reason := self._find():
                 raise reason
-            if time.monotonic() > give_up_s:
-                raise RuntimeError(f"Only {here} of {self._size} ranks have started in {START_S} s: see their logs.")
-            time.sleep(POLL_S)
-            here = self._store.add("started", 0)
 
-    def announce(self, error: InputError | Stopped) -> None:
-        """This rank leaves for a reason: let the others find it, and settle in `error.teller` which rank tells it."""
+    def settle(self, error: BaseException) -> BaseException:
+        """What this rank leaves with, where `error` has ended its work: another rank's reason, else its own.
+
+        The others find it, and its `teller` is the rank that tells it.
+        """
         request_exit()  # torchrun sends SIGTERM to the others as soon as one has left
-        if error.teller is not None:
-            return
-        self._has_told, error.teller = True, 0
-        with _unless_gone:
-            number = error.signal if isinstance(error, Stopped) else 0
-            _, first = self._claim("reason", f"{number} {self._rank}").split()
-            known = isinstance(error, Stopped)  # a signal that comes after another rank's reason comes from it
-            error.teller = int(first if known else self._claim(f"teller/{error}", str(self._rank)))
-
-    def find(self) -> InputError | Stopped | None:
-        """What to raise where another rank has left for a reason, which that rank tells."""
-        with _unless_gone:
-            if self._store.check(["reason"]):
-                number, rank = map(int, self._store.get("reason").split())
-                reason = stopped(number) if number else InputError("Another rank stopped and said why.")
-                reason.teller = rank
-                return reason
-        return None
+        own = as_told(error)
+        if own is not error and (reason := self._find(0 if isinstance(error, OSError) else REASON_S)):
+            return reason  # which broke our collective, or took our unfinished files away
+        self._has_told = True
+        if own is None:
+            with _unless_gone:
+                self._claim("reason", f"1 0 {self._rank}")
+            return error
+        if own.teller is None:
+            own.teller = self._agree_on_teller(own)
+        return own
 
     def wait_for_first(self) -> None:
         """At a good end, until the first rank is done too; raises the reason that some rank left for.
@@ -81,31 +96,134 @@ class Ending:
         self._has_told = True
         with _unless_gone:
             if self._rank == 0:
-                self._store.set("first_is_done", "")
-            while not self._store.check(["first_is_done"]):
+                self._ask("set", "first_is_done", "")
+            while not self._ask("check", ["first_is_done"]):
                 time.sleep(POLL_S)
-        if reason := self.find():
+        if reason := self._find():
             raise reason
 
     def leave(self) -> None:
         """The last call, however this rank ended; where it serves the store, the others first hear what it has told."""
         with _unless_gone:
             if self._rank == 0:
-                self._store.set("first_is_done", "")  # also after a failure: nobody is to wait for this rank
-            give_up_s = time.monotonic() + HEAR_S
-            started, left = self._store.add("started", 0), self._store.add("left", 1)
-            while self._serves and self._has_told and left < started and time.monotonic() < give_up_s:
-                time.sleep(POLL_S / 5)
-                left = self._store.add("left", 0)
+                self._ask("set", "first_is_done", "")  # also after a failure: nobody is to wait for this rank
+            started, _ = self._ask("add", "started", 0), self._ask("add", "left", 1)
+            for _ in _pauses(HEAR_S if self._serves and self._has_told else 0):
+                if self._ask("add", "left", 0) == started:
+                    break
+
+    def _missing(self) -> str:
+        missing = [str(rank) for rank in range(self._size) if not self._ask("check", [f"here/{rank}"])]
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        return f"{len(missing)} of {self._size} ranks to start: {', '.join(missing[:10])}{more}"
+
+    def _find(self, patience_s: float = 0) -> Stopped | None:
+        """What to raise where another rank did not leave well, which that rank tells."""
+        with _unless_gone:
+            for _ in _pauses(patience_s):
+                if self._ask("check", ["reason"]):
+                    code, number, rank = map(int, self._ask("get", "reason").split())
+                    reason = Stopped("Another rank stopped and said why.", signal=number, code=code)
+                    reason.teller = rank
+                    return reason
+        return None
+
+    def _agree_on_teller(self, error: InputError | Stopped) -> int:
+        number = error.signal if isinstance(error, Stopped) else 0
+        with _unless_gone:
+            first = self._claim("reason", f"{error.code} {number} {self._rank}").split()[-1]
+            # A signal, or a broken link, that comes after another rank's reason comes from it.
+            return int(first if isinstance(error, Stopped) else self._claim(f"teller/{error}", str(self._rank)))
+        return 0 if number else self._rank
 
     def _claim(self, key: str, value: str) -> str:
         """The value under a key, which is this one unless another rank has set it before."""
-        return str(self._store.compare_set(key, "", value).decode())
+        return str(self._ask("compare_set", key, "", value).decode())
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """The store's answer to one of its methods; StoreGoneError, then and ever after, where it gives none."""
+        if self._is_gone:
+            raise StoreGoneError(GONE)
+        answer = in_thread(partial(getattr(self.store, name), *arguments))
+        try:
+            return answer.result(ANSWER_S)
+        except (RuntimeError, TimeoutError):
+            self._is_gone = True
+            raise StoreGoneError(GONE) from None
 
 
-def as_sentence(error: OSError) -> str:
-    """An error of the operating system, told to a user."""
-    if error.strerror:
-        subject = error.filename or "The output"
-        return f"{subject}: {error.strerror}. Check the path, its permissions and the free space."
-    return str(error)
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """A call that may wait in C for ever, where neither a signal nor a deadline reaches it."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer
+
+
+def wait(
+    seconds: float, describe: Callable[[], str], *, tells: bool = True, teller: int | None = None
+) -> Iterator[None]:
+    """Pauses in which to look whether others have started; Stopped, told by `teller`, when the time is over.
+
+    With `tells`, this rank says after NOTICE_S whom it waits for.
+    """
+    for waited_s in _pauses(seconds):
+        if tells and waited_s >= NOTICE_S:
+            logger.warning("Waiting for %s (for %.0f s so far, for %.0f s at most).", describe(), waited_s, seconds)
+            tells = False
+        yield
+    late = (
+        f"Waited {seconds:.0f} s for {describe()}. Look at their logs, and whether this machine reaches theirs; "
+        "run.start_timeout_s gives training more time (exit code 1)."
+    )
+    error = Stopped(late, signal=0, code=1)
+    error.teller = teller
+    raise error
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """How long has been waited, at least once, and then every POLL_S until the time is over."""
+    start_s = time.monotonic()
+    while True:
+        yield (waited_s := time.monotonic() - start_s)
+        if waited_s >= seconds:
+            return
+        time.sleep(POLL_S)
+
+
+def as_told(error: BaseException) -> InputError | Stopped | None:
+    """The error as a user is told it; None: a defect of the program, of which the traceback is wanted."""
+    if isinstance(error, Stopped):
+        return error
+    if number := interrupted():  # inside a library, say, which has made an error of its own of it
+        return stopped(number)
+    if isinstance(error, OSError):
+        named = f"{error.filename or 'The output'}: {error.strerror}. Check the path, its permissions and the free space."
+        return InputError(named if error.strerror else str(error))
+    if _is_broken_link(error):
+        text = (
+            f"Another rank has ended, or does not answer: {brief(error)}. If it did not say why, its launcher's log "
+            "does; run the same command again, training with --resume (exit code 1)."
+        )
+        return Stopped(text, signal=0, code=1)
+    return error if isinstance(error, InputError) else None
+
+
+def brief(error: BaseException | None) -> str:
+    """The heart of an error of torch.distributed, whose other lines are the stack in C++."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).rstrip(". ")
+
+
+def _is_broken_link(error: BaseException) -> bool:
+    """Whether a collective or the store failed; gloo's errors have no type of their own."""
+    return (
+        isinstance(error, StoreGoneError)
+        or any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+        or "/gloo/" in str(error)
+    )

@@ -34,7 +34,7 @@ class _Request:
 
     signal: signal.Signals | None = None
     came_s: float | None = None  # when the first signal did; known before the main thread handles it
-    finishing = False
+    finishing = raised = False
     heard = threading.Event()
 
 
@@ -57,6 +57,11 @@ def listen() -> None:
 def asked() -> int:
     """The signal that asked this process to stop; 0: none did."""
     return _request.signal or 0
+
+
+def interrupted() -> int:
+    """The signal for which `Stopped` was raised in the midst of something; 0: none."""
+    return asked() if _request.raised else 0
 
 
 def has_come() -> bool:
@@ -109,6 +114,7 @@ def _handle(number: int, _frame: object) -> None:
     _request.signal = signal.Signals(number)
     request_exit()
     if not _request.finishing:
+        _request.raised = True
         raise stopped(number)
 
 

@@ -9,16 +9,18 @@ Backend: NCCL for CUDA tensors with gloo for host tensors, or gloo alone. Untest
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aumn.records import InputError, Stopped
+from aumn.records import InputError
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.ending import START_S, Ending, as_sentence
+from aumn.runtime.ending import START_S, Ending, brief, in_thread, wait
 from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
@@ -120,17 +122,19 @@ def read_environment(environment: Mapping[str, str]) -> Ranks:
 
     A SLURM job's batch shell also has SLURM_NTASKS; only a step's task (srun) has SLURM_STEP_ID and counts as a rank.
     """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
+    if {"RANK", "WORLD_SIZE"} & environment.keys():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     else:
         return Ranks()
     try:
-        rank, size, local_rank = (int(environment.get(name, "0")) for name in names)
-    except ValueError:
+        rank, size, local_rank = (int({names[2]: "0", **environment}[name]) for name in names)
+    except (KeyError, ValueError):
         shown = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
-        raise InputError(f"The launcher's environment is not a rank: {shown}; each must be a whole number.") from None
+        raise InputError(
+            f"The launcher's environment is not a rank: {shown}; each must be a whole number. Unset what is left over."
+        ) from None
     if not 0 <= rank < size:
         raise InputError(
             f"{names[0]}={rank} must be from 0 to {names[1]}-1={size - 1}: start every rank with one launcher."
@@ -139,11 +143,11 @@ def read_environment(environment: Mapping[str, str]) -> Ranks:
 
 
 @contextmanager
-def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks]:
+def connect(*, cuda: bool = False, timeout_s: float = START_S, start_s: float = START_S) -> Iterator[Ranks]:
     """Join the run's other ranks for the length of a `with` block; alone, nothing is joined and nothing imported.
 
-    A rank that waits for another one for longer than `timeout_s` ends with an error. To start they have START_S.
-    How they end together is `ending`'s affair; an OSError of one rank leaves as the InputError that tells it.
+    To start they have `start_s`. A rank that then waits for another one for longer than `timeout_s` ends with an error.
+    How they end together, and what an error leaves as, is `ending`'s affair.
     """
     ranks = read_environment(os.environ)
     end_with_launcher(os.environ)
@@ -152,36 +156,22 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S) -> Iterator[Ranks
         return
     dist = _dist()
     serves = ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = _store(serves=serves)
-    ending = Ending(store, ranks.rank, ranks.size, serves=serves)
+    ending = Ending(_store(ranks, start_s, serves=serves), ranks.rank, ranks.size, serves=serves)
     try:
-        ending.wait_for_all()
+        ending.wait_for_all(start_s)
         dist.init_process_group(
             _backend(cuda),
-            store=store,
+            store=ending.store,
             rank=ranks.rank,
             world_size=ranks.size,
             timeout=timedelta(seconds=timeout_s),
         )
         yield ranks
         ending.wait_for_first()
-    except (InputError, Stopped) as error:
-        ending.announce(error)
-        raise
-    except (RuntimeError, OSError) as error:
-        reason = ending.find()  # which broke our collective, or took our unfinished files away
-        for _ in range(0 if isinstance(error, OSError) else 20):  # its word may come a moment behind its end
-            if reason is None:
-                time.sleep(0.1)
-                reason = ending.find()
-        if reason:
-            ending.announce(reason)
-            raise reason from None
-        if not isinstance(error, OSError):
+    except BaseException as error:
+        if (leaves_with := ending.settle(error)) is error:
             raise
-        own = InputError(as_sentence(error))
-        ending.announce(own)
-        raise own from error
+        raise leaves_with from error
     finally:
         with suppress(RuntimeError):  # the outcome is settled, and no broken connection changes it
             if dist.is_initialized():
@@ -214,14 +204,24 @@ def _backend(cuda: bool) -> str:
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
-def _store(*, serves: bool) -> Any:
+def _store(ranks: Ranks, start_s: float, *, serves: bool) -> Any:
     """The rendezvous store, with a prefix for this attempt.
 
     torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
     """
     host, port = rendezvous()
-    store = _dist().TCPStore(host, port, is_master=serves, timeout=timedelta(seconds=START_S))
-    return _dist().PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/", store)
+    join = partial(_dist().TCPStore, host, port, is_master=serves, timeout=timedelta(seconds=start_s))
+    place = f"the first rank, or torchrun, at MASTER_ADDR={host} and MASTER_PORT={port}"
+    waits, joined = wait(start_s, lambda: place, teller=ranks.rank), in_thread(join)
+    while not joined.done() or joined.exception():
+        if joined.done():
+            if serves:
+                why = brief(joined.exception())
+                raise InputError(f"MASTER_PORT={port} cannot be opened here ({why}): choose a port that is free.")
+            joined = in_thread(join)
+        next(waits)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return _dist().PrefixStore(f"attempt_{attempt}/", joined.result())
 
 
 def rendezvous() -> tuple[str, int]:
@@ -230,8 +230,19 @@ def rendezvous() -> tuple[str, int]:
     A job that is requeued takes another one: what it ended for may be that this one was taken.
     """
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        if not host.strip() or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
+            raise InputError(
+                f"MASTER_ADDR={host!r} and MASTER_PORT={port!r} must be the first rank's machine and a port of it, 1 "
+                "to 65535, the same for all ranks: start the ranks with torchrun or srun, which set them."
+            )
+        return host, int(port)
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise InputError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or srun.")
-    number = int(os.environ["SLURM_JOB_ID"]) + 7_919 * int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        number = int(os.environ.get("SLURM_JOB_ID", "")) + 7_919 * int(os.environ.get("SLURM_RESTART_COUNT") or "0")
+    except ValueError:
+        raise InputError(
+            "SLURM_JOB_ID and SLURM_RESTART_COUNT are no numbers: set MASTER_ADDR and MASTER_PORT."
+        ) from None
     return node_names(os.environ["SLURM_JOB_NODELIST"])[0], 20_000 + number % 20_000

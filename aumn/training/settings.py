@@ -34,6 +34,9 @@ class RunSettings(Section):
         "work alone, as on an evaluation's longest videos.",
         same_model=True,
     )
+    start_timeout_s: Count = setting(
+        600, "How many seconds the ranks have to start; after 30 they say whom they wait for.", same_model=True
+    )
 
 
 class EvaluationSettings(Section):

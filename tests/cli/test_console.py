@@ -10,6 +10,7 @@ import pytest
 
 from aumn.cli import console, explain
 from aumn.records import InputError
+from aumn.runtime.ending import as_told
 from aumn.runtime.preemption import stopped
 from tests.launching import QUIET, aumn
 
@@ -48,7 +49,7 @@ def test_a_reason_is_one_sentence_of_the_rank_that_tells_it():
     assert [explain(found, rank) for rank in (0, 1)] == [(2, None), (2, "The shard is damaged.")]
     full = OSError(28, "No space left on device", "out.json")
     told = "out.json: No space left on device. Check the path, its permissions and the free space."
-    assert explain(full, 0) == (2, told)
+    assert explain(as_told(full), 0) == (2, told)
     assert explain(stopped(15), 0)[0] == 75
 
 

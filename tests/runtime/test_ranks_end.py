@@ -3,7 +3,7 @@
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -12,9 +12,10 @@ from tests.running import Running, start
 
 PROGRAM = """
 import sys, time
-from aumn.runtime.preemption import leave
+from aumn.runtime.preemption import leave, listen
 from aumn.runtime.ranks import connect
-from aumn.records import InputError
+from aumn.records import InputError, Stopped
+listen()  # torchrun signals the other ranks as soon as one has left
 def end(ranks, how):
     if how == "disk" and ranks.rank == 1:
         raise OSError(28, "No space left on device", "part-00001")
@@ -28,9 +29,9 @@ try:
     with connect(timeout_s=2) as ranks:
         ranks.barrier()
         end(ranks, sys.argv[1])
-except InputError as error:
+except (InputError, Stopped) as error:
     print(error if error.teller == ranks.rank else "silent", flush=True)
-    leave(2)
+    leave(error.code)
 print("left", flush=True)
 leave()
 """
@@ -62,39 +63,49 @@ def run(folder, how):
     return torchrun(2, folder / "program.py", how, timeout_s=250)
 
 
-STARTING = """
-import os
+ALONE = """
+import os, time
 from aumn.runtime import ending, preemption
 from aumn.runtime.ranks import connect
 from aumn.records import Stopped
 preemption.listen()
-wait, ending.POLL_S = ending.Ending.wait_for_all, 0.02
-def tell_and_wait(own):
+wait, ending.POLL_S, ending.ANSWER_S, ending.HEAR_S = ending.Ending.wait_for_all, 0.02, 1, 1
+def tell_and_wait(own, seconds):
     print('waits', flush=True)
-    wait(own)
+    wait(own, seconds)
 ending.Ending.wait_for_all = tell_and_wait
 try:
-    with connect():
-        print('connected', flush=True)
+    with connect(timeout_s=2) as ranks:
+        while True:
+            ranks.barrier()
+            print('connected', flush=True)
+            time.sleep(0.1)
 except Stopped as stop:
     print(stop if stop.teller == int(os.environ['RANK']) else 'silent', flush=True)
     preemption.leave(stop.code)
 """
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_rank_that_is_asked_to_stop_while_others_still_start_takes_those_that_wait_along(asked):
-    """Without torchrun, which would end the others; the third rank is never started."""
+@contextmanager
+def ranks_alone(size):
+    """Two ranks without torchrun, which would end the other one, and keep the store for both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with ExitStack() as stack:
         ranks: list[Running] = [
-            stack.enter_context(start("-W", "ignore", "-c", STARTING, RANK=str(rank), **variables)) for rank in (0, 1)
+            stack.enter_context(start("-W", "ignore", "-c", ALONE, RANK=str(rank), **variables)) for rank in (0, 1)
         ]
         for rank in ranks:
             rank.wait_for("waits")
+        yield ranks
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_rank_that_is_asked_to_stop_while_others_still_start_takes_those_that_wait_along(asked):
+    """The third rank is never started."""
+    with ranks_alone(3) as ranks:
         time.sleep(0.5)
         ranks[asked].kill(signal.SIGTERM)
         begin_s = time.monotonic()
@@ -103,3 +114,19 @@ def test_a_rank_that_is_asked_to_stop_while_others_still_start_takes_those_that_
     assert [process.returncode for process in ended] == [75, 75], [process.stderr for process in ended]
     assert "Stopped by SIGTERM: nothing is half-written" in ended[asked].stderr
     assert "silent" in ended[1 - asked].stderr
+
+
+def test_a_rank_that_is_cut_off_from_the_others_and_their_store_ends_within_bounds():
+    """The first rank serves the store and answers nothing any more, neither that it lives nor that it has ended."""
+    with ranks_alone(2) as ranks:
+        ranks[1].wait_for("connected")
+        ranks[0].kill(signal.SIGSTOP)
+        begin_s = time.monotonic()
+        alone = ranks[1].finish(timeout_s=60)
+        assert time.monotonic() - begin_s < 20  # the barrier's 2 s, the store's 1 s, and a busy machine
+        ranks[0].kill(signal.SIGCONT)
+        first = ranks[0].finish(timeout_s=60)
+    for ended in (alone, first):
+        assert ended.returncode == 1, ended.stderr
+        assert ended.stderr.count("Another rank has ended, or does not answer: ") == 1
+        assert "Traceback" not in ended.stderr
