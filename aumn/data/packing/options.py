@@ -9,6 +9,8 @@ from typing import Annotated
 from aumn.records import InputError
 
 DTYPES = ("float16", "float32")
+BOUNDS = {"fps": (0.001, 100_000), "stride_frames": (1, 100_000), "shard_mb": (1e-6, 1_000_000), "workers": (1, 1024)}
+"""Far beyond what anybody needs, and within what the arithmetic and a machine can bear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,7 @@ class PackOptions:
         """InputError where a value cannot be meant."""
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
-        for name in ("fps", "shard_mb"):
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} is {value}; it must be above 0.")
-        for name in ("stride_frames", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1.")
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{name} is {value}; it must be from {least:g} to {most:,}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
+from aumn.data.problems import about
 from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
 from aumn.data.sources.containers import Containers
 from aumn.data.sources.features import Joint, VideoFeatures, check_features, parse_joint, split_columns
@@ -69,7 +70,10 @@ def plan_packing(options: PackOptions) -> Plan:
     stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
     if stride != int(stride):
         raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
-    stride, fps = int(stride), options.fps or read_fact(release, "fps", containers)
+    fps = options.fps or read_fact(release, "fps", containers)
+    with about(f"{release.path}:"):
+        options = replace(options, stride_frames=int(stride), fps=fps)  # what an archive tells has the same bounds
+    stride = int(stride)
     videos = _plan_videos(features, truth, classes, stride, fps)
     shards = _plan_shards(videos, options)
     return Plan(

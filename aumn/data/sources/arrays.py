@@ -76,6 +76,8 @@ def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
             shape, _, dtype = parse(file)
     except ValueError as error:
         raise InputError(f"{name} is not a .npy file ({error}): save the features with numpy.save.") from None
+    if any(length < 0 for length in shape):
+        raise InputError(f"{name} says in its header that its shape is {shape}: save the features with numpy.save.")
     data_bytes = size_bytes - file.tell()
     expected_bytes = math.prod(shape) * dtype.itemsize
     if data_bytes < expected_bytes and not dtype.hasobject:

@@ -5,9 +5,9 @@ Nothing in them can run code or lead to another file.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ARCHIVE_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf")
 MOST_OPEN = 32  # 1,024 is a usual limit of open files
+DEFLATE_RATIO = 1032  # no byte of zip's and gzip's compression becomes more
 
 
 class Place(NamedTuple):
@@ -56,8 +57,8 @@ class Archive(ABC):
         return Header(values.shape, values.dtype)
 
     def fact(self, name: str) -> float | None:
-        """A number told about the whole archive, such as its frame rate: a scalar of that name."""
-        return float(self.read(name)) if name in self.names() and not self.header(name).shape else None
+        """A number told about the whole archive, such as its frame rate: an array of that name."""
+        return _as_number(self.read(name)) if name in self.names() else None
 
 
 class Containers:
@@ -87,11 +88,21 @@ def _open(file: str, *, allow_pickle: bool) -> Archive:
     return _Npz(file) if suffix == ".npz" else _Hdf5(file)
 
 
+def _as_number(fact: Any) -> float:
+    """The one number that something holds, as MATLAB's are in a (1, 1) array; NaN where it holds something else."""
+    try:
+        return float(np.asarray(fact).item())
+    except (TypeError, ValueError):
+        return math.nan
+
+
 @contextmanager
 def _telling_damage(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
         raise InputError(f"{what} ({error}): fetch or make it again.") from None
 
 
@@ -116,10 +127,17 @@ class _Npz(Archive):
     def _open(self, name: str) -> Iterator[tuple[Header, Any]]:
         what = f"{self._file}[{name}]"
         with _telling_damage(f"{what} cannot be read"), self._zip.open(f"{name}.npy") as member:
-            header = arrays.parse_header(what, member, self._zip.getinfo(f"{name}.npy").file_size)  # type: ignore[arg-type]
+            held_bytes = _most_bytes(self._zip.getinfo(f"{name}.npy"), Path(self._file).stat().st_size)
+            header = arrays.parse_header(what, member, held_bytes)  # type: ignore[arg-type]
             if header.dtype.hasobject:
                 raise InputError(f"{what} holds pickled Python objects: save it as an array of numbers.")
             yield header, member
+
+
+def _most_bytes(member: zipfile.ZipInfo, archive_bytes: int) -> int:
+    """What a member can hold at most, whatever the archive says of its size."""
+    ratio = 1 if member.compress_type == zipfile.ZIP_STORED else DEFLATE_RATIO
+    return min(member.file_size, ratio * min(member.compress_size, archive_bytes))
 
 
 class _Hdf5(Archive):
@@ -147,12 +165,19 @@ class _Hdf5(Archive):
         return values
 
     def fact(self, name: str) -> float | None:
-        return float(self._file.attrs[name]) if name in self._file.attrs else super().fact(name)
+        with _telling_damage(f"{self._path}: the attribute {name} cannot be read"):
+            return _as_number(self._file.attrs[name]) if name in self._file.attrs else super().fact(name)
 
     def _dataset(self, name: str) -> h5py.Dataset:
         dataset = self._file[name]
         if dataset.external is not None or dataset.is_virtual:
             raise InputError(f"{self._path}[{name}] has its values in another file: copy them into this one.")
+        held_bytes = dataset.id.get_storage_size()
+        if dataset.nbytes > DEFLATE_RATIO * held_bytes:  # memory for all of it would be taken before any is read
+            raise InputError(
+                f"{self._path}[{name}] is truncated: {held_bytes:,} bytes where its shape {dataset.shape} "
+                f"says {dataset.nbytes:,}; fetch or make it again."
+            )
         return dataset
 
 

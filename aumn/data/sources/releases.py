@@ -5,6 +5,7 @@ Folders, archives and names inside archives count alike: `rgb/VIDEO` may be an a
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -145,7 +146,7 @@ def read_fact(release: Release, fact: str, containers: Containers) -> float | No
     places = (place for streams in release.places.values() for place in streams.values())
     files = {place.file for place in places if place.member is not None}
     told = {number for file in files if (number := containers.archive(file).fact(fact)) is not None}
-    if len(told) > 1 or not min(told, default=1) > 0:
+    if len(told) > 1 or not all(0 < number < math.inf for number in told):
         shown, option = ", ".join(f"{number:g}" for number in sorted(told)), fact.replace("_", "-")
         raise InputError(
             f"{release.path}: its archives tell {fact} as {shown}; it must be one number above 0: give --{option}."

@@ -89,10 +89,14 @@ def test_several_labels_a_video_are_a_set(published: Any, tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"dtype": "bfloat16"}, "dtype 'bfloat16' is not one that shards hold: choose float16 or float32"),
-        ({"fps": float("nan")}, "fps is nan; it must be above 0"),
-        ({"stride_frames": 0}, "stride_frames is 0; it must be at least 1"),
-        ({"shard_mb": 0}, "shard_mb is 0; it must be above 0"),
-        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"fps": float("nan")}, "fps is nan; it must be from 0.001 to 100,000"),
+        ({"fps": float("inf")}, "fps is inf; it must be from 0.001 to 100,000"),
+        ({"stride_frames": 0}, "stride_frames is 0; it must be from 1 to 100,000"),
+        ({"stride_frames": 10**9}, "stride_frames is 1000000000; it must be from 1 to 100,000"),
+        ({"shard_mb": 1e-300}, "shard_mb is 1e-300; it must be from 1e-06 to 1,000,000"),
+        ({"shard_mb": float("inf")}, "shard_mb is inf; it must be from 1e-06 to 1,000,000"),
+        ({"workers": 0}, "workers is 0; it must be from 1 to 1,024"),
+        ({"workers": 10**6}, "workers is 1000000; it must be from 1 to 1,024"),
     ],
 )
 def test_bad_options_and_an_out_that_exists_are_refused(

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,51 @@ def test_archives_that_disagree_or_tell_a_stride_that_is_no_whole_number(even: A
     source = as_hdf5(tmp_path / "all.h5", halves(even.features), stride_frames=4.5)
     with pytest.raises(InputError, match=r"all.h5 tells a stride_frames of 4.5; give a whole number: --stride-frames"):
         pack_from(even, source, "strides")
+    source = as_hdf5(tmp_path / "fast.h5", halves(even.features), fps=1e9)
+    with pytest.raises(InputError, match=r"fast.h5: fps is 1000000000.0; it must be from 0.001"):
+        pack_from(even, source, "fast")
+
+
+@pytest.mark.parametrize(
+    ("fact", "fps"),
+    [
+        (np.array([12.5]), 12.5),
+        (np.array([[12.5]]), 12.5),  # as MATLAB writes every number
+        ("12.5", 12.5),
+        ("fast", None),
+        (np.inf, None),
+        (np.array([25.0, 30.0]), None),
+        (h5py.Empty("f"), None),
+    ],
+    ids=str,
+)
+def test_numbers_as_archives_wrap_them(even: Any, tmp_path: Path, fact: Any, fps: float | None) -> None:
+    source = as_hdf5(tmp_path / "all.h5", halves(even.features), fps=fact)
+    if fps is None:
+        with pytest.raises(
+            InputError, match=r"its archives tell fps as (nan|inf); it must be one number above 0: give"
+        ):
+            pack_from(even, source)
+    else:
+        assert {video.fps for video in pack_from(even, source)[1].videos} == {fps}
+
+
+def lie_about_size(path: Path) -> Path:
+    """An .npz whose one member says, in its header and in the archive's, that it holds a terabyte."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**10, 25)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", header.getvalue() + bytes(400))
+        archive.filelist[0].file_size = 10**12 + 128
+    return path
+
+
+def test_archives_that_say_they_hold_more_than_they_do(even: Any, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file.create_dataset("a", (10**10, 25), "float32", chunks=(100, 25))
+    for source in (lie_about_size(tmp_path / "all.npz"), tmp_path / "empty.h5"):
+        with pytest.raises(InputError, match=r"\[a\] is truncated: \d+ bytes .* says 1,000,000,000,000; fetch"):
+            pack_from(even, source)
 
 
 def test_coverage_shows_a_wrong_stride(even: Any) -> None:

@@ -126,6 +126,13 @@ def test_a_truncated_file_and_one_of_another_kind(published: Any, cut: int) -> N
     assert "rgb/b.npy is not a .npy file" in refusal(published)
 
 
+def test_a_shape_that_no_array_has(published: Any) -> None:
+    with published.path("rgb", "a").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (-1, 5)})
+        file.write(bytes(80))
+    assert "rgb/a.npy says in its header that its shape is (-1, 5): save the" in refusal(published)
+
+
 def test_all_bad_videos_are_reported_together(publish: Callable[..., Any]) -> None:
     published = publish({"training": [f"v{number:02}" for number in range(15)]})
     for number in range(1, 12):
