@@ -16,6 +16,7 @@ FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
 MANIFEST = "manifest.parquet"
 ANNOTATIONS = "annotations.parquet"
+LONGEST_KEY = 91  # `.flow.npy` makes 100 of it, and a tar's plain header has no room for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,11 @@ def checksum(content: bytes) -> str:
 def sample_key(video: str) -> str:
     """A video's id as WebDataset's sample key: percent-encoded, dots and slashes too.
 
-    WebDataset cuts a member's name at its first dot and takes a slash for a folder. The way back is
-    `urllib.parse.unquote`.
+    WebDataset cuts a member's name at its first dot and takes a slash for a folder. A longer key than a tar's plain
+    header takes, which is all that some readers know, ends in a hash of the id instead. The id is in the sample's JSON.
     """
-    return quote(video, safe="").replace(".", "%2E")
+    key = quote(video, safe="").replace(".", "%2E")
+    return key if len(key) <= LONGEST_KEY else f"{key[: LONGEST_KEY - 17]}~{checksum(video.encode())}"
 
 
 def _own_checksum(fields: dict[str, Any]) -> str:
