@@ -95,6 +95,7 @@ def inspect_shards(
         if number is not None and number < 1:
             raise InputError(f"--{name} is {number}; it must be at least 1.")
     shards = ShardSet.open(path)
+    shards.check_identity()
     chosen: Sequence[int] = range(len(shards))
     if sample is not None and sample < len(shards):
         chosen = np.linspace(0, len(shards) - 1, sample).round().astype(int).tolist()

@@ -62,7 +62,8 @@ def make(out: Path, count: int) -> None:
     wanted = schema(list(STREAMS))
     table = pa.table({name: pa.array(columns[name]) for name in wanted.names}).cast(wanted)
     pq.write_table(table, out / MANIFEST, compression="zstd")
-    shards = tuple(Shard(f"all-{number:06d}.tar", SHARD_BYTES) for number in range(int(shard_N[-1]) + 1))
+    tar_bytes = SHARD_BYTES + int(bytes_N.max())  # the last member begins below SHARD_BYTES
+    shards = tuple(Shard(f"all-{number:06d}.tar", tar_bytes) for number in range(int(shard_N[-1]) + 1))
     for shard in shards:
         with (out / shard.file).open("wb") as file:
             file.truncate(shard.bytes)

@@ -41,6 +41,13 @@ class Description:
     shards: tuple[Shard, ...]
     checksums: dict[str, str]  # of the two tables' bytes
 
+    def __post_init__(self) -> None:
+        """ValueError where a value cannot be."""
+        if self.dtype not in {"float16", "float32"}:
+            raise ValueError(f"dtype is {self.dtype!r}, which must be float16 or float32")
+        if min(self.stride_frames, *self.streams.values()) < 1 or any("/" in shard.file for shard in self.shards):
+            raise ValueError("widths and stride_frames must be above 0, and shards lie in the set's own folder")
+
     def to_json(self) -> str:
         """The text of dataset.json: these fields, and their checksum."""
         fields = asdict(self)
@@ -49,6 +56,8 @@ class Description:
 
 def read_description(path: Path) -> Description:
     """Read dataset.json, which must be of this format version and as it was written."""
+    from pydantic import TypeAdapter, ValidationError
+
     file = path / DESCRIPTION
     if not file.is_file():
         raise InputError(f"{path} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.")
@@ -61,9 +70,12 @@ def read_description(path: Path) -> Description:
         raise InputError(f"{file} has format version {version!r}; this aumn reads {FORMAT_VERSION}: pack again.")
     if fields.pop("checksum", None) != _own_checksum(fields):
         raise InputError(f"{file} does not match its own checksum, so it was edited or damaged: fetch it again.")
-    fields["classes"] = tuple(fields["classes"])
-    fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
-    return Description(**fields)
+    try:
+        return TypeAdapter(Description).validate_python(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"])) or "the object"
+        raise InputError(f"{file} describes no shard set ({name}: {problem['msg']}): fetch it again.") from None
 
 
 def read_table_bytes(path: Path, name: str, description: Description) -> bytes:

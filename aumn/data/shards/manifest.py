@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from aumn.data.shards.layout import Description
-from aumn.records import Video
+from aumn.records import InputError, Video
 
 MEMBER_PARTS = ("offset", "bytes", "xxh3")
 CHUNK_VIDEOS = 4096  # become objects at once, where all are looked at in turn
@@ -33,8 +33,16 @@ class Manifest(Sequence[Video]):
     """
 
     def __init__(self, content: bytes, streams: Sequence[str]) -> None:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
+        try:
+            file = pq.ParquetFile(pa.BufferReader(content))
+            kinds = {field.name: field.type for field in schema(streams)}
+            if {field.name: field.type for field in file.schema_arrow} != kinds:
+                raise InputError("has not the columns of a manifest of these streams: fetch the shard set again.")
+            column = {name: file.read([name])[name].combine_chunks() for name in kinds}
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"cannot be read as Parquet ({error}): fetch the shard set again.") from None
+        if any(values.null_count for values in (*column.values(), column["labels"].values)):
+            raise InputError("has empty cells: fetch the shard set again.")
         subset = column["subset"].dictionary_encode()
         self.ids: pa.StringArray = column["id"]
         self.subsets: list[str] = subset.dictionary.to_pylist()  # the distinct ones; `subset_N` indexes them
@@ -49,6 +57,31 @@ class Manifest(Sequence[Video]):
         self.offset_N, self.bytes_N, self.xxh3_N = (
             {stream: column[f"{stream}_{part}"].to_numpy() for stream in streams} for part in MEMBER_PARTS
         )
+
+    def check(self, description: Description) -> None:
+        """Hold the rows against what dataset.json says; InputError, without a subject, for the first that cannot be."""
+        shards, itemsize = description.shards, np.dtype(description.dtype).itemsize
+        in_range_L = (self.labels >= 0) & (self.labels < len(description.classes))
+        bad_labels_N = np.searchsorted(self.label_bounds, np.flatnonzero(~in_range_L), "right") - 1
+        fits = {
+            "shard": (self.shard_N >= 0) & (self.shard_N < len(shards)),
+            "snippets": self.snippets_N > 0,
+            "duration_s": (self.duration_s_N > 0) & (self.duration_s_N < np.inf),
+            "fps": (self.fps_N > 0) & (self.fps_N < np.inf),
+            "labels": ~np.isin(np.arange(len(self)), bad_labels_N),
+        }
+        tar_bytes_N = np.array([shard.bytes for shard in shards] + [0])[np.where(fits["shard"], self.shard_N, -1)]
+        for stream, width in description.streams.items():
+            offset_N, bytes_N = self.offset_N[stream], self.bytes_N[stream]
+            fits[f"{stream}_bytes"] = bytes_N >= self.snippets_N.astype(np.int64) * width * itemsize
+            fits[f"{stream}_offset"] = (offset_N >= 0) & (offset_N <= tar_bytes_N - bytes_N)
+        for name, fits_N in fits.items():
+            if not fits_N.all():
+                video = self.ids[int(np.argmin(fits_N))].as_py()
+                raise InputError(
+                    f"has a {name} of video {video!r} that cannot be in the set that dataset.json describes, so one of "
+                    "the two was edited or damaged: fetch the shard set again."
+                )
 
     def identity(self, description: Description) -> str:
         """A short hash of the content: features, labels and classes that are equal have it, however cut into tars."""

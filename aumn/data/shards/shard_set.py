@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from aumn.data.problems import about
 from aumn.data.shards import layout
 from aumn.data.shards.manifest import Manifest
 from aumn.records import InputError, Video
@@ -37,14 +38,17 @@ class ShardSet:
         self._tars = [path / shard.file for shard in description.shards]
         self.videos: Sequence[Video] = rows
         """Every video of every subset, in the order that `indices` and `read` count in."""
-        self._rows = rows
+        self._rows, self._description = rows, description
         self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
 
     @classmethod
     def open(cls, path: Path) -> ShardSet:
         """Read the description and the manifest, and check that every tar is there in its full size."""
         description = layout.read_description(path)
-        rows = Manifest(layout.read_table_bytes(path, layout.MANIFEST, description), list(description.streams))
+        content = layout.read_table_bytes(path, layout.MANIFEST, description)
+        with about(path / layout.MANIFEST):
+            rows = Manifest(content, list(description.streams))
+            rows.check(description)
         for shard in description.shards:
             file = path / shard.file
             if not file.is_file():
@@ -59,6 +63,15 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def check_identity(self) -> None:
+        """InputError where the set is not what was packed under its identity, which models and runs carry."""
+        found = self._rows.identity(self._description)
+        if found != self.identity:
+            raise InputError(
+                f"{self.path} has the identity {found}, where its {layout.DESCRIPTION} says {self.identity}: it was "
+                "edited after it was packed; fetch it or pack it again."
+            )
 
     def ids(self, indices: Sequence[int]) -> list[str]:
         """The names of these videos."""
@@ -103,6 +116,8 @@ class ShardSet:
         features = {}
         for stream, width in self.streams.items():
             first, size = self._rows.offset_N[stream].item(index), self._rows.bytes_N[stream].item(index)
+            if tar.size() < first + size:  # asks the file; to touch a page of a map behind its end is a SIGBUS
+                raise InputError(f"{self.tar_of(index)} became shorter while it was read: fetch this shard again.")
             member = memoryview(tar)[first : first + size]
             if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
                 raise InputError(
@@ -116,5 +131,8 @@ class ShardSet:
 
 
 def _map_tar(tar: Path) -> mmap.mmap:
-    with tar.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with tar.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise InputError(f"{tar} cannot be read ({error}): fetch this shard again.") from None

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aumn.data.shards import shard_set as shards_module
 from aumn.data.shards.shard_set import ShardSet
+from aumn.inspect.inspection import inspect_shards
 from aumn.records import InputError
 from tests.data.conftest import ONE_VIDEO
 
@@ -106,6 +109,21 @@ def test_a_truncated_tar(shard_set: ShardSet) -> None:
         ShardSet.open(shard_set.path)
 
 
+def test_a_tar_that_is_truncated_while_it_is_read(shard_set: ShardSet) -> None:
+    """In place, as rsync --inplace and careless copies do; the system would kill us for a look behind its end."""
+    shard_set.read(4)
+    for tar in shard_set.path.glob("*.tar"):
+        os.truncate(tar, 0)
+    with pytest.raises(
+        InputError, match=r"training-000000.tar became shorter while it was read: fetch this shard again"
+    ):
+        shard_set.read(4)
+    with pytest.raises(
+        InputError, match=r"testing-000000.tar cannot be read \(cannot mmap an empty file\): fetch this"
+    ):
+        shard_set.read(0)
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [
@@ -133,6 +151,65 @@ def test_an_edited_description(shard_set: ShardSet, changes: dict[str, Any], mes
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(InputError, match=message):
         ShardSet.open(shard_set.path)
+
+
+def edit(shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any]) -> None:
+    """Change dataset.json, and cells of the manifest's last row, with every checksum to match."""
+    file, manifest = shard_set.path / "dataset.json", shard_set.path / "manifest.parquet"
+    table = pq.read_table(manifest)
+    columns = {
+        name: pa.array([*table[name].to_pylist()[:-1], value], table.schema.field(name).type)
+        for name, value in rows.items()
+        if name in table.schema.names
+    }
+    new = {name: columns.get(name, table[name]) for name in table.schema.names if name != rows.get("without")}
+    pq.write_table(pa.table(new), manifest)
+    fields = json.loads(file.read_text()) | changes
+    fields["checksums"]["manifest.parquet"] = xxhash.xxh3_64_hexdigest(manifest.read_bytes())
+    del fields["checksum"]
+    sum_ = xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode())
+    file.write_text(json.dumps(fields | {"checksum": sum_}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "message"),
+    [
+        ({"dtype": "int8"}, {}, r"dataset.json describes no shard set \(.* dtype is 'int8', which must be"),
+        (
+            {"streams": {"rgb": 0, "flow": 3}},
+            {},
+            "dataset.json describes no shard set .* widths and stride_frames must",
+        ),
+        ({"streams": ["rgb"]}, {}, r"dataset.json describes no shard set \(streams: "),
+        ({"shards": [{"file": "../a.tar", "bytes": 9}]}, {}, "shards lie in the set's own folder"),
+        ({"shards": 3}, {}, r"dataset.json describes no shard set \(shards: "),
+        ({"streams": {"rgb": 5}}, {}, "manifest.parquet has not the columns of a manifest of these streams"),
+        ({"streams": {"rgb": 5, "flow": 999}}, {}, "manifest.parquet has a flow_bytes of video 'd' that cannot be in"),
+        ({"classes": ["Jump"]}, {}, "manifest.parquet has a labels of video 'e' that cannot be in the set"),
+        ({}, {"shard": 2}, "manifest.parquet has a shard of video 'c' that cannot be in the set that dataset.json"),
+        ({}, {"snippets": 0}, "has a snippets of video 'c'"),
+        ({}, {"labels": [0, -1]}, "has a labels of video 'c'"),
+        ({}, {"fps": float("inf")}, "has a fps of video 'c'"),
+        ({}, {"duration_s": float("nan")}, "has a duration_s of video 'c'"),
+        ({}, {"rgb_offset": -1}, "has a rgb_offset of video 'c'"),
+        ({}, {"flow_offset": 10**15}, "has a flow_offset of video 'c'"),
+        ({}, {"fps": None}, "manifest.parquet has empty cells"),
+        ({}, {"without": "fps"}, "manifest.parquet has not the columns of a manifest of these streams"),
+    ],
+)
+def test_tables_edited_with_matching_checksums(
+    shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any], message: str
+) -> None:
+    edit(shard_set, changes, rows)
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(shard_set.path)
+
+
+def test_what_could_be_but_is_not_what_was_packed_is_found_by_its_identity(shard_set: ShardSet) -> None:
+    shard_set.check_identity()
+    edit(shard_set, {}, {"duration_s": 12.5})
+    with pytest.raises(InputError, match=r"has the identity .*, where its dataset.json says .*: it was edited after"):
+        inspect_shards(shard_set.path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
