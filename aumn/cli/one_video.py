@@ -44,10 +44,10 @@ def localize_one(
     if json_file:
         export_json(detections, json_file)
     snippets = len(features["rgb"])
-    duration_s = duration_s or snippets * card.stride_frames / (fps or 1)
-    print(f"{rgb.stem}: {snippets:,} snippets, {duration_s:,.1f} s; {len(detections):,} detections")
+    lasts_s = snippets * card.stride_frames / fps if fps else duration_s or 0.0
+    print(f"{rgb.stem}: {snippets:,} snippets, {lasts_s:,.1f} s; {len(detections):,} detections")
     _print_best(detections, top)
-    _print_timeline(detections, duration_s)
+    _print_timeline(detections, lasts_s)
 
 
 def _print_best(found: Detections, top: int) -> None:

@@ -67,7 +67,7 @@ def localize(
     ] = None,
     fps: Annotated[float | None, typer.Option(help="With --video: frame rate of the features.")] = None,
     duration: Annotated[
-        float | None, typer.Option(help="With --video: seconds it lasts; default: its snippets.")
+        float | None, typer.Option(help="With --video: seconds it lasts, where --fps is not known.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="With --video: that of the shards trained on.")] = "float16",
     top: Annotated[int, typer.Option(min=1, help="With --video: how many detections to list.")] = 20,

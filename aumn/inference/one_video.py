@@ -43,8 +43,7 @@ def localize_video(
 ) -> VideoDetections:
     """A video's detections, as `aumn localize` finds them in a shard set; `features` are T x D for each stream.
 
-    Seconds follow from the frame rate, and no detection ends after the duration. One of the two may be left out: T
-    snippets then last T times the model's stride.
+    Seconds follow from the frame rate; where it is not told, from the duration, which the snippets then fill.
     """
     snippets = _check(features, card)
     for name, value in (("fps", fps), ("duration_s", duration_s)):

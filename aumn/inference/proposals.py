@@ -55,17 +55,15 @@ def _propose(
     """Each curve's maximal runs of snippets above its mean.
 
     As snippets (P x 2: first, past the last), as seconds (P x 2), and whether NMS lets two stand (P x P). Where there
-    is none, the whole video is the proposal: a curve that is the same everywhere stands above its mean
-    nowhere, and features may run past the video's stated duration.
+    is none, the whole video is the proposal: a curve that is the same everywhere stands above its mean nowhere. A video
+    ends where its features do: durations in released ground truth are often another's, and cut off real instances.
     """
     above = [(curve_T > curve_T.mean()).astype(np.int8) for curve_T in curves]
     runs = [np.flatnonzero(np.diff(above_T, prepend=0, append=0)).reshape(-1, 2) for above_T in above]
-    for spans_P2 in (np.concatenate(runs), np.array([[0, len(curves[0])]])):
-        seconds_P2 = np.minimum(spans_P2 * (stride_frames / video.fps), video.duration_s)
-        inside_P = seconds_P2[:, 1] > seconds_P2[:, 0]
-        if inside_P.any():
-            break
-    spans_P2, seconds_P2 = spans_P2[inside_P], seconds_P2[inside_P]
+    spans_P2 = np.concatenate(runs)
+    if not len(spans_P2):
+        spans_P2 = np.array([[0, len(curves[0])]])
+    seconds_P2 = spans_P2 * (stride_frames / video.fps)
     start_P, end_P = seconds_P2.T
     overlap_PP = (np.minimum(end_P[:, None], end_P) - np.maximum(start_P[:, None], start_P)).clip(0)
     length_P = end_P - start_P

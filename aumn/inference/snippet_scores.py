@@ -72,7 +72,7 @@ def compact(
     return SnippetScores(
         video=video.id,
         stream=stream,
-        duration_s=video.duration_s,
+        duration_s=len(scores.attention_T) * stride_frames / video.fps,
         snippet_s=stride_frames / video.fps,
         attention_T=_round(scores.attention_T),
         threshold=float(scores.attention_T.mean()),

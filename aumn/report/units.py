@@ -66,6 +66,6 @@ def _top(rows: Sequence[tuple[int, SnippetScores]], k: int) -> list[list[float]]
     top = []
     for video, row in sorted(rows, key=lambda row: (-row[1].peak_k[k], row[0]))[:TOP_SNIPPETS]:
         snippet = row.peak_snippet_k[k]
-        start_s, end_s = snippet * row.snippet_s, min((snippet + 1) * row.snippet_s, row.duration_s)
+        start_s, end_s = snippet * row.snippet_s, (snippet + 1) * row.snippet_s
         top.append([video, snippet, round(start_s, 2), round(end_s, 2), round(row.peak_k[k], 4)])
     return top

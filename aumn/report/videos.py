@@ -22,7 +22,7 @@ from aumn.report.measures import Measured
 
 
 def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[str, Any]:
-    """Columns of the list, a value a video; `found` has a column a threshold. A duration may be the last end known."""
+    """Columns of the list, a value a video; `found` one a threshold. A video lasts at least to its last end."""
     truth, found = measured.ground_truth, measured.detections
     count = len(truth.videos)
     last_s = np.zeros(count)
@@ -39,7 +39,8 @@ def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[st
     return {
         "ids": list(truth.videos),
         "duration_s": [
-            round(durations_s.get(video, last), 2) for video, last in zip(truth.videos, last_s.tolist(), strict=True)
+            round(max(durations_s.get(video, 0), last), 2)
+            for video, last in zip(truth.videos, last_s.tolist(), strict=True)
         ],
         "labels": labels,
         "instances": counted(truth.video_N),
