@@ -6,14 +6,18 @@ A = F/m key width, K action units, R bottleneck of the value encoder, C classes,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+
+MOST_S = 1e9
+"""No time or duration is further from 0 (32 years, or a year of frames): beyond, differences lose their fractions."""
 
 
 class InputError(ValueError):
@@ -138,6 +142,10 @@ class GroundTruth:
     label_N: np.ndarray  # int32
     start_s_N: np.ndarray  # float64
     end_s_N: np.ndarray  # float64
+    durations_s: Mapping[str, float] = field(default_factory=dict)  # of the videos of which it is told
+    untimed: Collection[str] = frozenset()  # more videos: nobody annotated when their actions happen
+    left_out: int = 0  # instances that end before they start, of which a user has decided
+    swapped: int = 0
 
     def __len__(self) -> int:
         return len(self.label_N)

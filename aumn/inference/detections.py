@@ -1,4 +1,4 @@
-"""Detections on disk: folders of Parquet parts (see `parts`), a part a rank, and the ActivityNet results JSON."""
+"""Detections on disk: Parquet parts (see `parts`), a part a rank; ActivityNet's results JSON; THUMOS14's run text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from aumn.data.json_files import read_json, shown, text_of
 from aumn.files import whole_file
 from aumn.inference.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, read_part
 from aumn.records import Detections, InputError
 
+THUMOS14 = {
+    "7": "BaseballPitch", "9": "BasketballDunk", "12": "Billiards", "21": "CleanAndJerk", "22": "CliffDiving",
+    "23": "CricketBowling", "24": "CricketShot", "26": "Diving", "31": "FrisbeeCatch", "33": "GolfSwing",
+    "36": "HammerThrow", "40": "HighJump", "45": "JavelinThrow", "51": "LongJump", "68": "PoleVault", "79": "Shotput",
+    "85": "SoccerPenalty", "92": "TennisSwing", "93": "ThrowDiscus", "97": "VolleyballSpiking",
+}  # fmt: skip
+"""Its classes by their numbers in run files."""
 RESULTS_LAYOUT = '{"results": {"<video>": [{"label": "...", "score": 0.5, "segment": [0.0, 1.5]}]}}'
+
+Row = tuple[str, str, float, float, float]  # video, label, score, start_s, end_s
 
 
 def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detections, dict[str, str]]:
     """The detections of this rank's own videos, and the metadata of the parts.
 
-    `path` is a folder of Parquet parts, one part, or an ActivityNet results JSON. A video belongs to one rank. A rank
-    has consecutive ones, about as many rows as any other; where rows come video by video it does not read the others'.
-    Parts are read batch by batch, so what a rank holds falls with the number of ranks; a JSON has to be read whole.
+    `path` is a folder of Parquet parts, one part, an ActivityNet results JSON or a THUMOS14 run. A video belongs to one
+    rank. A rank has consecutive ones, about as many rows as any other; where rows come video by video it does not read
+    the others'. Parts are read batch by batch, so what a rank holds falls with the number of ranks; other files have to
+    be read whole.
     """
     if path.is_dir() or path.suffix == ".parquet":
         import pyarrow as pa
@@ -37,7 +48,9 @@ def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detection
         return found, metadata
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a folder of Parquet parts or an ActivityNet results JSON.")
-    whole = _read_json(path)
+    with path.open("rb") as file:
+        is_json = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["} or path.suffix == ".json"
+    whole = checked(_from_rows(_json_rows(path) if is_json else _run_rows(path)), path, 0)
     owner_V = _owners(np.bincount(whole.video_N, minlength=len(whole.videos)), size)
     return _only(whole, owner_V == rank), {}
 
@@ -124,31 +137,44 @@ def _number(names: Sequence[str], number_of: dict[str, int]) -> np.ndarray:
     return np.array([number_of.setdefault(name, len(number_of)) for name in names], dtype=np.int32)
 
 
-def _read_json(path: Path) -> Detections:
-    """The detections of an ActivityNet results JSON."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}): its layout must be {RESULTS_LAYOUT}.") from None
-    results = document.get("results") if isinstance(document, dict) else None
+def _json_rows(path: Path) -> list[Row]:
+    """The detections of an ActivityNet results JSON, or of its results alone."""
+    document = read_json(path, f"its layout must be {RESULTS_LAYOUT}.")
+    results = document.get("results", document) if isinstance(document, dict) else None
     if not isinstance(results, dict) or not all(isinstance(found, list) for found in results.values()):
         raise InputError(f"{path} holds no ActivityNet results: its layout must be {RESULTS_LAYOUT}.")
-    rows = [_json_row(path, video, detection) for video, found in results.items() for detection in found]
-    return checked(_from_rows(rows), path, 0)
+    return [_json_row(path, video, detection) for video, found in results.items() for detection in found]
 
 
-def _json_row(path: Path, video: str, detection: Any) -> tuple[str, str, float, float, float]:
+def _json_row(path: Path, video: str, detection: Any) -> Row:
     try:
-        label, score, (start_s, end_s) = detection["label"], detection["score"], detection["segment"]
-        if isinstance(label, str) and not {type(score), type(start_s), type(end_s)} - {int, float}:
+        label, score, (start_s, end_s) = text_of(detection["label"]), detection["score"], detection["segment"]
+        if label is not None and not {type(score), type(start_s), type(end_s)} - {int, float}:
             return video, label, float(score), float(start_s), float(end_s)
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
-    shown = json.dumps(detection)[:100]
-    raise InputError(f"{path}, video {video!r}: {shown} is not a detection; its layout must be {RESULTS_LAYOUT}.")
+    raise InputError(
+        f"{path}, video {video!r}: {shown(detection)} is not a detection; its layout must be {RESULTS_LAYOUT}."
+    )
 
 
-def _from_rows(rows: Sequence[tuple[str, str, float, float, float]]) -> Detections:
+def _run_rows(path: Path) -> list[Row]:
+    """The lines of a run as THUMOS14's challenge took them: video, start, end, number of the class, score."""
+    rows: list[Row] = []
+    line = ""
+    try:
+        for line in filter(str.strip, path.read_text(encoding="utf-8-sig").splitlines()):
+            video, start_s, end_s, label, score = line.split()
+            rows.append((video, THUMOS14.get(label, label), float(score), float(start_s), float(end_s)))
+    except ValueError:
+        raise InputError(
+            f"{path} is neither ActivityNet results, {RESULTS_LAYOUT}, nor a THUMOS14 run, a line VIDEO START_S END_S "
+            f"CLASS SCORE each: {shown(line)}; give one of the two, or a folder of Parquet parts."
+        ) from None
+    return rows
+
+
+def _from_rows(rows: Sequence[Row]) -> Detections:
     videos: dict[str, int] = {}
     labels: dict[str, int] = {}
     video_N, label_N = _number([row[0] for row in rows], videos), _number([row[1] for row in rows], labels)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aumn.files import whole_file
-from aumn.records import Detections, InputError
+from aumn.records import MOST_S, Detections, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,6 +68,9 @@ def checked(chunk: Detections, file: Path, first_row: int) -> Detections:
         if not np.isfinite(number_N).all():
             row = int(np.argmin(np.isfinite(number_N)))
             raise refuse(row, f"{name}={number_N[row]}", "finite numbers")
+        if name != "score" and (np.abs(number_N) > MOST_S).any():
+            row = int(np.argmax(np.abs(number_N) > MOST_S))
+            raise refuse(row, f"{name}={number_N[row]}", f"times below {MOST_S:g}")
     if (chunk.end_s_N < chunk.start_s_N).any():
         row = int(np.argmax(chunk.end_s_N < chunk.start_s_N))
         times = f"end_s={chunk.end_s_N[row]} is before start_s={chunk.start_s_N[row]}"

@@ -207,12 +207,23 @@ def test_damaged_parts_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "results.json is not JSON"),
+        ("{", "results.json is not usable JSON"),
+        ('{"results": {"v1": [], "v1": []}}', "results.json is not usable JSON .'v1' is given twice"),
+        ('{"results": {"\\ud800": []}}', "results.json is not usable JSON .*surrogates not allowed"),
+        ("[" * 10**5, "results.json is not usable JSON .it is nested too deeply"),
+        (
+            '{"results": {"v1": [{"label": "run", "score": 0.5, "segment": [0, 1e10]}]}}',
+            "end_s=10000000000.0; .* below 1e",
+        ),
+        (
+            '{"results": {"v1": [{"label": "run", "score": %s, "segment": [0, 1]}]}}' % ("9" * 4000),
+            "999.* is not a detec",
+        ),
         ("[]", "results.json holds no ActivityNet results"),
         ('{"database": {}}', "results.json holds no ActivityNet results"),
         ('{"results": {"v1": {"label": "run"}}}', "results.json holds no ActivityNet results"),
         ('{"results": {"v1": [{"label": "run", "score": 0.5}]}}', "video 'v1': .* is not a detection; its layout"),
-        ('{"results": {"v1": [{"label": 3, "score": 0.5, "segment": [0, 1]}]}}', "is not a detection"),
+        ('{"results": {"v1": [{"label": [3], "score": 0.5, "segment": [0, 1]}]}}', "is not a detection"),
         ('{"results": {"v1": [{"label": "run", "score": 0.5, "segment": [0]}]}}', "is not a detection"),
         ('{"results": {"v1": [{"label": "run", "score": 0.5, "segment": ["0", "1"]}]}}', "is not a detection"),
     ],
@@ -221,6 +232,27 @@ def test_json_that_is_no_results_is_refused(tmp_path: Path, text: str, message: 
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_detections(tmp_path / "results.json")
+
+
+def test_a_run_of_thumos14s_challenge(tmp_path: Path):
+    text = "v1\t7.5\t10.1\t45\t0.25\n\nv2 0 1 97 1e-3\r\nv1 0 1 Juggling 1\n"
+    (tmp_path / "run.txt").write_text(text)
+    assert as_rows(read_detections(tmp_path / "run.txt")[0]) == [
+        Found("v1", "JavelinThrow", 0.25, 7.5, 10.1), Found("v1", "Juggling", 1, 0, 1),
+        Found("v2", "VolleyballSpiking", 1e-3, 0, 1),
+    ]  # fmt: skip
+    for line in ("v1 1 2 45", "v1 1 2 45 high", "v1 1 2 45 nan"):
+        (tmp_path / "run.txt").write_text(text + line)
+        with pytest.raises(InputError, match=rf"run.txt.*({line!r}|score=nan)"):
+            read_detections(tmp_path / "run.txt")
+
+
+@pytest.mark.shared
+def test_a_published_run_is_what_its_json_says(shared_data: Path):
+    run, document = "thumos_run_format/stpn_results.txt", "wtalc_folder_as_truth/stpn_results.json"
+    (found, _), (expected, _) = (read_detections(shared_data / "field" / name) for name in (run, document))
+    assert (len(found), sorted(found.labels)) == (9151, sorted(expected.labels))
+    assert [row[:2] for row in as_rows(found)] == [row[:2] for row in as_rows(expected)]
 
 
 def test_a_path_without_detections_is_refused(tmp_path: Path):
