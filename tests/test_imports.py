@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aumn"
 PAGE = (
-    "records", "files", "addresses", "config", "model", "data", "runtime", "runfolder", "inference", "one_video",
-    "evaluation", "tracking", "training", "jobs", "report", "inspect", "doctor", "synth", "cli",
+    "records", "ends", "files", "addresses", "config", "model", "data", "runtime", "runfolder", "inference",
+    "one_video", "evaluation", "tracking", "training", "jobs", "report", "inspect", "doctor", "synth", "cli",
 )  # fmt: skip
 """The rooms as data flow through them: a room imports itself, and rooms above it that its rule does not close."""
 CLOSED = {
@@ -51,7 +51,7 @@ ROOMS_OF = {
     "rich": "cli",
     "typer": "cli",
 }
-TEMPORAL_TRUTH = {"data.packing", "training.validation", "cli.evaluation", "report.reporting"}
+TEMPORAL_TRUTH = {"data.packing", "training.validation", "cli.evaluation", "report.reporting", "inspect.inspection"}
 """All who may open `data.truth`."""
 
 

@@ -84,8 +84,8 @@ def inspect(
 ) -> None:
     """Count videos, lengths and classes, measure values, and name the videos that look wrong.
 
-    Wrong is what is damaged, NaN, constant, repeats itself or another video, is of another scale, or is not as long as
-    its duration.
+    Wrong is what is damaged, NaN, constant, repeats itself or another video, is of another scale, is not as long as its
+    duration, or has instances behind its end.
 
     Example: aumn inspect build/demo/shards --picture build/demo/shards.png
     """
@@ -122,7 +122,10 @@ def print_inspection(found: Inspection) -> None:
     ])  # fmt: skip
     if found.is_sample:
         print(f"Values are of {found.read:,} videos, spread evenly; the rest is of all.")
-    _print_findings(found)
+    for note in found.notes:
+        print(f"CHECK the ground truth. {note}")
+    if found.findings or not found.notes:
+        _print_findings(found)
 
 
 def _class_rows(found: Inspection) -> list[tuple[str, ...]]:

@@ -13,12 +13,27 @@ from aumn.cli.options import TrackingUri
 from aumn.cli.printing import print_evaluation
 from aumn.records import InputError
 
+GROUND_TRUTH = "Ground truth: JSON in ActivityNet's layout, a CSV, W-TALC's folder, or a shard set."
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read W-TALC's pickled arrays; nothing but arrays is unpickled.")
+]
+OnBad = Annotated[
+    str | None,
+    typer.Option(
+        help="Instances that end before they start: stop, skip or swap (their times); default: as the shard set was "
+        "packed, else stop."
+    ),
+]
+
 
 def evaluate(
     detections: Annotated[
-        Path, typer.Argument(help="Folder of Parquet parts, ActivityNet results JSON, or a run's folder.")
+        Path,
+        typer.Argument(
+            help="Folder of Parquet parts, ActivityNet results JSON, THUMOS14's run text, or a run's folder."
+        ),
     ],
-    annotations: Annotated[Path, typer.Option(help="Ground truth: ActivityNet-layout JSON, or a shard set.")],
+    annotations: Annotated[Path, typer.Option(help=GROUND_TRUTH)],
     subset: Annotated[
         str | None, typer.Option(help="Subset to measure on; default: the one that was localized.")
     ] = None,
@@ -26,6 +41,8 @@ def evaluate(
     tiou: Annotated[str | None, typer.Option(help="Thresholds instead, as 0.1:0.7:0.1 or 0.3,0.5,0.7.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Print the AP of every class.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers at full precision.")] = None,
+    allow_pickle: AllowPickle = False,
+    on_bad: OnBad = None,
 ) -> None:
     """Mean average precision, exact at any number of ranks. Of a run's folder, by the detections in RUN/detections.
 
@@ -42,7 +59,7 @@ def evaluate(
     with connect() as ranks:
         found, metadata = read_detections(detections, ranks.rank, ranks.size)
         chosen = subset or metadata.get("subset")
-        truth = read_ground_truth(annotations, chosen)
+        truth = read_ground_truth(annotations, chosen, allow_pickle=allow_pickle, on_bad=on_bad)
         result = evaluate(found, truth, tious, ranks)
     if ranks.is_first:
         if json_file:
@@ -54,9 +71,7 @@ def evaluate(
 def report(
     what: Annotated[list[Path], typer.Argument(help="A run's folder, or detections; or several runs, to compare.")],
     out: Annotated[Path, typer.Option(help="The page to write.")],
-    annotations: Annotated[
-        Path | None, typer.Option(help="Ground truth: ActivityNet-layout JSON, or a shard set. Not for several runs.")
-    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help=f"{GROUND_TRUTH} Not for several runs.")] = None,
     subset: Annotated[
         str | None, typer.Option(help="Default: the one that was localized, or the one the run did not train on.")
     ] = None,
@@ -66,6 +81,8 @@ def report(
         Path | None, typer.Option(help="The run's detections, localized with --scores; default: localize now.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="Shard set to localize in; default: the run's own.")] = None,
+    allow_pickle: AllowPickle = False,
+    on_bad: OnBad = None,
     attach: Annotated[bool, typer.Option(help="Keep the page with the run in MLflow, too.")] = True,
     tracking_uri: TrackingUri = None,
     device: Annotated[str, typer.Option(help="cpu or cuda (untested for want of a GPU).")] = "cpu",
@@ -89,6 +106,8 @@ def report(
         return
     if annotations is None:
         raise InputError("--annotations is missing: give the ground truth, an ActivityNet-layout JSON or a shard set.")
-    choices = Choices(annotations, subset, protocol, tiou, detections, shards, tracking_uri, device)
+    choices = Choices(
+        annotations, allow_pickle, on_bad, subset, protocol, tiou, detections, shards, tracking_uri, device
+    )
     with progress("localizing", "videos") as advance:
         report_of(what[0], out, choices, attach=attach, say=print, advance=advance)

@@ -27,6 +27,8 @@ def print_packing(report: PackingReport) -> None:
             "ground truth (median), so detections would come out of place. Give those of the extraction with "
             "--stride-frames and --fps."
         )
+    for note in report.notes:
+        print(note)
     if report.kept_shards:
         print(f"{report.kept_shards} of the shards were finished by an earlier run.")
     for names, text in (

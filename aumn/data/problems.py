@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from aumn.records import InputError
 
 SHOWN = 10
+ON_BAD = ("stop", "skip", "swap")
+
+
+def check_on_bad(choice: str | None) -> None:
+    """InputError unless this is one of the things to do with what is bad."""
+    if choice is not None and choice not in ON_BAD:
+        raise InputError(f"on_bad is {choice!r}: choose {', '.join(ON_BAD[:-1])} or {ON_BAD[-1]}.")
 
 
 def refuse(problems: Sequence[str], headline: str) -> None:

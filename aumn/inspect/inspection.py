@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotated import look
+from aumn.data.truth.annotations import read_annotations
+from aumn.ends import Length
 from aumn.records import InputError, Video
 
-DURATION_SLACK = 0.1  # of the duration; and two snippets, which extractors lose at a video's end
 CHUNK_VIDEOS = 64  # read ahead by threads
 SCALE_FACTOR = 5.0  # a stream that deviates this much more or less than the usual is of another extraction
 REPEATED_SHARE = 0.5
@@ -68,6 +70,7 @@ class Inspection:
     classes: dict[str, dict[str, int]]
     streams: dict[str, StreamFacts]
     findings: list[Finding]
+    notes: list[str]  # what looks wrong with the ground truth
     population: Sequence[Video]  # every video of the set
     videos: list[tuple[Video, dict[str, StreamFacts]]]  # those that were read whole, with each stream's values
     read: int  # of so many videos the values were looked at
@@ -117,6 +120,7 @@ def inspect_shards(
         classes=_count_classes(shards),
         streams={stream: _take_together([of[stream] for _, of in values], snippets) for stream in shards.streams},
         findings=sorted([*findings, *_compare_scales(values)], key=lambda found: (found.kind, order[found.video])),
+        notes=_look_at_truth(shards),
         population=shards.videos,
         videos=values,
         read=len(chosen),
@@ -222,13 +226,28 @@ def _find_duplicates(shards: ShardSet) -> Iterator[Finding]:
                 yield Finding("duplicated", video.id, video.subset, f"{stream} is that of {other.id}{elsewhere}")
 
 
+def _length_of(video: Video, stride_frames: int) -> Length:
+    return Length(video.snippets * stride_frames / video.fps, stride_frames / video.fps, video.fps)
+
+
 def _check_durations(shards: ShardSet) -> Iterator[Finding]:
     for video in shards.videos:
-        snippet_s = shards.stride_frames / video.fps
-        covered_s = video.snippets * snippet_s
-        if abs(covered_s - video.duration_s) > max(DURATION_SLACK * video.duration_s, 2 * snippet_s):
-            text = f"{video.snippets:,} snippets cover {covered_s:,.1f} s of a video of {video.duration_s:,.1f} s"
+        length = _length_of(video, shards.stride_frames)
+        if not length.fits(video.duration_s):
+            text = (
+                f"{video.snippets:,} snippets cover {length.covered_s:,.1f} s of a video of {video.duration_s:,.1f} s"
+            )
             yield Finding("duration", video.id, video.subset, text)
+
+
+def _look_at_truth(shards: ShardSet) -> list[str]:
+    """What is wrong with the times of the instances, or with the file that holds them."""
+    try:
+        truth = read_annotations(shards.path)
+    except InputError as error:
+        return [str(error)]
+    lengths = [_length_of(video, shards.stride_frames) for video in shards.videos]
+    return list(look([truth.videos[video.id] for video in shards.videos], lengths, truth.on_bad))
 
 
 def _count_subsets(shards: ShardSet) -> dict[str, SubsetFacts]:

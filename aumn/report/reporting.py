@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aumn import __version__
-from aumn.data.truth.annotations import read_durations, read_ground_truth
+from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import choose_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.snippet_scores import FOLDER, ScoredModel, SnippetScores, read_scores
@@ -33,6 +33,8 @@ class Choices:
     """What a user may say about a report; None: found out, see `report_of`."""
 
     annotations: Path
+    allow_pickle: bool = False
+    on_bad: str | None = None
     subset: str | None = None
     protocol: str | None = None
     tiou: str | None = None
@@ -40,6 +42,10 @@ class Choices:
     shards: Path | None = None
     tracking_uri: str | None = None
     device: str = "cpu"
+
+    def ground_truth(self, subset: str | None) -> GroundTruth:
+        """The subset's; InputError for what is wrong with it."""
+        return read_ground_truth(self.annotations, subset, allow_pickle=self.allow_pickle, on_bad=self.on_bad)
 
 
 def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say, advance: Advance) -> None:
@@ -95,7 +101,7 @@ def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
                 f"{', '.join(others) or 'no other'}."
             )
         (subset,) = others
-    read_ground_truth(choices.annotations, subset)  # what is wrong with it is told before the work
+    choices.ground_truth(subset)  # what is wrong with it is told before the work
     localize_subset(
         run.model,
         shards,
@@ -119,11 +125,10 @@ def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...
     return write_report(
         out,
         found,
-        read_ground_truth(choices.annotations, subset),
+        choices.ground_truth(subset),
         tious,
         title=(run.folder if run else detections).resolve().name,
         facts=facts,
-        durations_s=read_durations(choices.annotations),
         scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
         training=run.training() if run else None,
     )
@@ -137,7 +142,6 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    durations_s: Mapping[str, float],
     scores: Path | None = None,
     training: Training | None = None,
 ) -> Measured:
@@ -156,7 +160,7 @@ def write_report(
     model_classes = model.classes if model else ()
     names = list(dict.fromkeys((*measured.evaluation.labels, *model_classes)))  # labels, as the page numbers them
     numbers = {name: index for index, name in enumerate(names)}
-    known_s = {row.video: row.duration_s for rows in by_video.values() for row in rows} | dict(durations_s)
+    known_s = {row.video: row.duration_s for rows in by_video.values() for row in rows} | dict(ground_truth.durations_s)
     videos = measured.ground_truth.videos
     contents = {
         "version": __version__,

@@ -204,7 +204,8 @@ def as_told(error: BaseException) -> InputError | Stopped | None:
     if number := interrupted():  # inside a library, say, which has made an error of its own of it
         return stopped(number)
     if isinstance(error, OSError):
-        named = f"{error.filename or 'The output'}: {error.strerror}. Check the path, its permissions and the free space."
+        subject = error.filename or "The output"
+        named = f"{subject}: {error.strerror}. Check the path, its permissions and the free space."
         return InputError(named if error.strerror else str(error))
     if _is_broken_link(error):
         text = (

@@ -79,7 +79,7 @@ def draw(videos: list[AnnotatedVideo], folder: Path) -> tuple[Detections, Ground
     true_columns = [np.array(column) for column in zip(*truth, strict=True)]
     indices, true_indices = ([column.astype(np.int32) for column in part[:2]] for part in (columns, true_columns))
     return Detections(names, classes, *indices, *columns[2:]), GroundTruth(
-        names, classes, *true_indices, *true_columns[2:]
+        names, classes, *true_indices, *true_columns[2:], {video.id: video.duration_s or 100 for video in videos}
     )
 
 
@@ -119,7 +119,7 @@ def main() -> None:
         start_s = time.perf_counter()
         write_report(
             out, detections, ground_truth, TIOUS, title="ActivityNet1.3, drawn scores", facts={"Detections": "drawn"},
-            durations_s={video.id: video.duration_s or 100 for video in videos}, scores=scores,
+            scores=scores,
         )  # fmt: skip
         made_s = time.perf_counter() - start_s
     print(f"{len(videos):,} videos, {len(ground_truth):,} instances, {len(detections):,} detections")

@@ -95,6 +95,35 @@ def test_every_kind_of_wrong_video_is_named(place: Place) -> None:
     assert sum(facts.unlabelled for facts in found.subsets.values()) == 1
 
 
+FIELD = [  # folder, ground truth, options, how many start behind the end, what would fit
+    ("frm", "ssad_frames.csv", {}, "57 of 59 instances start there, and 1 more",
+     "Are these times frames? Divided by 30 a second, all lie inside."),
+    ("beyond", "basictad_test.json", {"fps": 25.0}, "26 of 111 instances start there, and 0 more",
+     "At 6.2 frames a second instead of 25 all lie inside: is that the rate of these 3 videos?"),
+]  # fmt: skip
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("folder", "truth", "options", "count", "unit"), FIELD)
+def test_instances_behind_the_end_are_told_with_the_unit_that_fits(
+    shared_data: Path, tmp_path: Path, folder: str, truth: str, options: dict[str, Any], count: str, unit: str
+) -> None:
+    features = shared_data / "field/behind_the_end"
+    report = pack(features / folder, tmp_path / "set", features / truth, workers=1, **options)
+    found = inspect_shards(tmp_path / "set")
+    assert report.notes == found.notes == found.to_json()["notes"]
+    (note,) = report.notes
+    assert note.startswith(f"Behind what their video's features cover: {count}")
+    assert note.endswith(unit)
+
+
+def test_ground_truth_that_is_damaged_is_told_and_the_rest_is_inspected(place: Place) -> None:
+    (place.pack() / "annotations.parquet").unlink()
+    found = inspect_shards(place.root / "shards")
+    assert found.notes == [f"{place.root}/shards/annotations.parquet is missing: fetch the shard set again."]
+    assert len(found.videos) == 12
+
+
 def test_nan_in_a_set_of_another_packer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_unchecked(features: Any, dtype: np.dtype, containers: Any) -> dict[str, np.ndarray]:
         return {stream: containers.read(array.place) for stream, array in features.streams.items()}
@@ -143,10 +172,14 @@ def test_the_picture_is_drawn(place: Place, tmp_path: Path, suffix: str) -> None
 
 def test_the_command_prints_all_of_it(place: Place, tmp_path: Path) -> None:
     place.change("rgb", 0, np.zeros_like)
+    place.truth["database"]["synth_000001"]["annotations"] += [{"label": "action_000", "segment": [2.0, 1.0]}]
     shards = place.pack()
     printed = succeed(aumn("inspect", shards, "--picture", tmp_path / "p.svg", "--json", tmp_path / "i.json")).stdout
     assert f"{shards}: twelve, 3 classes, a snippet every 16 frames" in printed
     assert "Look at these: 1 constant" in printed
+    assert (
+        "CHECK the ground truth. Instances that end before they start: 1 ('action_000' at [2, 1] in synth_" in printed
+    )
     assert "  constant: training synth_000000: rgb is all zeros" in printed
     assert all(label in printed for label in ("action_000", "action_001", "action_002"))
     found = json.loads((tmp_path / "i.json").read_text())

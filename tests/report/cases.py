@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ def write_page(
     ]  # fmt: skip
     if units:
         write_scores(folder / "scores", 0, rows, ScoredModel("runs/case", tuple(labels), units, 0.3))
+    durations_s = dict.fromkeys(every, 20.0) if units else {}
+    ground_truth = replace(as_ground_truth(truth, every, labels), durations_s=durations_s)
     measured = write_report(
-        folder / "page.html", as_detections(found, every, labels), as_ground_truth(truth, every, labels), tious,
-        title=title, facts={"Run": title}, durations_s=dict.fromkeys(every, 20.0) if units else {},
+        folder / "page.html", as_detections(found, every, labels), ground_truth, tious, title=title,
+        facts={"Run": title},
         scores=folder / "scores" if units else None, training=training,
     )  # fmt: skip
     return folder / "page.html", measured

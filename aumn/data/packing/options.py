@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from aumn.data.problems import check_on_bad
 from aumn.records import InputError
 
 DTYPES = ("float16", "float32")
@@ -37,12 +38,18 @@ class PackOptions:
     shard_mb: Annotated[float, "Size to aim at for a shard, in MB."] = 256
     workers: Annotated[int | None, "Processes; default: one a core. Changes no byte."] = None
     trim_streams: Annotated[bool, "Cut a video's longer stream to the shorter."] = False
+    on_bad: Annotated[
+        str,
+        "Videos with a missing or damaged stream, instances that end before they start: stop, skip (leave them out) or "
+        "swap (an instance's start and end).",
+    ] = "stop"
     allow_pickle: Annotated[bool, "Read pickled arrays too; nothing but arrays is unpickled."] = False
 
     def __post_init__(self) -> None:
         """InputError where a value cannot be meant."""
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
+        check_on_bad(self.on_bad)
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

@@ -114,7 +114,7 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
 def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
     """The three files beside the tars; the description is the last."""
     streams = list(plan.description.streams)
-    write_annotations(shards / ANNOTATIONS, plan.annotated)
+    write_annotations(shards / ANNOTATIONS, plan.annotated, plan.on_bad)
     write_manifest(shards / MANIFEST, [row for shard in written for row in shard.rows], streams)
     content = {table: (shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
     description = replace(

@@ -17,8 +17,9 @@ from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
 from aumn.data.sources.containers import Containers
 from aumn.data.sources.features import Joint, VideoFeatures, check_features, parse_joint, split_columns
 from aumn.data.sources.releases import LAYOUTS, Release, find_release, read_fact
-from aumn.data.truth.annotated import AnnotatedVideo
+from aumn.data.truth.annotated import AnnotatedVideo, look
 from aumn.data.truth.annotations import Annotations, read_annotations
+from aumn.ends import Length
 from aumn.records import InputError
 
 DEFAULT_STRIDE_FRAMES = 16
@@ -37,6 +38,7 @@ class PackingReport:
     without_annotations: list[str]
     source: str  # how the features were understood
     coverage: float | None  # of the durations in the ground truth, by the features: the median; None without any
+    notes: list[str]  # what looks wrong with the ground truth of these features
     kept_shards: int = 0  # of them, those that an earlier, stopped run had finished
     bytes: int = 0
 
@@ -50,6 +52,7 @@ class Plan:
     description: Description
     workers: int | None
     report: PackingReport
+    on_bad: str
 
 
 def plan_packing(options: PackOptions) -> Plan:
@@ -76,9 +79,10 @@ def plan_packing(options: PackOptions) -> Plan:
     stride = int(stride)
     videos = _plan_videos(features, truth, classes, stride, fps)
     shards = _plan_shards(videos, options)
+    annotated = [truth.videos[video] for video in ids]
     return Plan(
         shards=shards,
-        annotated=[truth.videos[video] for video in ids],
+        annotated=annotated,
         description=Description(
             FORMAT_VERSION, options.name or options.out.name, "", classes, streams, options.dtype, stride, (), {}
         ),
@@ -93,7 +97,9 @@ def plan_packing(options: PackOptions) -> Plan:
             without_annotations=sorted(release.places.keys() - truth.videos),
             source=_say_source(release, joint, streams, stride, sorted({video.fps for video in videos})),
             coverage=_measure_coverage(videos, truth, stride),
+            notes=_look(videos, annotated, stride, options.on_bad),
         ),
+        on_bad=options.on_bad,
     )
 
 
@@ -182,6 +188,22 @@ def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, 
         if (duration_s := annotations.videos[video.features.video].duration_s)
     ]
     return float(np.median(shares)) if shares else None
+
+
+def _look(videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], stride: int, on_bad: str) -> list[str]:
+    """Sentences on what looks wrong with the times in the ground truth."""
+    lengths = [Length(video.features.snippets * stride / video.fps, stride / video.fps, video.fps) for video in videos]
+    odd = [
+        f"{truth.id} ({length.covered_s:,.1f} s of {truth.duration_s:,.1f} s)"
+        for truth, length in zip(annotated, lengths, strict=True)
+        if truth.duration_s and not length.fits(truth.duration_s)
+    ]
+    notes = list(look(annotated, lengths, on_bad))
+    if odd:
+        notes.append(
+            f"Of another length than the ground truth says: {len(odd):,} videos, such as {', '.join(odd[:3])}."
+        )
+    return notes
 
 
 def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[ShardPlan]:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
+from aumn.data.json_files import shown
 from aumn.data.problems import refuse
-from aumn.records import InputError
+from aumn.ends import COVERED, Length, measure_ends
+from aumn.records import MOST_S, InputError
 
 Entry = TypeVar("Entry")
 
 
+MEASURED = {
+    "stop": "to measure on their times takes --on-bad skip or swap",
+    "skip": "they are left out where the set is measured on",
+    "swap": "their start and end are exchanged where the set is measured on",
+}
+
+
 class Instance(NamedTuple):
-    """One annotated action."""
+    """One action as annotated; where it ends before it starts, its label may be right still."""
 
     label: str
     start_s: float
     end_s: float
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether it ends before it starts."""
+        return self.end_s < self.start_s
 
 
 class AnnotatedVideo(NamedTuple):
@@ -37,6 +52,24 @@ class AnnotatedVideo(NamedTuple):
     def labels(self) -> set[str]:
         """Which actions the video holds, whenever."""
         return {instance.label for instance in self.annotations} | set(self.untimed)
+
+
+def look(videos: Sequence[AnnotatedVideo], lengths: Sequence[Length], on_bad: str) -> Iterator[str]:
+    """A sentence on each thing that is wrong with the times, by how long the videos' features are."""
+    rows = [(number, *sorted(found[1:])) for number, video in enumerate(videos) for found in video.annotations]
+    number_N, start_s_N, end_s_N = np.array(rows, float).reshape(-1, 3).T
+    ends_s = [length.covered_s + 2 * length.snippet_s for length in lengths]
+    ends = measure_ends(number_N.astype(int), start_s_N, end_s_N, ends_s)
+    yield from ends.say("instance", COVERED, min(length.fps for length in lengths))
+    if told := say_reversed(videos):
+        yield f"{told}. Their labels are trained on, and {MEASURED[on_bad]}."
+
+
+def say_reversed(videos: Iterable[AnnotatedVideo]) -> str:
+    """How many instances end before they start, and where; nothing where none does."""
+    found = [(video.id, instance) for video in videos for instance in video.annotations if instance.is_reversed]
+    some = ", ".join(f"{label!r} at [{start:g}, {end:g}] in {video}" for video, (label, start, end) in found[:3])
+    return f"Instances that end before they start: {len(found):,} ({some}{', ...' * (len(found) > 3)})" if found else ""
 
 
 def parse_videos(
@@ -60,10 +93,8 @@ def parse_instance(label: str, start: Any, end: Any) -> Instance:
     """An instance of two numbers or their texts; InputError, with the video for its subject, for others."""
     start_s, end_s = _parse_number(start), _parse_number(end)
     if start_s is None or end_s is None:
-        raise InputError(f"has a {label!r} at {[start, end]!r}; start and end must be finite numbers of seconds.")
-    if end_s < start_s:
         raise InputError(
-            f"has a {label!r} at {[start, end]!r}, which ends before it starts; correct it or leave it out."
+            f"has a {label!r} at {shown([start, end])}; start and end must be finite numbers of seconds, to {MOST_S:g}."
         )
     return Instance(label, start_s, end_s)
 
@@ -74,16 +105,16 @@ def parse_positive(name: str, value: Any) -> float | None:
         return None
     number = _parse_number(value)
     if number is None or number <= 0:
-        raise InputError(f"has {name} {value!r}; it must be a number above 0, or left out.")
+        raise InputError(f"has {name} {shown(value)}; it must be a number above 0, or left out.")
     return number
 
 
 def _parse_number(value: Any) -> float | None:
-    """A finite number, also from its text: BaS-Net's release of THUMOS14 writes its seconds as strings."""
+    """A number to reckon with, also from its text: BaS-Net's release of THUMOS14 writes its seconds as strings."""
     if isinstance(value, bool) or not isinstance(value, float | int | str):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= MOST_S else None

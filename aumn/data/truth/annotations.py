@@ -1,26 +1,43 @@
 """Temporal ground truth: when each action happens, read for packing and evaluation. The loader never imports this file.
 
-Four layouts: ActivityNet's JSON, a CSV, W-TALC's folder of arrays, and a shard set's annotations.parquet. Nothing is
-repaired: zero-length and duplicate instances and ends beyond the duration are kept as annotated.
+Four layouts: ActivityNet's JSON and its like, a CSV, W-TALC's folder of arrays, and a shard set's annotations.parquet.
+Nothing is repaired: instances of no length, twice the same or behind the video's end are kept as annotated and counted
+by those who measure. One that ends before it starts is trained on, and measured on only as a user decides.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aumn.data.json_files import read_json, shown, text_of
+from aumn.data.problems import check_on_bad
 from aumn.data.shards.layout import ANNOTATIONS, read_description, read_table_bytes
-from aumn.data.truth.annotated import AnnotatedVideo, Instance, parse_instance, parse_positive, parse_videos
-from aumn.data.truth.annotation_csv import read_csv
+from aumn.data.truth.annotated import (
+    AnnotatedVideo,
+    Instance,
+    parse_instance,
+    parse_positive,
+    parse_videos,
+    say_reversed,
+)
+from aumn.data.truth.annotation_csv import DEFAULT_SUBSET, read_csv
 from aumn.data.truth.wtalc import NAMES, read_wtalc
 from aumn.records import GroundTruth, InputError
+
+LAYOUT = (
+    '{"database": {VIDEO: {"subset": SUBSET, "annotations": [{"label": LABEL, "segment": [START_S, END_S]}]}}}'
+    " (ActivityNet's), or the videos alone"
+)
+ON_BAD_KEY = b"aumn.on_bad"
+ROOTS, LISTS = ("database", "GT"), ("annotations", "actions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +47,21 @@ class Annotations:
     source: Path
     videos: dict[str, AnnotatedVideo]
     is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
+    on_bad: str = "stop"  # what a shard set was packed with; see `read_ground_truth`
 
 
-def read_durations(path: Path) -> dict[str, float]:
-    """The durations of the videos, of all subsets, that a ground truth tells."""
-    videos = read_annotations(path).videos.values()
-    return {video.id: video.duration_s for video in videos if video.duration_s is not None}
-
-
-def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
+def read_ground_truth(
+    path: Path, subset: str | None = None, *, allow_pickle: bool = False, on_bad: str | None = None
+) -> GroundTruth:
     """One subset's instances as columns; without a name, those of the only subset that has any.
 
-    `videos` are all of the subset, `labels` those that occur in it, sorted.
+    `videos` are all of the subset but those without times, `labels` those that occur in it, sorted. `on_bad` says what
+    to do with instances that end before they start: stop, skip them or swap their times; None: as the shard set was
+    packed, else stop.
     """
-    all_videos = read_annotations(path).videos.values()
+    check_on_bad(on_bad)
+    annotations = read_annotations(path, allow_pickle=allow_pickle)
+    all_videos = annotations.videos.values()
     sizes = Counter(video.subset for video in all_videos)
     instances = Counter(video.subset for video in all_videos for _ in video.annotations)
     known = ", ".join(f"{name} ({sizes[name]:,} videos, {instances[name]:,} instances)" for name in sizes) or "none"
@@ -55,13 +73,26 @@ def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
     if not videos:
         raise InputError(f"{path} has no subset {subset!r}; it has {known}.")
     untimed = [video.id for video in videos if video.untimed]
-    if untimed:
+    videos = [video for video in videos if not video.untimed]
+    if untimed and not any(video.annotations for video in videos):
         raise InputError(
             f"{path} says of {len(untimed):,} videos in subset {subset!r} ({', '.join(untimed[:3])}"
             f"{', ...' * (len(untimed) > 3)}) which actions they hold but not when: such videos can be trained on, and "
             "not be measured on; annotate their times, or measure on another subset."
         )
-    found = [(index, instance) for index, video in enumerate(videos) for instance in video.annotations]
+    on_bad = on_bad or annotations.on_bad
+    if on_bad == "stop" and (told := say_reversed(videos)):
+        raise InputError(
+            f"{path}, subset {subset!r}. {told}: correct them, or give --on-bad skip (leaves them out) or swap "
+            "(exchanges their times); where training measures, to aumn pack."
+        )
+    num_reversed = sum(instance.is_reversed for video in videos for instance in video.annotations)
+    found = [
+        (index, Instance(instance.label, *sorted(instance[1:])))
+        for index, video in enumerate(videos)
+        for instance in video.annotations
+        if on_bad == "swap" or not instance.is_reversed
+    ]
     labels = sorted({instance.label for _, instance in found})
     position = {label: index for index, label in enumerate(labels)}
     return GroundTruth(
@@ -71,6 +102,10 @@ def read_ground_truth(path: Path, subset: str | None = None) -> GroundTruth:
         label_N=np.array([position[instance.label] for _, instance in found], dtype=np.int32),
         start_s_N=np.array([instance.start_s for _, instance in found], dtype=np.float64),
         end_s_N=np.array([instance.end_s for _, instance in found], dtype=np.float64),
+        durations_s={video.id: video.duration_s for video in videos if video.duration_s is not None},
+        untimed=frozenset(untimed),
+        left_out=num_reversed if on_bad == "skip" else 0,
+        swapped=num_reversed if on_bad == "swap" else 0,
     )
 
 
@@ -81,17 +116,18 @@ def read_annotations(path: Path, *, allow_pickle: bool = False) -> Annotations:
             f"There is no ground truth at {path}: give ActivityNet-layout JSON, a CSV, W-TALC's annotation folder or a "
             "shard set's folder."
         )
+    on_bad = "stop"
     is_wtalc = path.is_dir() and (path / NAMES).is_file()
     if is_wtalc:
         videos = read_wtalc(path, allow_pickle=allow_pickle)
     elif path.is_dir() or path.name == ANNOTATIONS:
-        videos = _read_parquet(path if path.is_dir() else path.parent)
+        videos, on_bad = _read_parquet(path if path.is_dir() else path.parent)
     else:
         videos = read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
-    return Annotations(path, {video.id: video for video in videos}, is_wtalc)
+    return Annotations(path, {video.id: video for video in videos}, is_wtalc, on_bad)
 
 
-def write_annotations(file: Path, videos: Iterable[AnnotatedVideo]) -> None:
+def write_annotations(file: Path, videos: Iterable[AnnotatedVideo], on_bad: str) -> None:
     """Write one row a video, its instances as a list; equal videos make equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -107,10 +143,14 @@ def write_annotations(file: Path, videos: Iterable[AnnotatedVideo]) -> None:
     }
     schema = pa.schema([pa.field(name, kinds[name], name in {"duration_s", "fps"}) for name in kinds])
     rows = [video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
+    table = pa.Table.from_pylist(rows, schema=schema)
+    if on_bad != "stop":  # what is said to pack holds wherever the set is measured on
+        table = table.replace_schema_metadata({ON_BAD_KEY: on_bad})
+    pq.write_table(table, file, compression="zstd")
 
 
-def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:
+def _read_parquet(shard_set: Path) -> tuple[list[AnnotatedVideo], str]:
+    """The videos, and what the set was packed with for `on_bad`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,51 +161,50 @@ def _read_parquet(shard_set: Path) -> list[AnnotatedVideo]:
     facts = [table[name].to_pylist() for name in ("id", "subset", "duration_s", "fps")]
     untimed = table["untimed"].to_pylist() if "untimed" in table.column_names else [()] * len(table)  # of older sets
     rows = zip(*facts, spans, map(tuple, untimed), strict=True)
-    return [AnnotatedVideo(*row) for row in rows]
+    on_bad = (table.schema.metadata or {}).get(ON_BAD_KEY, b"stop").decode()
+    return [AnnotatedVideo(*row) for row in rows], on_bad
 
 
 def _read_json(file: Path) -> list[AnnotatedVideo]:
-    """ActivityNet's layout, in which THUMOS14 and others are released too."""
-    try:
-        content = json.loads(file.read_bytes(), object_pairs_hook=_refuse_twice)
-    except ValueError as error:
-        raise InputError(f"{file} is not usable JSON ({error}): give ground truth in ActivityNet's layout.") from None
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        raise InputError(
-            f"{file} has no object 'database': ActivityNet's layout is "
-            '{"database": {VIDEO: {"subset": SUBSET, "annotations": [{"label": LABEL, "segment": [START_S, END_S]}]}}}.'
-        )
-    return parse_videos(file, database.items(), _parse_video)
+    """ActivityNet's layout, in which THUMOS14 and others are released too, or its videos alone, as BSN's heirs do."""
+    content = read_json(file, f"the layout must be {LAYOUT}.")
+    roots = [content[name] for name in ROOTS if name in content] if isinstance(content, dict) else []
+    videos = roots[0] if roots else content
+    if not isinstance(videos, dict) or not (roots or all(map(_is_video, videos.values()))):
+        raise InputError(f"{file} has no object 'database' and is none of videos: the layout must be {LAYOUT}.")
+    is_split = not any(isinstance(fields, dict) and "subset" in fields for fields in videos.values())
+    return parse_videos(file, videos.items(), partial(_parse_video, subset=DEFAULT_SUBSET if is_split else None))
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key given twice, of which Python would silently keep the last, is an error."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return fields
+def _is_video(fields: Any) -> bool:
+    return isinstance(fields, dict) and any(isinstance(fields.get(name), list) for name in LISTS)
 
 
-def _parse_video(video: str, fields: Any) -> AnnotatedVideo:
-    if not isinstance(fields, dict) or not isinstance(fields.get("subset"), str):
+def _parse_video(video: str, fields: Any, subset: str | None) -> AnnotatedVideo:
+    """`subset` is that of all videos, where the file tells none."""
+    subset = fields.get("subset", subset) if isinstance(fields, dict) else None
+    if not isinstance(subset, str):
         raise InputError("has no text 'subset'; name the subset it belongs to, e.g. \"training\".")
-    if not isinstance(fields.get("annotations"), list):
+    annotations = next((fields[name] for name in LISTS if name in fields), None)
+    if not isinstance(annotations, list):
         raise InputError("has no list 'annotations'; give one, empty where nothing is annotated.")
     return AnnotatedVideo(
         id=video,
-        subset=fields["subset"],
-        duration_s=parse_positive("duration", fields.get("duration")),
+        subset=subset,
+        duration_s=parse_positive("duration", fields.get("duration", fields.get("duration_second"))),
         fps=parse_positive("fps", fields.get("fps")),
-        annotations=tuple([_parse_annotation(annotation) for annotation in fields["annotations"]]),
+        annotations=tuple([_parse_annotation(annotation) for annotation in annotations]),
     )
 
 
 def _parse_annotation(annotation: Any) -> Instance:
-    if not isinstance(annotation, dict) or not isinstance(annotation.get("label"), str):
-        raise InputError(f"has an annotation without a text 'label': {annotation!r}.")
-    label, segment = annotation["label"], annotation.get("segment")
+    if isinstance(annotation, list) and annotation:  # of Charades: [class, start, end]
+        annotation = {"label": annotation[0], "segment": annotation[1:]}
+    names = [annotation.get("label"), annotation.get("class")] if isinstance(annotation, dict) else []
+    label = next((name for name in names if isinstance(name, str)), None) or text_of(next(iter(names), None))
+    if label is None:
+        raise InputError(f"has an annotation without a text 'label': {shown(annotation)}.")
+    segment = annotation.get("segment")
     if not isinstance(segment, list) or len(segment) != 2:
-        raise InputError(f"has a {label!r} whose 'segment' is {segment!r}; it must be [start_s, end_s].")
+        raise InputError(f"has a {label!r} whose 'segment' is {shown(segment)}; it must be [start_s, end_s].")
     return parse_instance(label, *segment)

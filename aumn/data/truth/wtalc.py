@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from aumn.data.problems import about
 from aumn.data.sources.arrays import read_objects
 from aumn.data.sources.unpickling import plain
 from aumn.data.truth.annotated import AnnotatedVideo, parse_instance, parse_positive, parse_videos
@@ -22,7 +23,8 @@ NAMES = "videoname.npy"
 
 def read_wtalc(folder: Path, *, allow_pickle: bool) -> list[AnnotatedVideo]:
     """Every video, in the order in which the features' arrays lie."""
-    names = [_text(name) for name in _read(folder, "videoname", allow_pickle)]
+    with about(f"{folder}: {NAMES}"):
+        names = [_text(name) for name in _read(folder, "videoname", allow_pickle)]
     told = ["subset", "duration", "segments", "labels"]
     told += ["labels_all"] if (folder / "labels_all.npy").is_file() else []
     columns = {name: _read(folder, name, allow_pickle) for name in told}
@@ -64,4 +66,7 @@ def _items(value: Any) -> list[Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, bytes | str):
         raise InputError(f"has {value!r} where a text must be.")
-    return value.decode() if isinstance(value, bytes) else str(value)
+    try:
+        return (value if isinstance(value, bytes) else value.encode()).decode()
+    except UnicodeError:
+        raise InputError(f"has {value!r} where a text must be: it is not UTF-8.") from None

@@ -40,6 +40,11 @@ def test_what_goes_in_comes_out(published: Any, tmp_path: Path) -> None:
         without_annotations=[],
         source="layout folders (rgb/VIDEO and flow/VIDEO), found by looking; a snippet every 8 frames at 25 fps",
         coverage=report.coverage,
+        notes=[
+            "Behind what their video's features cover: 0 of 5 instances start there, and 5 more end there.",
+            "Of another length than the ground truth says: 5 videos, such as d (1.3 s of 13.0 s), e (0.6 s of 14.0 s), "
+            "a (1.3 s of 10.0 s).",
+        ],
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published"]
 

@@ -52,10 +52,8 @@ def test_shrec_through_its_tool_and_raw(shared_data: Path, shrec: Path) -> None:
     assert (len(training.videos), len(testing.videos)) == (108, 72)
     assert len(training) + len(testing) == 676
     assert len(training.labels) == 17
-    with pytest.raises(InputError, match="2 videos of the ground truth cannot be used") as raised:
-        read_annotations(shared_data / "shrec21/gt.json")
-    assert "video '064' has a 'TAP' at [22.68, 3.24], which ends before it starts; correct it" in str(raised.value)
-    assert "video '155'" in str(raised.value)
+    with pytest.raises(InputError, match=r"'training'. Instances that .* start: 1 \('TAP' at \[22.68, 3.24\] in"):
+        read_ground_truth(shared_data / "shrec21/gt.json", "training")
 
 
 def video(**changes: Any) -> dict[str, Any]:
@@ -94,6 +92,60 @@ def test_the_only_annotated_subset_is_taken_and_an_unknown_one_refused(tmp_path:
         read_ground_truth(path)
 
 
+WITHOUT_DATABASE = [  # file, videos, the first one; as BBFormer, Charades' I3D, mmaction2 (twice) and RTD-Net have them
+    ("bbformer_gt", 3, ("highjump.npy", "Test", 24.0, 30.0), ("HighJump", 8.86, 15.01)),
+    ("charades", 9848, ("7UPGT", "training", 23.21, None), ("149", 16.0, 22.2)),
+    ("mm_action_test_anno", 2, ("v_test1", "training", 1.0, 30.0), ("Rock climbing", 0.3, 0.6)),
+    (
+        "mm_gt",
+        2,
+        ("v_bYUmtLBL7W4", "validation", 224.49, None),
+        ("Wakeboarding", 11.553655226209049, 57.06805460218409),
+    ),
+    ("rtd_thumos14_anno_action", 413, ("video_test_0000004", "test", 33.73, 30), ("CricketBowling", 0.2, 1.1)),
+]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "count", "facts", "instance"), WITHOUT_DATABASE)
+def test_json_of_the_videos_alone(shared_data: Path, name: str, count: int, facts: Any, instance: Any) -> None:
+    videos = read_annotations(shared_data / f"field/json_without_database/{name}.json").videos
+    first = next(iter(videos.values()))
+    assert (len(videos), first[:4], first.annotations[0]) == (count, facts, instance)
+
+
+def test_instances_that_end_before_they_start_cost_their_times_alone(published: Any, tmp_path: Path) -> None:
+    for name in ("a", "d"):
+        published.database[name]["annotations"] += [{"label": "Swim", "segment": [3.0, 2.0]}]
+    published.write_annotations()
+    for on_bad, count, said in (
+        ("stop", 0, "to measure on their times takes --on-bad skip or swap"),
+        ("skip", 2, "they are left out where the set is measured on"),
+        ("swap", 3, "their start and end are exchanged where the set is measured on"),
+    ):
+        out = tmp_path / on_bad
+        (note,) = (note for note in published.pack(out, on_bad=on_bad).notes if "before they start" in note)
+        assert note.startswith(
+            "Instances that end before they start: 2 ('Swim' at [3, 2] in d, 'Swim' at [3, 2] in a). "
+        )
+        assert said in note
+        shards = ShardSet.open(out)
+        assert [[shards.classes[n] for n in video.labels] for video in shards.videos if video.id == "a"] == [
+            ["Run", "Swim"]
+        ]
+        if on_bad == "stop":
+            with pytest.raises(InputError, match=r"subset 'testing'. Instances that .*: 1 \('Swim.* --on-bad skip"):
+                read_ground_truth(out, "testing")
+        else:
+            truth = read_ground_truth(out, "testing")
+            by_hand = read_ground_truth(published.annotations, "testing", on_bad=on_bad)
+            for found in (truth, by_hand):
+                assert (len(found), found.left_out, found.swapped) == (count, on_bad == "skip", on_bad == "swap")
+                assert ((2.0, 3.0) in zip(found.start_s_N, found.end_s_N, strict=True)) == (on_bad == "swap")
+    with pytest.raises(InputError, match="on_bad is 'drop': choose stop, skip or swap"):
+        read_ground_truth(out, "testing", on_bad="drop")
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -111,7 +163,17 @@ def test_the_only_annotated_subset_is_taken_and_an_unknown_one_refused(tmp_path:
         (video(annotations=[{"label": "Run", "segment": [True, 2]}]), r"at \[True, 2\]; start and end must be finite"),
         (video(annotations=[{"label": "Run", "segment": [0, float("nan")]}]), r"at \[0, nan\]; start and end must be"),
         (video(annotations=[{"label": "Run", "segment": [0, float("inf")]}]), r"at \[0, inf\]; start and end must be"),
-        (video(annotations=[{"label": "Run", "segment": [5, 3.5]}]), r"a 'Run' at \[5, 3.5\], which ends before it st"),
+        (
+            video(annotations=[{"label": "Run", "segment": [0, 1e10]}]),
+            r"at \[0, 1e\+?10|10000000000.0\]; start and end",
+        ),
+        (video(annotations=[{"label": "Run", "segment": [0, 10**4000]}]), r"\[0, 1000.*000\]; start and end must be"),
+        (
+            video(annotations=[{"label": "Run", "segment": [0, "9" * 5000]}]),
+            r"\[0, '9+\.\.\.9+'\]; start and end must be",
+        ),
+        (video(annotations=[{"label": None, "segment": [1, 2]}]), "has an annotation without a text 'label'"),
+        (video(annotations=[[]]), "has an annotation without a text 'label'"),
     ],
 )
 def test_a_broken_video_is_named_with_its_fault(tmp_path: Path, broken: Any, message: str) -> None:
@@ -126,8 +188,12 @@ def test_a_broken_video_is_named_with_its_fault(tmp_path: Path, broken: Any, mes
         (b"video,label\n", "is not usable JSON"),
         (b'{"database": {"v": {}, "v": {}}}', r"is not usable JSON \('v' is given twice\)"),
         (b"\xff\xfe\x00", "is not usable JSON"),
+        (b'{"database": {"v": ' + b"[" * 10**5 + b"]" * 10**5 + b"}}", "is not usable JSON .it is nested too deeply"),
+        (b'{"database": {"\\ud800": {}}}', "is not usable JSON .*surrogates not allowed"),
+        (b'{"database": {"v": ' + b"9" * 5000 + b"}}", "is not usable JSON .*integer string conversion"),
         (b"[1]", "has no object 'database'"),
         (b'{"database": []}', "has no object 'database'"),
+        (b'{"v": {"subset": "test"}}', "has no object 'database'"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, content: bytes, message: str) -> None:

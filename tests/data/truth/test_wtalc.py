@@ -62,6 +62,8 @@ def test_features_meet_their_names_by_order(release: Path) -> None:
         np.testing.assert_array_equal(np.concatenate(list(streams.values()), axis=1), arrays[video.id])
     assert [video.labels for video in shards.videos] == [(0,), (0, 1), (0, 1)]
     assert len(read_ground_truth(release.with_name("packed"), "test")) == 1
+    truth = read_ground_truth(release.with_name("Annotations"), "validation", allow_pickle=True)
+    assert (truth.videos, len(truth), truth.untimed) == (["video_b"], 2, {"video_c"})
 
 
 def test_pickles_of_python_2_read_alike(release: Path) -> None:
@@ -127,7 +129,7 @@ def set_entry(name: str, index: int, value: Any) -> Callable[[Path], None]:
         (set_entry("videoname", 1, b"video_b"), "videoname.npy names 'video_b' more than once"),
         (set_entry("labels", 1, []), "video 'video_a' has 0 labels and 1 segments; give each segment its label"),
         (set_entry("labels", 1, [7]), "video 'video_a' has 7 where a text must be"),
-        (set_entry("segments", 1, [[2.0, 1.0]]), r"video 'video_a' has a 'Jump' at \[2.0, 1.0\], which ends before"),
+        (set_entry("videoname", 1, b"\xff"), r"videoname.npy has b'\\xff' where a text must be: it is not UTF-8"),
         (set_entry("segments", 1, [[2.0]]), "video 'video_a' "),
         (set_entry("segments", 1, [["x", 1]]), "start and end must be finite numbers of seconds"),
         (set_entry("duration", 1, -1.0), "video 'video_a' has duration -1.0; it must be a number above 0"),
