@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -31,34 +29,21 @@ from aumn.evaluation.average_precision import (
     rank,
     true_positives,
 )
+from aumn.evaluation.counts import (
+    Counts,
+    Population,
+    Table,
+    count,
+    count_share,
+    keep_rows,
+    meet,
+    notes,
+)
 from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
 
 PROTOCOLS = {"thumos14": "0.1:0.7:0.1", "activitynet": "0.5:0.95:0.05"}
 USUAL_MEANS = ("0.1:0.5:0.1", "0.3:0.7:0.1", "0.1:0.7:0.1")
-
-Table = TypeVar("Table", Detections, GroundTruth)
-
-
-@dataclass(frozen=True, slots=True)
-class Population:
-    """What the precisions were measured on."""
-
-    videos: int
-    instances: int
-    classes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How detections and ground truth met, over all ranks."""
-
-    detections: int
-    outside_population: dict[str, int]  # detections of each video that is not of the population
-    unknown_labels: dict[str, int]  # detections of each label without ground truth
-    classes_without_detections: tuple[str, ...]
-    videos_without_detections: int
-    zero_length_instances: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +78,8 @@ class Evaluation:
         }
 
     def notes(self) -> list[str]:
-        """A sentence on each thing that a reader of the table may not expect; none when all is as it should be."""
-        return list(_notes(self.counts, self.population))
+        """Those of `counts`; none when all is as it should be."""
+        return list(notes(self.counts, self.population, self.labels))
 
     def to_json(self) -> dict[str, Any]:
         """All of it for `json.dumps`; thresholds are keys such as "0.1" and "0.55"."""
@@ -104,30 +89,12 @@ class Evaluation:
             "average": self.average,
             "population": asdict(self.population),
             "counts": asdict(self.counts),
+            "notes": self.notes(),
             "per_class": {label: self._by_tiou(ap_T.tolist()) for label, ap_T in per_class},
         }
 
     def _by_tiou(self, value_T: Sequence[float]) -> dict[str, float]:
         return {str(tiou): value for tiou, value in zip(self.tious, value_T, strict=True)}
-
-
-def _notes(counts: Counts, population: Population) -> Iterator[str]:
-    if not counts.detections:
-        yield "There are no detections, so every average precision is 0."
-        return
-    for what, noun, found in (
-        ("False positives outside the population", "video", counts.outside_population),
-        ("Left out, for want of ground truth", "label", counts.unknown_labels),
-    ):
-        if found:
-            detections = f"{_plural(sum(found.values()), 'detection')} of {_plural(len(found), noun)}"
-            yield f"{what}: {detections}, such as {_some(found)}."
-    if silent := counts.classes_without_detections:
-        yield f"Without a detection, so AP 0: {len(silent)} of {population.classes} classes, such as {_some(silent)}."
-    if counts.videos_without_detections:
-        yield f"Without a detection: {counts.videos_without_detections:,} of {population.videos:,} videos."
-    if counts.zero_length_instances:
-        yield f"Never matched, for want of length: {_plural(counts.zero_length_instances, 'instance')}."
 
 
 def choose_tious(protocol: str | None, tious: str | None) -> tuple[float, ...]:
@@ -152,18 +119,19 @@ def parse_tious(text: str) -> tuple[float, ...]:
         if ":" in text:
             first, last, step = map(Decimal, text.split(":"))
             steps = (last - first) / step
-            is_whole = steps == int(steps) and 0 < steps < MOST_TIOUS
-            tious = [first + step * i for i in range(int(steps) + 1)] if is_whole else []
+            is_whole = 0 < steps < MOST_TIOUS and steps == int(steps)
+            decimals = [first + step * i for i in range(int(steps) + 1)] if is_whole else []
         else:
-            tious = sorted({Decimal(part) for part in text.split(",")})
+            decimals = [Decimal(part) for part in text.split(",")]
+        tious = sorted({float(tiou) for tiou in decimals})  # of which 1e-400 is 0
     except (ArithmeticError, ValueError):
         tious = []
-    if not 0 < len(tious) <= MOST_TIOUS or not all(tiou.is_finite() and 0 < tiou <= 1 for tiou in tious):
+    if not 0 < len(tious) <= MOST_TIOUS or not all(0 < tiou <= 1 for tiou in tious):
         raise InputError(
             f"tIoU thresholds {text!r} cannot be read: give first:last:step with steps that meet the last, such as "
             f"0.1:0.7:0.1, or a list such as 0.3,0.5; all above 0, none above 1, at most {MOST_TIOUS}."
         )
-    return tuple(float(tiou) for tiou in tious)
+    return tuple(tious)
 
 
 def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], ranks: Ranks) -> Evaluation:
@@ -173,15 +141,15 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     """
     if not len(ground_truth):
         raise InputError("The ground truth holds no instance to find: choose a subset that has annotations.")
+    share, detections = count_share(detections, ground_truth), meet(detections, ground_truth)
     population = sorted(set(ground_truth.videos))
     labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
     truth = _renumber(ground_truth, _number_videos(ground_truth.videos, population), labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
     numbered = _renumber(detections, _number_videos(detections.videos, population), labels)
     ranked = rank(match(numbered, truth, tious))
-    tallies = _tally(detections.videos, detections.video_N), _tally(detections.labels, detections.label_N)
-    found, videos, seen = zip(*ranks.gather((true_positives(ranked), *tallies)), strict=True)
-    counts = _count(sum(videos, Counter()), sum(seen, Counter()), ground_truth, population, labels)
+    found, shares = zip(*ranks.gather((true_positives(ranked), share)), strict=True)
+    counts = count(shares, ground_truth, population, labels, is_apart=not any(map(len, found)))
     positives = _own_positives(ranked, found, ranks)
     ap_CT = average_precisions(positives, instances_C, len(tious))
     return Evaluation(
@@ -214,13 +182,9 @@ def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
 def _renumber(table: Table, video_of: Mapping[str, int], labels: list[str]) -> Table:
     """The same by any numbers of videos, whose names the table then does without."""
     label_of = {name: i for i, name in enumerate(labels)}
-    video_N = np.array([video_of[name] for name in table.videos], dtype=np.int32)[table.video_N]
+    video_N = np.array([video_of.get(name, -1) for name in table.videos], dtype=np.int32)[table.video_N]
     label_N = np.array([label_of.get(name, -1) for name in table.labels], dtype=np.int32)[table.label_N]
-    table = replace(table, videos=(), labels=labels, video_N=video_N, label_N=label_N)
-    if (label_N >= 0).all():
-        return table
-    columns = [field.name for field in fields(table) if field.name.endswith("_N")]
-    return replace(table, **{name: getattr(table, name)[label_N >= 0] for name in columns})
+    return keep_rows(replace(table, videos=(), labels=labels, video_N=video_N, label_N=label_N), label_N >= 0)
 
 
 def _number_videos(videos: Iterable[str], population: Sequence[str]) -> dict[str, int]:
@@ -233,42 +197,6 @@ def _number_videos(videos: Iterable[str], population: Sequence[str]) -> dict[str
     return {name: number_of[name] if name in number_of else 2 * bisect_left(population, name) for name in videos}
 
 
-def _tally(names: Sequence[str], index_N: np.ndarray) -> Counter[str]:
-    """How many rows there are of each name that has any."""
-    counts = np.bincount(index_N, minlength=len(names)).tolist()
-    return Counter({name: count for name, count in zip(names, counts, strict=True) if count})
-
-
-def _count(
-    videos: Counter[str], seen: Counter[str], ground_truth: GroundTruth, population: list[str], labels: list[str]
-) -> Counts:
-    """From how many detections each video and each label has; InputError where no video is of the population."""
-    outside = {name: videos[name] for name in sorted(videos.keys() - set(population))}
-    if videos and len(outside) == len(videos):  # the wrong annotations, not a bad detector
-        raise InputError(
-            f"None of the {videos.total():,} detections is of a video of the ground truth: they are of videos such "
-            f"as {min(outside)!r}, it has videos such as {population[0]!r}; "
-            "give the annotations and the subset of the videos that were localized."
-        )
-    return Counts(
-        detections=videos.total(),
-        outside_population=outside,
-        unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
-        classes_without_detections=tuple(label for label in labels if label not in seen),
-        videos_without_detections=len(population) - (len(videos) - len(outside)),
-        zero_length_instances=int((ground_truth.start_s_N == ground_truth.end_s_N).sum()),
-    )
-
-
 def _mean(values: Sequence[float]) -> float:
     """The mean, rounded once, so that the order of the values cannot show."""
     return math.fsum(values) / len(values)
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few names."""
-    return ", ".join(islice(names, 3))
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aumn.evaluation.average_precision import match, rank, true_positive_places, true_positives
+from aumn.evaluation.counts import meet
 from aumn.evaluation.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
 from aumn.evaluation.evaluate import Evaluation, evaluate, renumber
 from aumn.records import Detections, GroundTruth
@@ -36,6 +37,7 @@ def measure(detections: Detections, ground_truth: GroundTruth, tious: Sequence[f
     evaluation = evaluate(detections, ground_truth, tious, Ranks())
     videos = sorted({*ground_truth.videos, *evaluation.counts.outside_population})
     labels = list(evaluation.labels)
+    detections = meet(detections, ground_truth)
     found, truth = renumber(detections, videos, labels), renumber(ground_truth, videos, labels)
     return Measured(found, truth, evaluation, diagnose(found, truth, tious))
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.parts import write_part
@@ -77,8 +78,88 @@ def test_whatever_is_missing_is_said():
         "Without a detection, so AP 0: 2 of 3 classes, such as jump, swim.",
         "Without a detection: 2 of 3 videos.",
         "Never matched, for want of length: 1 instance.",
+        "Hardly to be matched, for they last 0.02 s at most: 1 instance.",
     ]
     assert measure(ROWS).notes() == []
+
+
+JUMP = Instance("v2", "jump", 3, 5)
+ODD = [  # what is odd about the ground truth and the detections, and the one note that tells of it
+    ([*TRUTH, JUMP], ROWS, {}, "Annotated once more, to the same times: 1 instance."),
+    (TRUTH, ROWS, {"left_out": 2}, "Left out, for they end before they start: 2 instances."),
+    (TRUTH, ROWS, {"swapped": 1}, "Taken with start and end exchanged, for they end before they start: 1 instance."),
+    (TRUTH, ROWS, {"untimed": {"v3"}}, "Not measured on, for nobody annotated when: 1 video."),
+    (
+        [*TRUTH, *(Instance("v1", label, 7, 9) for label in ("Playing volleyball", "Volleyball"))],
+        [*ROWS, *(Found("v1", label, 0.1, 7, 9) for label in ("Playing volleyball", "Volleyball"))],
+        {},
+        "Kept apart by spelling alone: 1 group of labels, such as 'Playing volleyball' and 'Volleyball'.",
+    ),
+    (
+        [*TRUTH, Instance("v1", "Ambiguous", 7, 9)],
+        [*ROWS, Found("v1", "Ambiguous", 0.1, 7, 9)],
+        {},
+        "'Ambiguous' is measured as a class; THUMOS14 calls so what is not to be measured on.",
+    ),
+    (
+        TRUTH,
+        ROWS,
+        {"durations_s": {"v1": 5.0, "v2": 5.0}},
+        "Behind their video's duration in the ground truth: 1 of 3 instances start there, and 0 more end there.",
+    ),
+    (
+        TRUTH,
+        [Found("v1", "run", 0.9, 260, 270), Found("v2", "jump", 0.8, 70, 120), ROWS[0]],
+        {"durations_s": {"v1": 9.0, "v2": 5.0}},
+        "Behind their video's duration in the ground truth: 2 of 3 detections start there, and 0 more end there. "
+        "Are these times frames? Divided by 30 a second, all lie inside.",
+    ),
+    (
+        TRUTH,
+        [row._replace(start_s=row.start_s + 90, end_s=row.end_s + 90) for row in ROWS],
+        {},
+        "No detection overlaps an instance of its class by the lowest tIoU.",
+    ),
+    (
+        [row._replace(video=f"v_{row.video}") for row in TRUTH],
+        ROWS,
+        {},
+        "Named with v_ in one of the two files alone: 2 videos.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("truth", "rows", "facts", "note"), ODD)
+def test_what_is_odd_is_said(truth: list[Instance], rows: list[Found], facts: dict, note: str):
+    evaluation = evaluate(as_detections(rows), replace(as_ground_truth(truth), **facts), TIOUS, Ranks())
+    assert evaluation.notes() == [note]
+    assert json.loads(json.dumps(evaluation.to_json()))["notes"] == [note]
+
+
+def test_videos_that_nobody_annotated_times_in_cost_nothing():
+    """Neither do their detections."""
+    truth = replace(as_ground_truth(TRUTH), untimed={"v3", "v_v4"})
+    strangers = [Found(video, "run", 0.95, 0, 4) for video in ("v3", "v4")]
+    assert evaluate(as_detections([*ROWS, *strangers]), truth, (0.5, 0.75), Ranks()).map_T == measure(ROWS).map_T
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("file", "subset", "short", "duplicate", "starting", "ending"),
+    [
+        ("activitynet/gt_activitynet13.json", "training", 44, 30, 0, 1164),
+        ("activitynet/gt_activitynet13.json", "validation", 30, 19, 1, 568),
+        ("thumos14/gt_ftcl.json", "test", 0, 0, 60, 62),
+    ],
+)
+def test_what_is_odd_about_real_ground_truth(
+    shared_data: Path, file: str, subset: str, short: int, duplicate: int, starting: int, ending: int
+):
+    truth = read_ground_truth(shared_data / file, subset)
+    counts = evaluate(as_detections([Found(truth.videos[0], "x", 1, 0, 1)]), truth, [0.5], Ranks()).counts
+    ends = counts.instance_ends
+    assert (counts.short_instances, counts.duplicate_instances) == (short, duplicate)
+    assert (ends.starting, ends.ending) == (starting, ending)
 
 
 def test_no_detections_are_a_zero_with_a_reason():
@@ -138,7 +219,10 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     for number, share in enumerate(np.array_split(np.random.default_rng(2).permutation(len(detections)), 7)):
         columns = {name: column[share] for name, column in asdict(detections).items() if name.endswith("_N")}
         write_part(replace(detections, **columns), folder / "detections" / f"{number}.parquet")
-    np.savez(folder / "truth.npz", **asdict(truth))
+    columns = {
+        name: value for name, value in asdict(truth).items() if name in ("videos", "labels") or name[-2:] == "_N"
+    }
+    np.savez(folder / "truth.npz", **columns)
     worker = Path(__file__).with_name("evaluate_ranks.py")
     succeed(python(worker, folder))
     for size in (2, 3):
@@ -190,7 +274,7 @@ def test_a_process_alone_imports_nothing_slow(on_ranks: dict[int, list[dict]]):
         ("0.1:0.7:0.1", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)),
         (PROTOCOLS["activitynet"], (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)),
         ("0.5", (0.5,)),
-        ("0.7, 0.3,0.5,0.30", (0.3, 0.5, 0.7)),
+        ("0.7, 0.3,0.5,0.30,0.30000000000000000001", (0.3, 0.5, 0.7)),
         ("0.5:1:0.25", (0.5, 0.75, 1.0)),
     ],
 )
@@ -202,7 +286,8 @@ def test_tious_are_the_decimals_that_were_written(text: str, expected: tuple[flo
     "text",
     [
         "", "x", "0.5,", "0.1:0.7", "0.1:0.7:0.1:2", "0.1:0.7:0", "0.1:0.7:-0.1", "0.7:0.1:0.1", "0:0.5:0.1", "0.5,1.1",
-        "0", "-0.5", "nan", "inf", "0.1:inf:0.1", "nan:0.5:0.1", "0.1:0.75:0.1", "0.1:0.1:0.7", "0.001:1:0.001",
+        "0", "-0.5", "1e-400", "nan", "inf", "0.1:inf:0.1", "nan:0.5:0.1", "0.1:0.75:0.1", "0.1:0.1:0.7",
+        "0.001:1:0.001",
         ",".join(f"0.{number}" for number in range(100, 201)),
     ],
 )  # fmt: skip

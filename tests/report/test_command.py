@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from aumn.cli import app
 from aumn.cli.evaluation import report
 from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
@@ -142,3 +144,38 @@ def test_what_is_wrong_is_told_before_any_work(place, monkeypatch, what, options
     with pytest.raises(InputError, match=message):
         report([Path(name) for name in what], **{"out": Path("wrong.html")} | options)
     assert not Path("wrong.html").exists()
+
+
+@pytest.mark.shared
+def test_w_talcs_folder_is_measured_on(shared_data: Path, tmp_path: Path):
+    """Its 1,362 test videos without times are left out, and said to be."""
+    field, page, file = shared_data / "field/wtalc_folder_as_truth", tmp_path / "page.html", tmp_path / "numbers.json"
+    common = [field / "stpn_results.json", "--annotations", field / "Thumos14-Annotations", "--subset", "test"]
+    for command in (["evaluate", *common, "--json", file], ["report", *common, "--out", page]):
+        arguments = [*map(str, command), "--protocol", "thumos14"]
+        assert "or give --allow-pickle" in str(CliRunner().invoke(app, arguments).exception)
+        assert CliRunner().invoke(app, [*arguments, "--allow-pickle"]).exit_code == 0
+    numbers, overview = json.loads(file.read_text()), contents_of(page)["overview"]
+    assert numbers["population"] == overview["population"] == {"videos": 212, "instances": 3358, "classes": 20}
+    assert numbers["average"] == overview["average"] == pytest.approx(0.267, abs=5e-4)
+    assert numbers["notes"] == overview["notes"]
+    assert "Not measured on, for nobody annotated when: 1,362 videos." in overview["notes"]
+
+
+def test_instances_that_end_before_they_start_are_counted_in_every_table(tmp_path: Path):
+    true = [{"label": "Run", "segment": segment} for segment in ([1.0, 2.0], [5.0, 4.0])]
+    gt, found = tmp_path / "gt.json", tmp_path / "found.json"
+    gt.write_text(json.dumps({"v": {"subset": "test", "annotations": true}}))
+    found.write_text(
+        json.dumps({"v": [{"label": "Run", "score": 1, "segment": segment} for segment in ([1, 2], [4, 5])]})
+    )
+    common = [str(found), "--annotations", str(gt), "--tiou", "0.5"]
+    assert "give --on-bad skip" in str(CliRunner().invoke(app, ["evaluate", *common]).exception)
+    for on_bad, note in (
+        ("skip", "Left out, for they end"),
+        ("swap", "Taken with start and end exchanged, for they end"),
+    ):
+        printed = CliRunner().invoke(app, ["evaluate", *common, "--on-bad", on_bad]).stdout
+        assert f"{note} before they start: 1 instance." in printed
+        CliRunner().invoke(app, ["report", *common, "--on-bad", on_bad, "--out", str(tmp_path / "page.html")])
+        assert f"{note} before they start: 1 instance." in contents_of(tmp_path / "page.html")["overview"]["notes"]
