@@ -12,6 +12,7 @@ import numpy as np
 DURATION_SLACK = 0.1  # of the duration; and two snippets, which extractors lose at a video's end
 COMMON_RATES = (25, 30, 50, 60)
 RATES = (60, 50, 30, 25, 24, 20, 15, 12, 10)  # frames a second, as videos have them
+LEAST_FPS = 5.0  # no video has fewer
 LIKE_FRAMES = 5.0  # times that reach so many times as far as their video are no seconds
 COVERED = "what their video's features cover"
 TOLD = "their video's duration in the ground truth"
@@ -52,7 +53,7 @@ class Ends:
         if 2 * len(self.reaches) >= self.videos and np.median(self.reaches) > LIKE_FRAMES:
             rate: float = min((rate for rate in COMMON_RATES if rate >= farthest), default=math.ceil(farthest))
             unit = f" Are these times frames? Divided by {rate} a second, all lie inside."
-        elif fps and self.reaches:
+        elif fps and self.reaches and fps / farthest >= LEAST_FPS:
             rate = max((rate for rate in RATES if rate <= fps / farthest), default=math.floor(10 * fps / farthest) / 10)
             videos = "this video" if len(self.reaches) == 1 else f"these {len(self.reaches):,} videos"
             unit = f" At {rate:g} frames a second instead of {fps:g} all lie inside: is that the rate of {videos}?"
@@ -73,6 +74,6 @@ def measure_ends(video_N: np.ndarray, start_s_N: np.ndarray, end_s_N: np.ndarray
         rows=int(np.isfinite(last_s_N).sum()),
         starting=int(is_starting_N.sum()),
         ending=int((end_s_N > last_s_N).sum()),
-        videos=len(np.unique(video_N[np.isfinite(last_s_N)])),
+        videos=int((np.isfinite(end_s_V) & (np.bincount(video_N, minlength=len(end_s_V)) > 0)).sum()),
         reaches=tuple((reached_s_V / end_s_V)[reached_s_V > 0].tolist()),
     )

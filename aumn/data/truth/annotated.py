@@ -105,7 +105,7 @@ def parse_positive(name: str, value: Any) -> float | None:
         return None
     number = _parse_number(value)
     if number is None or number <= 0:
-        raise InputError(f"has {name} {shown(value)}; it must be a number above 0, or left out.")
+        raise InputError(f"has {name} {shown(value)}; it must be a number above 0, to {MOST_S:g}, or left out.")
     return number
 
 

@@ -77,7 +77,10 @@ def test_actions_at_unknown_times_are_trained_on_and_not_measured(published: Any
         (["video,label,start,end", "a,Run,1,"], "has a 'Run' at ['1', '']; start and end must be finite numbers"),
         (["video,label,start,end", "a,Run,0:01,2"], "has a 'Run' at ['0:01', '2']; start and end must be finite"),
         (["video,label,start,end", "a,Run,1,1e10"], "has a 'Run' at ['1', '1e10']; start and end must be finite"),
-        (["video,label,start,end,fps", "a,Run,1,2,0"], "has fps '0'; it must be a number above 0, or left out"),
+        (
+            ["video,label,start,end,fps", "a,Run,1,2,0"],
+            "has fps '0'; it must be a number above 0, to 1e+09, or left out",
+        ),
         (
             ["video,label,start,end,subset", "a,Run,1,2,x", "a,Run,3,4,y"],
             "video 'a' (lines 2, 3) has subset 'x' and 'y'; a video has one: correct its rows",

@@ -153,7 +153,7 @@ def test_instances_that_end_before_they_start_cost_their_times_alone(published: 
         ({"annotations": []}, "has no text 'subset'"),
         ({"subset": "training"}, "has no list 'annotations'; give one, empty where nothing is annotated"),
         (video(annotations={}), "has no list 'annotations'"),
-        (video(duration="long"), "has duration 'long'; it must be a number above 0, or left out"),
+        (video(duration="long"), "has duration 'long'; it must be a number above 0, to 1e.09, or left out"),
         (video(duration=0), "has duration 0; it must be a number above 0"),
         (video(fps=float("nan")), "has fps nan; it must be a number above 0"),
         (video(annotations=[{"segment": [1, 2]}]), "has an annotation without a text 'label'"),
