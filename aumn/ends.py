@@ -32,15 +32,16 @@ class Length(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """How many rows lie behind their video's end; rows of videos whose end nobody tells are not counted."""
+    """How many rows lie behind their video's end; rows of videos whose end nobody tells are not counted.
+
+    `reaches` has, of each video with a row that starts behind its end, the last such row's end in lengths of the video.
+    """
 
     rows: int = 0
     starting: int = 0
     ending: int = 0  # those that start there, too
     videos: int = 0
-    reaches: tuple[
-        float, ...
-    ] = ()  # of each video with a row that starts there: its last time, in lengths of the video
+    reaches: tuple[float, ...] = ()
 
     def __add__(self, other: Ends) -> Ends:
         return Ends(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
