@@ -60,7 +60,7 @@ def synth(
 def pack(**given: Any) -> None:
     """Pack features and ground truth into WebDataset shards with a manifest.
 
-    Features: .npy files in folders, .npz and HDF5 archives, W-TALC's pickled arrays; docs/own_data.md shows each.
+    Features: .npy, .npz, HDF5, .mat, .pt, .csv and pickled arrays, in the layouts that docs/own_data.md shows.
     Interrupted, the same command goes on from the shards that are finished.
 
     Example: aumn pack build/demo/features build/demo/shards --annotations build/demo/features/gt.json
@@ -124,6 +124,8 @@ def print_inspection(found: Inspection) -> None:
         print(f"Values are of {found.read:,} videos, spread evenly; the rest is of all.")
     for note in found.notes:
         print(f"CHECK the ground truth. {note}")
+    if found.left_out:
+        print(f"Left out when it was packed: {len(found.left_out):,} bad videos: {', '.join(found.left_out)}")
     if found.findings or not found.notes:
         _print_findings(found)
 

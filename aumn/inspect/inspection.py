@@ -73,6 +73,7 @@ class Inspection:
     notes: list[str]  # what looks wrong with the ground truth
     population: Sequence[Video]  # every video of the set
     videos: list[tuple[Video, dict[str, StreamFacts]]]  # those that were read whole, with each stream's values
+    left_out: tuple[str, ...]  # when the set was packed, since they were bad
     read: int  # of so many videos the values were looked at
 
     @property
@@ -123,6 +124,7 @@ def inspect_shards(
         notes=_look_at_truth(shards),
         population=shards.videos,
         videos=values,
+        left_out=shards.left_out,
         read=len(chosen),
     )
 

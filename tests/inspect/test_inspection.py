@@ -126,7 +126,7 @@ def test_ground_truth_that_is_damaged_is_told_and_the_rest_is_inspected(place: P
 
 def test_nan_in_a_set_of_another_packer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_unchecked(features: Any, dtype: np.dtype, containers: Any) -> dict[str, np.ndarray]:
-        return {stream: containers.read(array.place) for stream, array in features.streams.items()}
+        return {stream: containers.read(array.places[0]) for stream, array in features.streams.items()}
 
     place.change(
         "flow", 3, lambda features: np.where(np.arange(features.size).reshape(features.shape) % 50, features, np.nan)
@@ -206,7 +206,16 @@ def test_real_gym_clips(shared_data: Path, tmp_path: Path) -> None:
     labels = json.loads((shared_data / "i3d_samples/gym_labels.json").read_text())["database"]
     rows = [f"{video},{entry['label']},,,{entry['duration']},30" for video, entry in labels.items()]
     (tmp_path / "gym.csv").write_text("\n".join(["video,label,start,end,duration,fps", *rows]))
-    pack(archive, tmp_path / "gym", tmp_path / "gym.csv", name="gym", stride_frames=64, dtype="float32", workers=1)
+    pack(
+        archive,
+        tmp_path / "gym",
+        tmp_path / "gym.csv",
+        name="gym",
+        stride_frames=64,
+        dtype="float32",
+        layout="joint",
+        workers=1,
+    )
     found = inspect_shards(tmp_path / "gym", workers=2)
     with np.load(archive) as arrays:
         originals = {name: arrays[name] for name in arrays.files}

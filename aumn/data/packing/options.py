@@ -25,8 +25,17 @@ class PackOptions:
     layout: Annotated[
         str | None, "folders (rgb/VIDEO), suffixes (VIDEO_rgb), joint or wtalc; default: found by looking."
     ] = None
-    joint: Annotated[str, "Columns of joint arrays: flow,rgb or rgb=2048,flow=1024."] = "rgb,flow"
+    joint: Annotated[
+        str | None, "Arrays are joint, with these columns: flow,rgb or rgb=2048,flow=1024; default: rgb,flow."
+    ] = None
+    streams: Annotated[str | None, "The streams' folders or endings, where others than rgb=rgb,flow=flow."] = None
     prefix: Annotated[str, "What features' names have before the annotations', e.g. v_."] = ""
+    suffix: Annotated[str, "What they have after them, e.g. _i3d."] = ""
+    crops: Annotated[str | None, "Of several crops of a video: mean, centre, or the number of one."] = None
+    transposed: Annotated[bool | None, "Arrays are D x T; asked for where they look so."] = None
+    rescaled: Annotated[
+        bool | None, "Features were resized to one length, whatever a video's; asked for where they look so."
+    ] = None
     stride_frames: Annotated[
         int | None, "Frames from one snippet to the next; default: as an archive tells, else 16."
     ] = None
@@ -50,6 +59,8 @@ class PackOptions:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
         check_on_bad(self.on_bad)
+        if self.crops not in {None, "mean", "centre"} and not str(self.crops).isdecimal():
+            raise InputError(f"crops is {self.crops!r}: choose mean, centre or the number of a crop.")
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

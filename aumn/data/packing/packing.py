@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,7 +61,13 @@ def pack(
         shards.rename(out)
         sync(out.parent)
         shutil.rmtree(work)
-    return replace(plan.report, kept_shards=len(kept), bytes=sum(shard.bytes for shard in written))
+    return replace(
+        plan.report,
+        packed=dict(Counter(row["subset"] for shard in written for row in shard.rows)),
+        bad=_left_out(plan, written),
+        kept_shards=len(kept),
+        bytes=sum(shard.bytes for shard in written),
+    )
 
 
 @contextmanager
@@ -101,20 +108,29 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
         written[shard.file] = shard
         tell()
     in_order = [written[file] for file in videos]
-    problems = [problem for shard in in_order for problem in shard.problems]
+    problems = [problem for shard in in_order for problem in shard.problems.values()]
     finished = sum(not shard.problems for shard in in_order)
-    refuse(
-        problems,
-        f"{len(problems):,} videos cannot be packed ({finished} finished shards of {len(videos)} stay in "
-        f"{work} for the next run):",
-    )
+    if plan.on_bad != "skip" or len(problems) == sum(videos.values()):
+        refuse(
+            problems,
+            f"{len(problems):,} videos cannot be packed ({finished} finished shards of {len(videos)} stay in "
+            f"{work} for the next run):",
+        )
     return in_order
+
+
+def _left_out(plan: Plan, written: Sequence[Written]) -> dict[str, str]:
+    """The videos that were found bad by their headers, and by their values."""
+    return plan.report.bad | {video: text for shard in written for video, text in shard.problems.items()}
 
 
 def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
     """The three files beside the tars; the description is the last."""
     streams = list(plan.description.streams)
-    write_annotations(shards / ANNOTATIONS, plan.annotated, plan.on_bad)
+    left_out = _left_out(plan, written)
+    write_annotations(
+        shards / ANNOTATIONS, [video for video in plan.annotated if video.id not in left_out], plan.on_bad
+    )
     write_manifest(shards / MANIFEST, [row for shard in written for row in shard.rows], streams)
     content = {table: (shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
     description = replace(
@@ -122,5 +138,6 @@ def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
         identity=Manifest(content[MANIFEST], streams).identity(plan.description),
         shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
         checksums={table: checksum(content[table]) for table in content},
+        left_out=tuple(sorted(left_out)),
     )
     (shards / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -12,17 +11,18 @@ import numpy as np
 
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
-from aumn.data.problems import about
+from aumn.data.problems import about, refuse
 from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
-from aumn.data.sources.containers import Containers
+from aumn.data.sources.containers import PICKLE_SUFFIXES, Containers
 from aumn.data.sources.features import Joint, VideoFeatures, check_features, parse_joint, split_columns
-from aumn.data.sources.releases import LAYOUTS, Release, find_release, read_fact
+from aumn.data.sources.releases import JOINT, LAYOUTS, Naming, Release, find_release, parse_streams, read_fact
 from aumn.data.truth.annotated import AnnotatedVideo, look
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.ends import Length
 from aumn.records import InputError
 
 DEFAULT_STRIDE_FRAMES = 16
+RESCALED_RATIO = 1.2  # of the longest video to the shortest, where all have as many snippets
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class PackingReport:
     shards: int
     without_features: list[str]
     without_annotations: list[str]
+    bad: dict[str, str]  # video -> why it was left out, where that was asked for
     source: str  # how the features were understood
     coverage: float | None  # of the durations in the ground truth, by the features: the median; None without any
     notes: list[str]  # what looks wrong with the ground truth of these features
@@ -63,12 +64,24 @@ def plan_packing(options: PackOptions) -> Plan:
     refuse_existing(options.out)
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
     classes = _order_classes(truth, options.classes)
-    joint = parse_joint(options.joint)
+    joint = parse_joint(options.joint or "rgb,flow")
+    layout = options.layout or (JOINT if options.joint and options.features.suffix != ".npy" else None)
+    naming = Naming(layout, parse_streams(options.streams), options.prefix, options.suffix, options.crops)
     containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
-    names = list(truth.videos) if truth.is_wtalc else None
-    release = find_release(options.features, containers, layout=options.layout, names=names, prefix=options.prefix)
-    ids = _match(release, truth)
-    features, streams = check_features(release, ids, containers, joint=joint, trim_streams=options.trim_streams)
+    release = find_release(options.features, containers, naming, truth.videos, is_wtalc=truth.is_wtalc)
+    found = check_features(
+        release,
+        _match(release, truth),
+        containers,
+        joint=joint,
+        trim_streams=options.trim_streams,
+        crops=options.crops,
+        transposed=options.transposed,
+    )
+    features, streams = found.videos, found.widths
+    if options.on_bad != "skip" or not features:
+        refuse(list(found.bad.values()), f"{len(found.bad):,} videos in {release.path} cannot be packed:")
+    _refuse_rescaled(features, truth, options)
     # Without a frame rate, that of the ground truth is taken.
     stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
     if stride != int(stride):
@@ -77,27 +90,28 @@ def plan_packing(options: PackOptions) -> Plan:
     with about(f"{release.path}:"):
         options = replace(options, stride_frames=int(stride), fps=fps)  # what an archive tells has the same bounds
     stride = int(stride)
-    videos = _plan_videos(features, truth, classes, stride, fps)
+    videos = _plan_videos(features, truth, classes, options)
     shards = _plan_shards(videos, options)
-    annotated = [truth.videos[video] for video in ids]
+    annotated = [truth.videos[found.video] for found in features]
     return Plan(
         shards=shards,
         annotated=annotated,
         description=Description(
             FORMAT_VERSION, options.name or options.out.name, "", classes, streams, options.dtype, stride, (), {}
         ),
-        workers=1 if release.layout == "wtalc" else options.workers,  # each process would hold the whole file
+        workers=1 if _is_one_pickle(release) else options.workers,  # each process would hold the whole file
         report=PackingReport(
             path=options.out,
-            packed=dict(Counter(video.subset for video in videos)),
+            packed={},
             classes=classes,
             streams=streams,
             shards=len(shards),
             without_features=sorted(truth.videos.keys() - release.places),
             without_annotations=sorted(release.places.keys() - truth.videos),
-            source=_say_source(release, joint, streams, stride, sorted({video.fps for video in videos})),
-            coverage=_measure_coverage(videos, truth, stride),
+            bad=found.bad,
+            source=_say_source(release, joint, streams, options, sorted({video.fps for video in videos})),
             notes=_look(videos, annotated, stride, options.on_bad),
+            coverage=None if options.rescaled else _measure_coverage(videos, truth, stride),
         ),
         on_bad=options.on_bad,
     )
@@ -114,14 +128,43 @@ def _match(release: Release, annotations: Annotations) -> list[str]:
     found, annotated = release.places.keys(), annotations.videos
     both = sorted(found & annotated.keys(), key=lambda video: (annotated[video].subset, video))
     if not both:
-        remedy = "name the files as the annotations name the videos, or give --prefix where only a prefix differs"
-        if {f"v_{video}" for video in annotated} & found:  # as ActivityNet's features are often named
-            remedy = "give --prefix v_, which the features' names have before the annotations'"
         raise InputError(
             f"{release.path} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, "
-            f"and the annotations {_examples(annotated)}; {remedy}."
+            f"and the annotations {_examples(annotated)}; {_propose_names(found, annotated)}."
         )
     return both
+
+
+def _propose_names(found: Collection[str], annotated: Collection[str]) -> str:
+    """The options by which the names would meet, if most of them would."""
+    name = min(found)
+    for video in sorted(annotated, key=len, reverse=True):
+        prefix, is_in, suffix = name.partition(video)
+        if is_in and 2 * sum(f"{prefix}{each}{suffix}" in found for each in annotated) >= min(
+            len(found), len(annotated)
+        ):
+            given = {f"--prefix {prefix}": prefix, f"--suffix {suffix}": suffix}
+            return f"give {' '.join(option for option, text in given.items() if text)}, which the features' names have"
+    return "name the files as the annotations name the videos, or give --prefix or --suffix where only these differ"
+
+
+def _is_one_pickle(release: Release) -> bool:
+    place = next(iter(next(iter(release.places.values())).values()))[0]
+    return release.layout == "wtalc" or place.file.lower().endswith(PICKLE_SUFFIXES)
+
+
+def _refuse_rescaled(features: Sequence[VideoFeatures], annotations: Annotations, options: PackOptions) -> None:
+    """Ask where all videos have one length in snippets and not in seconds: no stride fits such features."""
+    durations = [annotations.videos[found.video].duration_s or 0.0 for found in features]
+    is_suspect = (
+        len({found.snippets for found in features}) == 1 and max(durations) > RESCALED_RATIO * min(durations) > 0
+    )
+    if is_suspect and options.rescaled is None:
+        raise InputError(
+            f"{options.features}: all {len(features):,} videos have {features[0].snippets:,} snippets, and last from "
+            f"{min(durations):g} to {max(durations):g} s: give --rescaled if the features were resized to one length, "
+            "or --no-rescaled if a snippet is as long in all of them."
+        )
 
 
 def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ...]:
@@ -147,13 +190,18 @@ def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ..
 
 
 def _plan_videos(
-    features: Sequence[VideoFeatures], annotations: Annotations, classes: Sequence[str], stride: int, fps: float | None
+    features: Sequence[VideoFeatures], annotations: Annotations, classes: Sequence[str], options: PackOptions
 ) -> list[PlannedVideo]:
-    """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error."""
-    planned, unknown = [], []
+    """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error.
+
+    Features that were resized to one length have the frame rate by which they last as long as their video.
+    """
+    planned, unknown, stride = [], [], options.stride_frames or DEFAULT_STRIDE_FRAMES
     for arrays in features:
         video = annotations.videos[arrays.video]
-        rate = fps or video.fps
+        rate = options.fps or video.fps
+        if options.rescaled:
+            rate = arrays.snippets * stride / video.duration_s if video.duration_s else None
         if not rate:
             unknown.append(video.id)
             continue
@@ -161,6 +209,11 @@ def _plan_videos(
         duration_s = video.duration_s or arrays.snippets * stride / rate
         names = tuple(classes[label] for label in labels)
         planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
+    if unknown and options.rescaled:
+        raise InputError(
+            f"{annotations.source} tells no duration for {len(unknown):,} videos ({_examples(unknown)}), over which "
+            "--rescaled features are spread: add it."
+        )
     if unknown:
         raise InputError(
             f"{annotations.source} tells no fps for {len(unknown):,} videos ({_examples(unknown)}): "
@@ -169,15 +222,24 @@ def _plan_videos(
     return planned
 
 
-def _say_source(release: Release, joint: Joint, streams: dict[str, int], stride: int, rates: list[float]) -> str:
+def _say_source(
+    release: Release, joint: Joint, streams: dict[str, int], options: PackOptions, rates: list[float]
+) -> str:
     how = "found by looking" if release.was_found else "as told"
     parts = [f"layout {release.layout} ({LAYOUTS[release.layout]}), {how}"]
     if release.layout in {"joint", "wtalc"}:
         spans = split_columns(joint, sum(streams.values()))
         columns = [f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items()]
         parts.append(f"columns {', '.join(columns)}")
+    if release.renamed:
+        name, video, count = release.renamed
+        parts.append(f"{count:,} names known by a part of them, such as {name!r} for {video!r}")
+    if options.crops:
+        parts.append("the mean of all crops" if options.crops == "mean" else f"crop {options.crops}")
+    if options.rescaled:
+        return "; ".join([*parts, "resized: a video's snippets share its duration evenly"])
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return "; ".join([*parts, f"a snippet every {stride} frames at {shown} fps"])
+    return "; ".join([*parts, f"a snippet every {options.stride_frames} frames at {shown} fps"])
 
 
 def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride: int) -> float | None:
@@ -223,7 +285,8 @@ def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[S
             part_bytes += video_bytes
         for number, part in enumerate(parts):
             file = f"{sample_key(subset)}-{number:06d}.tar"
-            plans.append(ShardPlan(file, len(plans), options.dtype, options.allow_pickle, tuple(part)))
+            skips_bad = options.on_bad == "skip"
+            plans.append(ShardPlan(file, len(plans), options.dtype, options.allow_pickle, skips_bad, tuple(part)))
     return plans
 
 

@@ -47,6 +47,7 @@ class ShardPlan:
     index: int
     dtype: str
     allow_pickle: bool
+    skips_bad: bool
     videos: tuple[PlannedVideo, ...]
 
     def digest(self) -> str:
@@ -56,17 +57,17 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A finished shard: its size and manifest rows; or the problems of its videos, and no shard."""
+    """A finished shard: its size and manifest rows; or no shard, unless the videos with problems are to be left out."""
 
     file: str
     bytes: int = 0
     rows: list[Row] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)  # video -> what is wrong with it
 
 
 def write_shard(plan: ShardPlan, work: Path) -> Written:
     """Write `shards/<file>` in `work` and then the note that it is finished; each appears whole or not at all."""
-    rows, problems = [], []
+    rows, problems = [], {}
     containers = Containers(allow_pickle=plan.allow_pickle)
     shard = work / SHARDS / plan.file
     with (
@@ -77,14 +78,14 @@ def write_shard(plan: ShardPlan, work: Path) -> Written:
             try:
                 rows.append(_write_sample(tar, np.dtype(plan.dtype), plan.index, video, containers))
             except InputError as problem:
-                problems.append(str(problem))
+                problems[video.features.video] = str(problem)
     size = shard.stat().st_size
-    if problems:
+    if problems and not plan.skips_bad:
         shard.unlink()
         return Written(plan.file, problems=problems)
     with whole_file(work / PROGRESS / f"{plan.file}.json") as partial:
-        partial.write_text(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows}))
-    return Written(plan.file, size, rows)
+        partial.write_text(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows, "problems": problems}))
+    return Written(plan.file, size, rows, problems)
 
 
 def read_finished(plan: ShardPlan, work: Path) -> Written | None:
@@ -94,7 +95,7 @@ def read_finished(plan: ShardPlan, work: Path) -> Written | None:
         return None
     finished = json.loads(note.read_bytes())
     is_this = finished["plan"] == plan.digest() and finished["bytes"] == shard.stat().st_size
-    return Written(plan.file, finished["bytes"], finished["rows"]) if is_this else None
+    return Written(plan.file, finished["bytes"], finished["rows"], finished["problems"]) if is_this else None
 
 
 def _write_sample(

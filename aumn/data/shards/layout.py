@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,6 +41,7 @@ class Description:
     stride_frames: int
     shards: tuple[Shard, ...]
     checksums: dict[str, str]  # of the two tables' bytes
+    left_out: tuple[str, ...] = ()  # videos that packing was told to leave out where they are bad
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""
@@ -50,7 +52,10 @@ class Description:
 
     def to_json(self) -> str:
         """The text of dataset.json: these fields, and their checksum."""
-        fields = asdict(self)
+        defaults = {field.name: field.default for field in dataclass_fields(self) if field.default is not MISSING}
+        fields = {
+            name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]
+        }
         return json.dumps(fields | {"checksum": _own_checksum(fields)}, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -35,6 +35,7 @@ class ShardSet:
         self.streams = description.streams
         self.dtype = np.dtype(description.dtype)
         self.stride_frames = description.stride_frames
+        self.left_out = description.left_out
         self._tars = [path / shard.file for shard in description.shards]
         self.videos: Sequence[Video] = rows
         """Every video of every subset, in the order that `indices` and `read` count in."""

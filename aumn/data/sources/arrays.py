@@ -53,12 +53,17 @@ def read_objects(path: Path, *, allow_pickle: bool) -> Any:
         if not parse_header(str(path), file, path.stat().st_size).dtype.hasobject:
             return read_values(file)
         if not allow_pickle:
-            raise InputError(
-                f"{path} holds pickled Python objects, which can run code when read: save it as an array of numbers, "
-                "or give --allow-pickle, which reads arrays and numbers and refuses all else."
-            )
+            raise pickle_refusal(path)
         with about(path):
             return unpickle(file)
+
+
+def pickle_refusal(path: Path) -> InputError:
+    """What is said of a pickle where nobody asked for pickles to be read."""
+    return InputError(
+        f"{path} holds pickled Python objects, which can run code when read: save it as an array of numbers, "
+        "or give --allow-pickle, which reads arrays and numbers and refuses all else."
+    )
 
 
 def table_of(path: Path, objects: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where published arrays lie: .npy files in folders, members of .npz and HDF5 archives, items of one pickled array.
+"""Where published arrays lie: files in folders, members of archives, items of pickles.
 
 Nothing in them can run code or lead to another file.
 """
@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zipfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from aumn.data.problems import about
 from aumn.data.sources import arrays
 from aumn.data.sources.arrays import Header, read_array, read_values, table_of
-from aumn.data.sources.unpickling import plain
+from aumn.data.sources.unpickling import plain, unpickle
 from aumn.records import InputError
 
 if TYPE_CHECKING:
     import h5py
 
-ARCHIVE_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf")
+KINDS = ((".npy", ".npz", ".h5", ".hdf5", ".hdf"), (".mat",), (".pt", ".pth"), (".csv",), (".pkl", ".pickle"))
+"""Files that hold features, by their ends. Those of a later kind count where a folder has none of an earlier: a CSV
+beside .npy files is something else."""
+SINGLE_SUFFIXES = (".npy", ".csv")
+PICKLE_SUFFIXES = KINDS[-1]
 MOST_OPEN = 32  # 1,024 is a usual limit of open files
 DEFLATE_RATIO = 1032  # no byte of zip's and gzip's compression becomes more
 
@@ -70,21 +78,33 @@ class Containers:
 
     def header(self, place: Place) -> Header:
         """Shape and dtype of an array."""
-        if place.member is None:
+        if place.member is None and not place.file.lower().endswith(".csv"):
             return arrays.read_header(Path(place.file), allow_pickle=self._allow_pickle)
+        if place.member is None:
+            values = self.read(place)
+            return Header(values.shape, values.dtype)
         return self.archive(place.file).header(place.member)
 
     def read(self, place: Place) -> np.ndarray:
         """An array."""
+        if place.member is None and place.file.lower().endswith(".csv"):
+            return _read_csv(place.file)
         if place.member is None:
             return read_array(Path(place.file), allow_pickle=self._allow_pickle)
         return self.archive(place.file).read(place.member)
 
 
 def _open(file: str, *, allow_pickle: bool) -> Archive:
-    suffix = Path(file).suffix.lower()
+    suffix, path = Path(file).suffix.lower(), Path(file)
     if suffix == ".npy":
-        return _PickledArrays(Path(file), allow_pickle=allow_pickle)
+        return _Pickled(path, _objects_by_number(path, allow_pickle))
+    if suffix in PICKLE_SUFFIXES:
+        return _Pickled(path, _objects_by_name(path, allow_pickle))
+    if suffix == ".mat":
+        with path.open("rb") as opened:
+            return _Mat73(file) if opened.read(10) == b"MATLAB 7.3" else _Loaded(file, _load_mat)
+    if suffix in {".pt", ".pth"}:
+        return _Loaded(file, _load_torch)
     return _Npz(file) if suffix == ".npz" else _Hdf5(file)
 
 
@@ -181,21 +201,110 @@ class _Hdf5(Archive):
         return dataset
 
 
-class _PickledArrays(Archive):
-    """W-TALC's file of features: one pickle, which has to be read whole; its arrays are named by their numbers."""
+class _Mat73(_Hdf5):
+    """MATLAB's newer files are HDF5, with every array's axes the other way round."""
 
-    def __init__(self, path: Path, *, allow_pickle: bool) -> None:
-        self._path = path
-        objects: Any = plain(arrays.read_objects(path, allow_pickle=allow_pickle))
-        self._objects = objects if isinstance(objects, list) else list(objects) if np.ndim(objects) == 3 else []
-        if not self._objects:
-            raise InputError(f"{path} is not a list of arrays, one a video, as W-TALC's features are: give the folder.")
-
-    def names(self) -> list[str]:
-        return [str(number) for number in range(len(self._objects))]
+    def header(self, name: str) -> Header:
+        header = super().header(name)
+        return header._replace(shape=header.shape[::-1])
 
     def read(self, name: str) -> np.ndarray:
-        return table_of(self._path, self._objects[int(name)])
+        return super().read(name).T
+
+
+class _Loaded(Archive):
+    """A file that a library of its kind loads whole."""
+
+    def __init__(self, file: str, load: Callable[[str], Any]) -> None:
+        with _telling_damage(f"{file} cannot be read"):
+            self._arrays: dict[str, np.ndarray] = load(file)
+
+    def names(self) -> list[str]:
+        return list(self._arrays)
+
+    def read(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+
+def _by_name(value: Any, path: Path) -> dict[str, Any]:
+    """A video's arrays, or those of its streams, out of dicts in dicts, with names like paths."""
+
+    def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, dict) or name.count("/") > 2:
+            yield name, value
+            return
+        for key, item in value.items():
+            yield from flatten(item, f"{name}/{key}".lstrip("/"))
+
+    limit = path.stat().st_size  # dicts may share parts, so what they hold as a tree is without bound
+    found = list(islice(flatten(value, ""), limit + 1))
+    if len(found) > limit:
+        raise InputError(f"{path} repeats its parts beyond measure, so it is no file of features: do not trust it.")
+    return dict(found)
+
+
+def _load_mat(file: str) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    return {name: value for name, value in loadmat(file).items() if not name.startswith("__")}
+
+
+def _load_torch(file: str) -> dict[str, np.ndarray]:
+    """Tensors alone: `weights_only` refuses everything that could run."""
+    import torch
+
+    def convert(value: Any) -> np.ndarray:
+        if not isinstance(value, torch.Tensor):
+            return np.asarray(value)
+        if value.nbytes > Path(file).stat().st_size:  # a view that repeats what there is
+            raise InputError(f"{file} says that it holds {value.nbytes:,} bytes and is smaller: save it again.")
+        array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+        return array
+
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    return {name: convert(value) for name, value in _by_name(loaded, Path(file)).items()}
+
+
+def _read_csv(file: str) -> np.ndarray:
+    """A row a snippet, below a line of names or none, as mmaction2's and BSN's features are."""
+    with _telling_damage(f"{file} is no table of numbers"):
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        if lines and not re.match(r"\s*[-+.\d]|\s*nan", lines[0], re.IGNORECASE):
+            del lines[0]
+        return np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, 0))
+
+
+class _Pickled(Archive):
+    """What a pickle held, which has to be read whole."""
+
+    def __init__(self, path: Path, objects: dict[str, Any]) -> None:
+        self._path, self._objects = path, objects
+
+    def names(self) -> list[str]:
+        return list(self._objects)
+
+    def read(self, name: str) -> np.ndarray:
+        return table_of(self._path, self._objects[name])
+
+
+def _objects_by_number(path: Path, allow_pickle: bool) -> dict[str, Any]:
+    """W-TALC's file of features: its arrays are named by their numbers."""
+    objects: Any = plain(arrays.read_objects(path, allow_pickle=allow_pickle))
+    if not isinstance(objects, list) and np.ndim(objects) != 3:
+        objects = []
+    if len(objects) == 0:
+        raise InputError(f"{path} is not a list of arrays, one a video, as W-TALC's features are: give the folder.")
+    return {str(number): array for number, array in enumerate(objects)}
+
+
+def _objects_by_name(path: Path, allow_pickle: bool) -> dict[str, Any]:
+    if not allow_pickle:
+        raise arrays.pickle_refusal(path)
+    with path.open("rb") as file, about(path):
+        objects = unpickle(file)
+    if not isinstance(objects, dict):
+        raise InputError(f"{path} is no dict of arrays by the videos' names: save an array a video.")
+    return _by_name(objects, path)
 
 
 def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str, ...], Place]]:
@@ -204,10 +313,19 @@ def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str,
     A folder's archives count as folders: the array VIDEO in `rgb_val.h5` has the parts ("rgb_val", "VIDEO").
     """
     below = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    for file in [path] if path.is_file() else below:
+    files = [path] if path.is_file() else list(below)
+    seen = Counter(file.suffix.lower() for file in files)
+    kind = next((kind for kind in KINDS if seen.keys() & set(kind)), None)
+    if kind is None:
+        shown = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in seen.most_common(5))
+        *others, last = (suffix for kind in KINDS for suffix in kind)
+        raise InputError(
+            f"{path} holds no features but {shown or 'nothing'}: give {', '.join(others)} or {last} files."
+        )
+    for file in (file for file in files if file.suffix.lower() in kind):
         parts = () if file == path else file.relative_to(path).with_suffix("").parts
-        if file.suffix == ".npy":
-            yield parts, Place(str(file))
-        elif file.suffix.lower() in ARCHIVE_SUFFIXES:
-            for name in containers.archive(str(file)).names():
-                yield (*parts, *name.split("/")), Place(str(file), name)
+        if file.suffix.lower() in SINGLE_SUFFIXES:
+            yield parts or (file.stem,), Place(str(file))
+            continue
+        for name in containers.archive(str(file)).names():
+            yield (*parts, *filter(None, name.split("/"))) or (file.stem,), Place(str(file), name)

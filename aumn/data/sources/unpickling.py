@@ -184,4 +184,5 @@ _STAND_INS = {
     ("numpy._core.numeric", "_frombuffer"): _from_bytes,
     ("_codecs", "encode"): _latin1,
     ("builtins", "bytes"): _no_bytes,
+    ("collections", "OrderedDict"): dict,
 }

@@ -38,6 +38,7 @@ def test_what_goes_in_comes_out(published: Any, tmp_path: Path) -> None:
         bytes=sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")),
         without_features=[],
         without_annotations=[],
+        bad={},
         source="layout folders (rgb/VIDEO and flow/VIDEO), found by looking; a snippet every 8 frames at 25 fps",
         coverage=report.coverage,
         notes=[

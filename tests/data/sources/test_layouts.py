@@ -1,6 +1,7 @@
 """The same features in every layout that releases have: found by looking, said, and packed to the same content."""
 
 import json
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from scipy.io import savemat
 
 from aumn.data.packing.packing import pack
 from aumn.data.packing.planning import PackingReport
@@ -74,7 +77,45 @@ def per_video_npz(root: Path, features: Arrays) -> Path:
     return root
 
 
-LAYOUTS: dict[str, tuple[str, Callable[[Path, Arrays], Path]]] = {
+def split_above(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{'train' if name[-1] in 'abc' else 'test'}/{name}": array for name, array in arrays.items()}
+
+
+def split_after(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name if name[-1] in "abc" else name.replace("/", "Test/"): array for name, array in arrays.items()}
+
+
+def as_mat(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    savemat(path, arrays | {"fps": 25.0})
+
+
+def as_mat73(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            file[name] = array.T
+    with path.open("r+b") as opened:
+        opened.write(b"MATLAB 7.3 MAT-file")
+
+
+def as_torch(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    torch.save(torch.utils._pytree.tree_map(torch.from_numpy, value), path)
+
+
+def as_csv(path: Path, features_TD: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    names = [",".join(f"f{column}" for column in range(features_TD.shape[1]))] * path.stem.startswith("a")
+    path.write_text("\n".join([*names, *(",".join(map(repr, row)) for row in features_TD.tolist())]))
+
+
+def as_pickle(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps(value))
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path, Arrays], object]]] = {
     "VIDEO_rgb.npy": ("suffixes", lambda root, f: as_files(root, by_stream(f, "{video}_{stream}"))),
     "RGB folders": ("folders", lambda root, f: as_files(root, by_stream(f, "{Stream}/{video}"))),
     "i3d-rgb folders": ("folders", lambda root, f: as_files(root, by_stream(f, "i3d-{stream}/{video}"))),
@@ -97,6 +138,15 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path, Arrays], Path]]] = {
         ),
     ),
     "rgb_val.h5": ("folders", lambda root, f: per_stream_files(root, f, as_hdf5, ".h5")),
+    "train/rgb/VIDEO": ("folders", lambda root, f: as_files(root, split_above(by_stream(f, "{stream}/{video}")))),
+    "train/VIDEO": ("joint", lambda root, f: as_files(root, split_above(halves(f)))),
+    "RGBTest folders": ("folders", lambda root, f: as_files(root, split_after(by_stream(f, "{Stream}/{video}")))),
+    "VIDEO.mp4": ("folders", lambda root, f: as_files(root, by_stream(f, "{stream}/{video}.mp4"))),
+    "mat a video": ("suffixes", lambda root, f: [as_mat(root / f"{v}.mat", streams) for v, streams in f.items()]),
+    "MATLAB 7.3": ("suffixes", lambda root, f: [as_mat73(root / f"{v}.mat", streams) for v, streams in f.items()]),
+    "pt a video": ("joint", lambda root, f: [as_torch(root / f"{v}.pt", joined(streams)) for v, streams in f.items()]),
+    "pt of a dict": ("suffixes", lambda root, f: as_torch(root / "all.pt", f)),
+    "csv a video": ("joint", lambda root, f: [as_csv(root / f"{v}.csv", joined(streams)) for v, streams in f.items()]),
     "rgb_val.npz": ("folders", lambda root, f: per_stream_files(root, f, as_npz, ".npz")),
 }
 
@@ -120,12 +170,194 @@ def pack_from(published: Any, source: Path, name: str = "packed", **options: Any
 def test_every_layout_is_found_said_and_packed_alike(even: Any, tmp_path: Path, name: str) -> None:
     expected = pack_from(even, even.root, "expected")[1].identity
     layout, write = LAYOUTS[name]
-    source = write(tmp_path / "release", even.features)
-    report, shards = pack_from(even, source)
+    source = tmp_path / "release"
+    made = write(source, even.features)
+    source = made if isinstance(made, Path) else source
+    told = {"layout": "joint"} if layout == "joint" else {}  # never cut in two by guess
+    report, shards = pack_from(even, source, **told)
     assert shards.identity == expected
     assert f"layout {layout} (" in report.source
-    assert "found by looking" in report.source
+    assert ("as told" if told else "found by looking") in report.source
     assert ("columns 0-4 rgb, 5-9 flow" in report.source) == (layout == "joint")
+
+
+def crops_of(features_TD: np.ndarray, count: int, centre: int) -> list[np.ndarray]:
+    """Crops whose centre, and no other, is the array itself; and nor is their mean."""
+    return [features_TD if crop == centre else features_TD + 1 for crop in range(count)]
+
+
+def each(features: Arrays, how: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: how(array) for name, array in by_stream(features, "{stream}/{video}").items()}
+
+
+def as_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.replace("FLOW", "OF"): array for name, array in arrays.items()}
+
+
+def around(array: np.ndarray) -> np.ndarray:
+    return np.stack([array + offset for offset in (-2, -1, 0, 1, 2)], 1)
+
+
+def one_dimension_where_short(array: np.ndarray) -> np.ndarray:
+    return array[0] if len(array) == 2 else array
+
+
+TOLD: dict[str, tuple[dict[str, Any], Callable[[Path, Arrays], object]]] = {
+    "joint by its columns": ({"joint": "rgb,flow"}, lambda root, f: as_files(root, halves(f))),
+    "streams by name": (
+        {"streams": "rgb=RGB,flow=OF"},
+        lambda root, f: as_files(root, as_of(by_stream(f, "{Stream}/{video}"))),
+    ),
+    "suffix": ({"suffix": "_i3d"}, lambda root, f: as_files(root, by_stream(f, "{stream}/{video}_i3d"))),
+    "ones": ({}, lambda root, f: as_files(root, each(f, lambda a: a[:, None, :, None]))),
+    "one in front": ({}, lambda root, f: as_files(root, each(f, lambda a: a[None]))),
+    "ten crops, centre": (
+        {"crops": "centre"}, lambda root, f: as_files(root, each(f, lambda a: np.stack(crops_of(a, 10, 4), 1)))
+    ),
+    "five crops first, by number": (
+        {"crops": "2"}, lambda root, f: as_files(root, each(f, lambda a: np.stack(crops_of(a, 5, 2))))
+    ),
+    "five crops, mean": ({"crops": "mean"}, lambda root, f: as_files(root, each(f, around))),
+    "VIDEO__0, centre": (
+        {"crops": "centre"},
+        lambda root, f: [
+            as_files(root, {f"{name}__{number}": crop})
+            for name, a in each(f, np.copy).items() for number, crop in enumerate(crops_of(a, 5, 0))
+        ],
+    ),
+    "VIDEO__0, mean": (
+        {"crops": "mean"},
+        lambda root, f: [
+            as_files(root, {f"{name}__{number}": around(a)[:, number]})
+            for name, a in each(f, np.copy).items() for number in range(5)
+        ],
+    ),
+    "D x T": ({"transposed": True}, lambda root, f: as_files(root, each(f, np.transpose))),
+    "pickled dict": ({"allow_pickle": True, "layout": "joint"}, lambda root, f: as_pickle(root / "all.pkl", halves(f))),
+    "pickled dicts": ({"allow_pickle": True}, lambda root, f: as_pickle(root / "all.pkl", f)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_has_to_be_told_is_packed_alike(even: Any, tmp_path: Path, name: str) -> None:
+    for streams in even.features.values():  # sums of a few of these are exact
+        for stream in streams:
+            streams[stream] = np.round(streams[stream] * 8) / 8 + 0.0
+    for video, streams in even.features.items():
+        for stream, features_TD in streams.items():
+            even.save(stream, video, features_TD)
+    options, write = TOLD[name]
+    write(tmp_path / "release", even.features)
+    expected = pack_from(even, even.root, "expected")[1].identity
+    assert pack_from(even, tmp_path / "release", **options)[1].identity == expected
+
+
+def test_an_array_of_one_dimension_is_one_snippet(even: Any, tmp_path: Path) -> None:
+    source = as_files(tmp_path / "squeezed", each(even.features, one_dimension_where_short))
+    shards = pack_from(even, source)[1]
+    (index,) = [index for index, video in enumerate(shards.videos) if video.id == "b"]
+    np.testing.assert_array_equal(shards.read(index)["rgb"], even.features["b"]["rgb"][:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (
+            lambda root, _: as_files(root, {name: np.ones((4, 16)) for name in "abcde"}),
+            {},
+            "has one array a video, such as '.': give --layout joint if it holds both streams' columns",
+        ),
+        (
+            lambda root, f: as_files(root, each(f, lambda a: np.stack([a] * 10, 1))),
+            {},
+            r"arrays have shapes such as \(., 10, 5\), 10 crops of each snippet: give --crops mean,",
+        ),
+        (
+            lambda root, f: as_files(root, each(f, lambda a: np.stack([a] * 5, 1))),
+            {"crops": "5"},
+            "--crops 5 is none of the 5 crops, which are counted from 0: give one below 5",
+        ),
+        (
+            lambda root, f: as_files(root, {f"{name}__0": a for name, a in each(f, np.copy).items()}),
+            {},
+            "has several crops of a video, such as .*__0.npy: give --crops mean, --crops centre, which is __0 as in XD",
+        ),
+        (
+            lambda root, f: as_files(root, {name: np.ones((512, len(a))) for name, a in each(f, np.copy).items()}),
+            {},
+            "every array has 512 rows and 2 to 7 columns, which looks like width x snippets: give --transposed",
+        ),
+        (
+            lambda root, f: as_files(root, each(f, lambda _: np.ones((9, 3)))),
+            {},
+            "all 5 videos have 9 snippets, and last from 10 to 14 s: give --rescaled",
+        ),
+        (
+            lambda root, f: as_files(root, by_stream(f, "net_{stream}s/{video}")),
+            {},
+            "every video in two folders, .*: give --streams rgb=net_rgbs,flow=net_flows[.]",
+        ),
+        (
+            lambda root, f: as_files(root, as_of(by_stream(f, "{Stream}/{video}"))),
+            {},
+            "5 of 10 arrays are named as layout 'folders' has it.* or the streams with --streams rgb=RGB,flow=OF",
+        ),
+        (
+            lambda root, f: as_files(root, by_stream(f, "{stream}/{video}_i3d")),
+            {},
+            "it holds 'a_i3d', 'b_i3d', 'c_i3d', ..., and the annotations 'a', .*; give --suffix _i3d, ",
+        ),
+        (
+            lambda root, f: as_pickle(root / "all.pkl", halves(f)),
+            {},
+            "all.pkl holds pickled Python objects, which can run code when read: save it",
+        ),
+        (
+            lambda root, _: as_pickle(root / "all.pkl", [1]),
+            {"allow_pickle": True},
+            "all.pkl is no dict of arrays by the videos' names",
+        ),
+        (
+            lambda root, _: (root.mkdir(), torch.save(torch.ones(1, 1).expand(10**6, 10**6), root / "a.pt")),
+            {"layout": "joint"},
+            "a.pt says that it holds 4,000,000,000,000 bytes and is smaller: save it again",
+        ),
+        (
+            lambda root, _: (root.mkdir(), torch.save(torch.nn.Linear(2, 2), root / "a.pt")),
+            {"layout": "joint"},
+            r"a.pt cannot be read \(Weights only load failed",
+        ),
+        (
+            lambda root, _: (root.mkdir(), (root / "a.mat").write_bytes(b"MATLAB 5.0" + bytes(900))),
+            {"layout": "joint"},
+            "a.mat cannot be read",
+        ),
+        (
+            lambda root, _: (root.mkdir(), (root / "a.csv").write_text("f0,f1\n1,x")),
+            {"layout": "joint"},
+            "a.csv is no table of numbers .*could not convert string 'x'",
+        ),
+        (lambda root, f: as_files(root, halves(f)), {"layout": "wtalc"}, "holds no features in one .npy file"),
+        (lambda root, f: as_files(root, halves(f)), {"streams": "rgb=RGB"}, "'rgb=RGB' does not name the streams'"),
+        (lambda root, f: as_files(root, halves(f)), {"crops": "left"}, "crops is 'left': choose mean, centre"),
+        (lambda root, f: as_files(root, halves(f)), {"on_bad": "hide"}, "on_bad is 'hide': choose stop, skip or swap"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_rather_than_guessed(
+    even: Any, tmp_path: Path, make: Callable[[Path, Arrays], object], options: dict[str, Any], message: str
+) -> None:
+    make(tmp_path / "release", even.features)
+    with pytest.raises(InputError, match=message):
+        pack_from(even, tmp_path / "release", **options)
+
+
+def test_features_resized_to_one_length_last_as_long_as_their_videos(even: Any, tmp_path: Path) -> None:
+    source = as_files(tmp_path / "resized", each(even.features, lambda _: np.ones((9, 3))))
+    report, shards = pack_from(even, source, rescaled=True)
+    lasts_s = {video.id: video.snippets * shards.stride_frames / video.fps for video in shards.videos}
+    assert lasts_s == pytest.approx({video: facts["duration"] for video, facts in even.database.items()})
+    assert report.source.endswith("resized: a video's snippets share its duration evenly")
+    assert len({video.fps for video in pack_from(even, source, "not", rescaled=False)[1].videos}) == 1
 
 
 def test_stream_folders_may_be_links(even: Any, tmp_path: Path) -> None:
@@ -139,9 +371,7 @@ def test_the_order_and_widths_of_joint_columns(published: Any, tmp_path: Path) -
     arrays = {video: joined(streams, ("flow", "rgb")) for video, streams in published.features.items()}
     source = as_files(tmp_path / "joint", arrays)
     report, shards = pack_from(published, source, joint="flow=3,rgb=5")
-    assert report.source.startswith(
-        "layout joint (one array VIDEO with the streams' columns side by side), found by look"
-    )
+    assert report.source.startswith("layout joint (one array VIDEO with the streams' columns side by side), as told")
     assert "columns 0-2 flow, 3-7 rgb" in report.source
     assert shards.identity == pack_from(published, published.root, "direct")[1].identity
     assert pack_from(published, source, "even", joint="flow,rgb")[1].streams == {"rgb": 4, "flow": 4}
@@ -185,8 +415,9 @@ def test_names_of_two_layouts_are_not_guessed_about(published: Any, tmp_path: Pa
     ("make", "message"),
     [
         (lambda _path: None, "There are no features at"),
-        (lambda path: path.mkdir(), r"holds no features: neither .npy files nor archives \(.npz, .h5, .hdf5, .hdf\)"),
-        (lambda path: path.write_text("x"), "is none of the files that hold features"),
+        (lambda path: path.mkdir(), r"holds no features but nothing: give .npy, .npz, .h5, .* or .pickle files"),
+        (lambda path: path.write_text("x"), "holds no features but 1 without a suffix: give .npy"),
+        (lambda path: (path.mkdir(), (path / "a.tfrecord").touch()), "holds no features but 1 .tfrecord: give .npy"),
     ],
 )
 def test_sources_without_features(published: Any, tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
@@ -241,10 +472,10 @@ def test_stride_and_frame_rate_told_by_the_archive(even: Any, tmp_path: Path, ki
                 file[name] = values
     else:
         source = as_hdf5(tmp_path / "all.h5", arrays, **facts)
-    report, shards = pack_from(even, source)
+    report, shards = pack_from(even, source, layout="joint")
     assert (shards.stride_frames, {video.fps for video in shards.videos}) == (4, {12.5})
     assert report.source.endswith("a snippet every 4 frames at 12.5 fps")
-    told = pack_from(even, source, "told", fps=30.0, stride_frames=8)[1]
+    told = pack_from(even, source, "told", fps=30.0, stride_frames=8, layout="joint")[1]
     assert (told.stride_frames, {video.fps for video in told.videos}) == (8, {30.0})
 
 
@@ -252,14 +483,14 @@ def test_archives_that_disagree_or_tell_a_stride_that_is_no_whole_number(even: A
     for fps, (video, features_TD) in enumerate(halves(even.features).items(), start=24):
         as_hdf5(tmp_path / "several" / f"{video}.h5", {"features": features_TD}, fps=fps)
     with pytest.raises(InputError, match="its archives tell fps as 24, 25, 26, 27, 28; it must be one number above 0"):
-        pack_from(even, tmp_path / "several")
-    assert len(pack_from(even, tmp_path / "several", fps=25.0)[1]) == 5
+        pack_from(even, tmp_path / "several", layout="joint")
+    assert len(pack_from(even, tmp_path / "several", fps=25.0, layout="joint")[1]) == 5
     source = as_hdf5(tmp_path / "all.h5", halves(even.features), stride_frames=4.5)
     with pytest.raises(InputError, match=r"all.h5 tells a stride_frames of 4.5; give a whole number: --stride-frames"):
-        pack_from(even, source, "strides")
+        pack_from(even, source, "strides", layout="joint")
     source = as_hdf5(tmp_path / "fast.h5", halves(even.features), fps=1e9)
     with pytest.raises(InputError, match=r"fast.h5: fps is 1000000000.0; it must be from 0.001"):
-        pack_from(even, source, "fast")
+        pack_from(even, source, "fast", layout="joint")
 
 
 @pytest.mark.parametrize(
@@ -281,9 +512,9 @@ def test_numbers_as_archives_wrap_them(even: Any, tmp_path: Path, fact: Any, fps
         with pytest.raises(
             InputError, match=r"its archives tell fps as (nan|inf); it must be one number above 0: give"
         ):
-            pack_from(even, source)
+            pack_from(even, source, layout="joint")
     else:
-        assert {video.fps for video in pack_from(even, source)[1].videos} == {fps}
+        assert {video.fps for video in pack_from(even, source, layout="joint")[1].videos} == {fps}
 
 
 def lie_about_size(path: Path) -> Path:
@@ -301,7 +532,7 @@ def test_archives_that_say_they_hold_more_than_they_do(even: Any, tmp_path: Path
         file.create_dataset("a", (10**10, 25), "float32", chunks=(100, 25))
     for source in (lie_about_size(tmp_path / "all.npz"), tmp_path / "empty.h5"):
         with pytest.raises(InputError, match=r"\[a\] is truncated: \d+ bytes .* says 1,000,000,000,000; fetch"):
-            pack_from(even, source)
+            pack_from(even, source, layout="joint")
 
 
 def test_coverage_shows_a_wrong_stride(even: Any) -> None:
@@ -328,7 +559,7 @@ def test_archives_that_lead_elsewhere_are_not_followed(even: Any, tmp_path: Path
         with pytest.raises(
             InputError, match=rf"{name}.h5\[a\] has its values in another file: copy them into this one"
         ):
-            pack_from(even, tmp_path / f"{name}.h5")
+            pack_from(even, tmp_path / f"{name}.h5", layout="joint")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
@@ -344,13 +575,13 @@ def test_damaged_archives(even: Any, tmp_path: Path, suffix: str) -> None:
     source.write_bytes(damaged)
     if suffix == ".npz":
         with pytest.raises(InputError, match=r"all.npz\[c\] cannot be read \(Bad CRC-32"):
-            pack_from(even, source)
+            pack_from(even, source, layout="joint")
 
 
 def test_pickles_inside_an_npz_are_refused_whatever_was_asked_for(even: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", a=np.array([{}, []], dtype=object))
     with pytest.raises(InputError, match=r"all.npz\[a\] holds pickled Python objects: save it as an array of numbers"):
-        pack_from(even, tmp_path / "all.npz", allow_pickle=True)
+        pack_from(even, tmp_path / "all.npz", allow_pickle=True, layout="joint")
 
 
 def test_more_archives_than_may_be_open_at_once(publish: Callable[..., Any], tmp_path: Path) -> None:
@@ -373,7 +604,9 @@ def test_real_i3d_archives_as_npz_and_hdf5(shared_data: Path, tmp_path: Path) ->
     packed = []
     for source in sources:
         out = tmp_path / f"packed_{source.suffix}"
-        report = pack(source, out, annotations, name="gym", stride_frames=64, dtype="float32", workers=1)
+        report = pack(
+            source, out, annotations, name="gym", stride_frames=64, dtype="float32", layout="joint", workers=1
+        )
         assert (report.packed, report.streams) == ({"training": 505}, {"rgb": 1024, "flow": 1024})
         assert (len(report.classes), report.without_features, report.without_annotations) == (21, [], [])
         assert "columns 0-1023 rgb, 1024-2047 flow; a snippet every 64 frames at 30 fps" in report.source

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import read_annotations
+from aumn.inspect.inspection import inspect_shards
 from aumn.records import InputError
+from tests.data.conftest import ONE_VIDEO
 
 FLOAT32 = {"dtype": "float32"}
 
@@ -32,7 +36,7 @@ def test_a_missing_folder(published: Any) -> None:
     assert "5 of 10 arrays are named as layout 'folders' has it, such as " in refusal(published)
     assert refusal(published, layout="folders").endswith(
         "published holds no flow features (layout 'folders': rgb/VIDEO and flow/VIDEO): both streams are needed; where "
-        "one array holds both, give --layout joint."
+        "they have other names, give --streams rgb=NAME,flow=NAME; where one array holds both, give --layout joint."
     )
 
 
@@ -40,7 +44,7 @@ def test_a_missing_stream(published: Any) -> None:
     published.path("flow", "b").unlink()
     message = refusal(published)
     assert "published has rgb of video 'b' (" in message
-    assert message.endswith("rgb/b.npy) but no flow: extract it, or leave the video out.")
+    assert message.endswith("rgb/b.npy) but no flow: extract it, or leave the video out (--on-bad skip).")
 
 
 def test_streams_of_different_lengths_are_refused_or_trimmed(published: Any) -> None:
@@ -64,10 +68,13 @@ def test_another_width(published: Any) -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.zeros((0, 5), "float32"), r"is empty, of shape (0, 5): extract it again, or leave the video out."),
+        (
+            np.zeros((0, 5), "float32"),
+            r"is empty, of shape (0, 5): extract it again, or leave the video out (--on-bad skip).",
+        ),
         (np.zeros((4, 0), "float32"), r"is empty, of shape (4, 0)"),
-        (np.zeros(5, "float32"), "has shape (5,); features must be two-dimensional, snippets x width."),
-        (np.zeros((1, 4, 5), "float32"), "has shape (1, 4, 5); features must be two-dimensional"),
+        (np.zeros(0, "float32"), "is empty, of shape (0,): extract it again, or leave the video out (--on-bad skip)."),
+        (np.zeros((2, 4, 5), "float32"), "has shape (2, 4, 5); features must be two-dimensional, snippets x width."),
         (np.zeros((4, 5), "int64"), "has dtype int64; features must be floating-point numbers."),
         (np.zeros((4, 5), "complex64"), "has dtype complex64; features must be floating-point numbers."),
     ],
@@ -84,7 +91,8 @@ def test_values_that_are_not_finite(published: Any, value: float) -> None:
     published.save("flow", "c", features)
     message = refusal(published)
     assert message.endswith(
-        "flow/c.npy has 3 NaN or infinite values, the first in snippet 3: extract it again, or leave the video out."
+        "flow/c.npy has 3 NaN or infinite values, the first in snippet 3: extract it again, or leave the video out "
+        "(--on-bad skip)."
     )
 
 
@@ -124,6 +132,28 @@ def test_a_truncated_file_and_one_of_another_kind(published: Any, cut: int) -> N
     with path.open("wb") as file:
         np.savez(file, features=np.zeros((2, 5)))
     assert "rgb/b.npy is not a .npy file" in refusal(published)
+
+
+def test_bad_videos_are_left_out_counted_and_named_where_that_is_asked_for(published: Any, tmp_path: Path) -> None:
+    published.path("flow", "a").unlink()
+    published.save("rgb", "b", np.zeros((0, 5), "float32"))
+    published.save("rgb", "c", np.full((7, 5), np.nan, "float32"))  # which is found when it is read
+    published.path("rgb", "d").write_bytes(published.path("rgb", "d").read_bytes()[:-1])
+    report = published.pack(tmp_path / "out", on_bad="skip", workers=2, shard_mb=ONE_VIDEO)
+    shards = ShardSet.open(tmp_path / "out")
+    assert [video.id for video in shards.videos] == ["e"]
+    assert (report.packed, sorted(report.bad)) == ({"testing": 1}, ["a", "b", "c", "d"])
+    assert [report.bad[video].partition(" ")[2][:14] for video in "bcd"] == [
+        "is empty, of s",
+        "has 35 NaN or ",
+        "is truncated: ",
+    ]
+    assert read_description(tmp_path / "out").left_out == ("a", "b", "c", "d")
+    assert read_annotations(tmp_path / "out").videos.keys() == {"e"}
+    assert inspect_shards(tmp_path / "out").left_out == ("a", "b", "c", "d")
+    published.path("rgb", "e").unlink()
+    with pytest.raises(InputError, match=r"c.npy has 35 NaN or infinite values"):  # none is left
+        published.pack(tmp_path / "none", on_bad="skip")
 
 
 def test_a_shape_that_no_array_has(published: Any) -> None:
