@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,11 +43,32 @@ class Stopped(BaseException):
         self.signal, self.code = signal, code
 
 
+class Clock(NamedTuple):
+    """When snippets are: each is read from `window_frames` frames, and the next one's begin `stride_frames` later."""
+
+    stride_frames: int
+    window_frames: int
+
+    def seconds(self, snippet: Any, fps: float) -> Any:
+        """When the time that a snippet stands for begins, half a stride before its window's middle; it ends where the
+        next one's begins.
+        """
+        return snippet * (self.stride_frames / fps) + (self.window_frames - self.stride_frames) / 2 / fps
+
+    def lasts_s(self, snippets: int, fps: float) -> float:
+        """How long a video is of which so many snippets were read, to its last window's end."""
+        return ((snippets - 1) * self.stride_frames + self.window_frames) / fps
+
+    def __str__(self) -> str:
+        window = f", each of {self.window_frames}" if self.window_frames != self.stride_frames else ""
+        return f"every {self.stride_frames} frames{window}"
+
+
 @dataclass(frozen=True, slots=True)
 class Video:
     """A video as training and localization see it: which actions it holds, never when.
 
-    `labels` are indices into the shard set's ordered classes; snippet i covers frames [i * stride, (i + 1) * stride).
+    `labels` are indices into the shard set's ordered classes; `Clock` says when a snippet is.
     """
 
     id: str

@@ -14,6 +14,7 @@ from aumn.cli.console import progress
 from aumn.cli.options import signature_of
 from aumn.cli.printing import print_packing, print_table
 from aumn.data.packing.options import PackOptions
+from aumn.records import Clock
 
 if TYPE_CHECKING:
     from aumn.inspect.inspection import Inspection
@@ -107,7 +108,8 @@ def inspect(
 
 def print_inspection(found: Inspection) -> None:
     """Tables of counts and values, then what looks wrong."""
-    print(f"{found.path}: {found.name}, {len(found.classes)} classes, a snippet every {found.stride_frames} frames")
+    clock = Clock(found.stride_frames, found.window_frames)
+    print(f"{found.path}: {found.name}, {len(found.classes)} classes, a snippet {clock}")
     header = ("subset", "videos", "hours", "snippets", "shortest", "median", "longest", "labels", "no label")
     print_table(header, [
         (name, f"{s.videos:,}", f"{s.hours:,.1f}", f"{s.snippets:,}", f"{s.shortest:,}", f"{s.median:,.0f}",

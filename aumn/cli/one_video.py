@@ -44,7 +44,7 @@ def localize_one(
     if json_file:
         export_json(detections, json_file)
     snippets = len(features["rgb"])
-    lasts_s = snippets * card.stride_frames / fps if fps else duration_s or 0.0
+    lasts_s = card.clock.lasts_s(snippets, fps) if fps else duration_s or 0.0
     print(f"{rgb.stem}: {snippets:,} snippets, {lasts_s:,.1f} s; {len(detections):,} detections")
     _print_best(detections, top)
     _print_timeline(detections, lasts_s)

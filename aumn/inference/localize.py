@@ -54,7 +54,7 @@ def localize(
     for batch in batches:
         (video,) = batch.videos
         scores = network.localize(batch)
-        found.append(detect(scores, video, card.stride_frames, rules))
+        found.append(detect(scores, video, card.clock, rules))
         if keep:
             keep(batch, scores, found[-1])
         names.append(video.id)
@@ -163,10 +163,10 @@ def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
             f"{shards.path} has features {shards.streams} wide, the model {model} was trained on {card.streams}: "
             "use features of the same extractor."
         )
-    if shards.stride_frames != card.stride_frames:
+    if shards.clock != card.clock:
         raise InputError(
-            f"{shards.path} has a snippet every {shards.stride_frames} frames, the model {model} was trained on one "
-            f"every {card.stride_frames}: extract the features again with that stride."
+            f"{shards.path} has a snippet {shards.clock}, the model {model} was trained on one {card.clock}: extract "
+            "the features again like that."
         )
 
 
@@ -193,10 +193,9 @@ class _ScoreKeeper:
         (video,) = batch.videos
         classes = classes_to_keep(scores, video, found.label_N.tolist())
         similarity = self._network.similarity(batch, self._units)
-        stride_frames = self._card.stride_frames
         for stream, score in scores.items():
             kept = {"classes": classes, "units": self._units[stream]}
-            self.rows.append(compact(video, stream, score, similarity[stream], stride_frames=stride_frames, **kept))
+            self.rows.append(compact(video, stream, score, similarity[stream], clock=self._card.clock, **kept))
 
 
 def _most_similar(network: TwoStream, batches: Iterable[Batch], card: ModelCard, ranks: Ranks) -> dict[str, list[int]]:

@@ -51,9 +51,8 @@ def localize_video(
             raise InputError(f"{name}={value} must be above 0.")
     if not fps and not duration_s:
         raise InputError("Neither fps nor duration_s is given, and seconds need one: give the video's frames a second.")
-    frames = snippets * card.stride_frames
-    fps = fps or frames / (duration_s or 1)
-    video = Video("video", "", snippets, (), duration_s or frames / fps, fps)
+    fps = fps or card.clock.lasts_s(snippets, 1) / (duration_s or 1)
+    video = Video("video", "", snippets, (), duration_s or card.clock.lasts_s(snippets, fps), fps)
     batch = Batch(
         videos=(video,),
         lengths=(snippets,),
@@ -62,7 +61,7 @@ def localize_video(
         mask_BT=torch.ones(1, snippets, dtype=torch.bool),
         labels_BC=torch.zeros(1, len(card.classes)),
     )
-    return detect(network.localize(batch), video, card.stride_frames, card.localize)
+    return detect(network.localize(batch), video, card.clock, card.localize)
 
 
 def _check(features: Mapping[str, np.ndarray], card: ModelCard) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aumn.inference.settings import LocalizeSettings
-from aumn.records import Video, VideoScores
+from aumn.records import Clock, Video, VideoScores
 
 
 class VideoDetections(NamedTuple):
@@ -24,9 +24,7 @@ class VideoDetections(NamedTuple):
     end_s_N: np.ndarray
 
 
-def detect(
-    scores: Mapping[str, VideoScores], video: Video, stride_frames: int, rules: LocalizeSettings
-) -> VideoDetections:
+def detect(scores: Mapping[str, VideoScores], video: Video, clock: Clock, rules: LocalizeSettings) -> VideoDetections:
     """Every kept class's confidence on every proposal, after NMS; a stream of no weight proposes nothing.
 
     Kept are the classes above the threshold, or the best one: a video is never silently without a detection.
@@ -39,10 +37,10 @@ def detect(
     sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
     heard = [score.attention_T for weight, score in weighted if weight > 0]
     attention = heard or [score.attention_T for _, score in weighted]
-    shared = _propose(attention, video, stride_frames, rules) if rules.proposals == "attention" else None
+    shared = _propose(attention, video, clock, rules) if rules.proposals == "attention" else None
     columns: list[tuple[np.ndarray, ...]] = []
     for label in kept_classes if len(kept_classes) else [video_C.argmax()]:
-        spans_P2, seconds_P2, apart_PP = shared or _propose([fused_TC[:, label]], video, stride_frames, rules)
+        spans_P2, seconds_P2, apart_PP = shared or _propose([fused_TC[:, label]], video, clock, rules)
         score_P = (sums_TC[spans_P2[:, 1], label] - sums_TC[spans_P2[:, 0], label]) / (spans_P2[:, 1] - spans_P2[:, 0])
         kept_N = _suppress(score_P, seconds_P2, apart_PP)
         columns.append((np.full(len(kept_N), label, np.int32), score_P[kept_N], *seconds_P2[kept_N].T))
@@ -50,7 +48,7 @@ def detect(
 
 
 def _propose(
-    curves: Sequence[np.ndarray], video: Video, stride_frames: int, rules: LocalizeSettings
+    curves: Sequence[np.ndarray], video: Video, clock: Clock, rules: LocalizeSettings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each curve's maximal runs of snippets above its mean.
 
@@ -63,7 +61,7 @@ def _propose(
     spans_P2 = np.concatenate(runs)
     if not len(spans_P2):
         spans_P2 = np.array([[0, len(curves[0])]])
-    seconds_P2 = spans_P2 * (stride_frames / video.fps)
+    seconds_P2 = np.maximum(clock.seconds(spans_P2, video.fps), 0)
     start_P, end_P = seconds_P2.T
     overlap_PP = (np.minimum(end_P[:, None], end_P) - np.maximum(start_P[:, None], start_P)).clip(0)
     length_P = end_P - start_P

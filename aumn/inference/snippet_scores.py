@@ -19,7 +19,7 @@ import numpy as np
 
 from aumn.files import whole_file
 from aumn.inference.parts import part_of
-from aumn.records import InputError, Video, VideoScores
+from aumn.records import Clock, InputError, Video, VideoScores
 
 FOLDER = "scores"
 STEPS = 255
@@ -30,7 +30,7 @@ KEPT_UNITS = 64  # of more: those that the subset's snippets are most similar to
 
 @dataclass(frozen=True, slots=True)
 class SnippetScores:
-    """One stream's scores of one video. Snippet i covers seconds [i * snippet_s, (i + 1) * snippet_s)."""
+    """One stream's scores of one video. Snippet i covers the `snippet_s` from second first_s + i * snippet_s on."""
 
     video: str
     stream: str
@@ -45,6 +45,7 @@ class SnippetScores:
     similarity_kT: np.ndarray  # uint8, Eq. 5
     peak_k: list[float]  # each unit's highest similarity, to full precision
     peak_snippet_k: list[int]  # the snippet that has it, of several the first
+    first_s: float = 0.0  # not in parts from before there were windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def compact(
     scores: VideoScores,
     similarity_Tk: np.ndarray,
     *,
-    stride_frames: int,
+    clock: Clock,
     classes: Sequence[int],
     units: Sequence[int],
 ) -> SnippetScores:
@@ -72,8 +73,9 @@ def compact(
     return SnippetScores(
         video=video.id,
         stream=stream,
-        duration_s=len(scores.attention_T) * stride_frames / video.fps,
-        snippet_s=stride_frames / video.fps,
+        duration_s=clock.lasts_s(len(scores.attention_T), video.fps),
+        snippet_s=clock.stride_frames / video.fps,
+        first_s=clock.seconds(0, video.fps),
         attention_T=_round(scores.attention_T),
         threshold=float(scores.attention_T.mean()),
         classes=kept,
@@ -106,7 +108,7 @@ def write_scores(folder: Path, rank: int, rows: Sequence[SnippetScores], model: 
 
     kinds = {
         **dict.fromkeys(("video", "stream"), pa.string()),
-        **dict.fromkeys(("duration_s", "snippet_s", "threshold"), pa.float64()),
+        **dict.fromkeys(("duration_s", "snippet_s", "first_s", "threshold"), pa.float64()),
         **dict.fromkeys(("attention_T", "cas_cT", "similarity_kT"), pa.binary()),
         **dict.fromkeys(("classes", "units", "peak_snippet_k"), pa.list_(pa.int32())),
         **dict.fromkeys(("video_c", "peak_k"), pa.list_(pa.float64())),

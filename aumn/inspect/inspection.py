@@ -15,7 +15,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotated import look
 from aumn.data.truth.annotations import read_annotations
 from aumn.ends import Length
-from aumn.records import InputError, Video
+from aumn.records import Clock, InputError, Video
 
 CHUNK_VIDEOS = 64  # read ahead by threads
 SCALE_FACTOR = 5.0  # a stream that deviates this much more or less than the usual is of another extraction
@@ -66,6 +66,7 @@ class Inspection:
     name: str
     identity: str
     stride_frames: int
+    window_frames: int
     subsets: dict[str, SubsetFacts]
     classes: dict[str, dict[str, int]]
     streams: dict[str, StreamFacts]
@@ -117,6 +118,7 @@ def inspect_shards(
         name=shards.name,
         identity=shards.identity,
         stride_frames=shards.stride_frames,
+        window_frames=shards.clock.window_frames,
         subsets=_count_subsets(shards),
         classes=_count_classes(shards),
         streams={stream: _take_together([of[stream] for _, of in values], snippets) for stream in shards.streams},
@@ -228,13 +230,13 @@ def _find_duplicates(shards: ShardSet) -> Iterator[Finding]:
                 yield Finding("duplicated", video.id, video.subset, f"{stream} is that of {other.id}{elsewhere}")
 
 
-def _length_of(video: Video, stride_frames: int) -> Length:
-    return Length(video.snippets * stride_frames / video.fps, stride_frames / video.fps, video.fps)
+def _length_of(video: Video, clock: Clock) -> Length:
+    return Length(clock.lasts_s(video.snippets, video.fps), clock.stride_frames / video.fps, video.fps)
 
 
 def _check_durations(shards: ShardSet) -> Iterator[Finding]:
     for video in shards.videos:
-        length = _length_of(video, shards.stride_frames)
+        length = _length_of(video, shards.clock)
         if not length.fits(video.duration_s):
             text = (
                 f"{video.snippets:,} snippets cover {length.covered_s:,.1f} s of a video of {video.duration_s:,.1f} s"
@@ -248,7 +250,7 @@ def _look_at_truth(shards: ShardSet) -> list[str]:
         truth = read_annotations(shards.path)
     except InputError as error:
         return [str(error)]
-    lengths = [_length_of(video, shards.stride_frames) for video in shards.videos]
+    lengths = [_length_of(video, shards.clock) for video in shards.videos]
     return list(look([truth.videos[video.id] for video in shards.videos], lengths, truth.on_bad))
 
 

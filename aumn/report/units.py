@@ -51,7 +51,7 @@ def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: Gr
 
 def _cover(row: SnippetScores, truth: GroundTruth, video: int) -> np.ndarray:
     """T x C: which labels' instances a snippet's middle lies in, or else that it is background."""
-    middle_s_T = (np.arange(len(row.attention_T)) + 0.5) * row.snippet_s
+    middle_s_T = row.first_s + (np.arange(len(row.attention_T)) + 0.5) * row.snippet_s
     covered_TC = np.zeros((len(middle_s_T), len(truth.labels) + 2))
     for g in np.flatnonzero(truth.video_N == video):
         within_T = (middle_s_T >= truth.start_s_N[g]) & (middle_s_T < truth.end_s_N[g])
@@ -66,6 +66,6 @@ def _top(rows: Sequence[tuple[int, SnippetScores]], k: int) -> list[list[float]]
     top = []
     for video, row in sorted(rows, key=lambda row: (-row[1].peak_k[k], row[0]))[:TOP_SNIPPETS]:
         snippet = row.peak_snippet_k[k]
-        start_s, end_s = snippet * row.snippet_s, (snippet + 1) * row.snippet_s
-        top.append([video, snippet, round(start_s, 2), round(end_s, 2), round(row.peak_k[k], 4)])
+        start_s = row.first_s + snippet * row.snippet_s
+        top.append([video, snippet, round(start_s, 2), round(start_s + row.snippet_s, 2), round(row.peak_k[k], 4)])
     return top

@@ -90,6 +90,7 @@ def _describe(row: SnippetScores, labels: Sequence[int]) -> dict[str, Any]:
         "name": row.stream,
         "snippets": len(row.attention_T),
         "snippet_s": row.snippet_s,
+        "first_s": row.first_s,
         "threshold": round(row.threshold, 4),
         "classes": [labels[label] for label in row.classes],
         "video": [float(f"{score:.3g}") for score in row.video_c],

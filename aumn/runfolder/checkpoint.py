@@ -32,7 +32,7 @@ from aumn import __version__
 from aumn.files import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, standing, whole_folder
 from aumn.inference.settings import LocalizeSettings
 from aumn.model.settings import ModelSettings
-from aumn.records import InputError
+from aumn.records import Clock, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,8 @@ class ModelCard(BaseModel):
     """Feature width of each stream."""
     stride_frames: int
     """Frames from one snippet's start to the next one's."""
+    window_frames: int | None = None
+    """Frames that a snippet was read from; None: the stride."""
     dataset: str
     """Name of the training data."""
     dataset_identity: str
@@ -70,6 +72,11 @@ class ModelCard(BaseModel):
     aumn_version: str
     commit: str | None
     """As source_commit() said in training."""
+
+    @property
+    def clock(self) -> Clock:
+        """When its snippets are."""
+        return Clock(self.stride_frames, self.window_frames or self.stride_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +211,8 @@ def _last_whole(run_dir: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
 
 def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
     _write_tensors(folder / "model.safetensors", weights)
-    _write_facts(folder / "model.json", card.model_dump())
+    unsaid = {"window_frames"} if card.window_frames is None else set()  # as in cards from before there were windows
+    _write_facts(folder / "model.json", card.model_dump(exclude=unsaid))
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ as the Action Unit Memory Network (Luo et al., CVPR 2021).
 ## Data
 
 - Shard set `{card.dataset}`, identity `{card.dataset_identity}` (equal for the same videos, features and labels).
-- Features: {streams}, a snippet every {card.stride_frames} frames. Other features than these give nonsense.
+- Features: {streams}, a snippet {card.clock}. Other features than these give nonsense.
 - {len(card.classes)} classes: {", ".join(card.classes)}.
 
 ## Use

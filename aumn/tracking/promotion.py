@@ -109,6 +109,6 @@ def _facts(card: ModelCard) -> dict[str, str]:
         "identity": card.dataset_identity,
         "classes": f"{len(card.classes)}",
         "streams": ", ".join(f"{stream} {width}" for stream, width in card.streams.items()),
-        "stride": f"{card.stride_frames} frames",
+        "a snippet": str(card.clock),
         "commit": card.commit or "unknown",
     }

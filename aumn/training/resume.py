@@ -121,6 +121,7 @@ def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
         classes=shards.classes,
         streams=shards.streams,
         stride_frames=shards.stride_frames,
+        window_frames=shards.window_frames,
         dataset=shards.name,
         dataset_identity=shards.identity,
         metrics={},

@@ -17,7 +17,7 @@ from aumn.inference.settings import LocalizeSettings
 from aumn.model.aumn import AUMN, TwoStream
 from aumn.model.products import product
 from aumn.model.settings import ModelSettings
-from aumn.records import Batch, Video
+from aumn.records import Batch, Clock, Video
 from tests.model import reference
 
 WIDTH, CLASSES, STRIDE_FRAMES = 1024, 20, 16
@@ -108,7 +108,7 @@ def time_parts(network: TwoStream, batches: list[Batch]) -> tuple[float, float, 
             start_s = time.perf_counter()
             scores = network.localize(batch)
             scored_s = time.perf_counter()
-            found += len(detect(scores, batch.videos[0], STRIDE_FRAMES, RULES).score_N)
+            found += len(detect(scores, batch.videos[0], Clock(STRIDE_FRAMES, STRIDE_FRAMES), RULES).score_N)
             spent_s["proposals"] += time.perf_counter() - scored_s
             spent_s["whole"] += time.perf_counter() - start_s
         best_s = spent_s if turn == 0 else Counter({name: min(spent_s[name], best_s[name]) for name in spent_s})

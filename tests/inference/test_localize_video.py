@@ -31,11 +31,12 @@ def place(tmp_path_factory):
     for path in (root / "features").rglob("*.npy"):
         values = np.load(path).astype("float32")
         np.save(path, values + rng.random(values.shape, "float32") * np.float32(1e-4))
-    pack(root / "features", root / "shards", root / "features" / "gt.json", name="video", workers=1)
+    pack(root / "features", root / "shards", root / "features" / "gt.json", name="video", window_frames=64, workers=1)
     shards = ShardSet.open(root / "shards")
     torch.manual_seed(0)
     facts = {"localize": {"theta": 0.4, "class_threshold": 0.0, "nms_tiou": 0.5}, "dataset": shards.name, "metrics": {}}
     card = ModelCard(model=SETTINGS, classes=shards.classes, streams=shards.streams, stride_frames=shards.stride_frames,
+                     window_frames=shards.window_frames,
                      dataset_identity=shards.identity, aumn_version="0", commit=None, **facts)  # fmt: skip
     weights = TwoStream.build(card.streams, len(card.classes), card.model).state_dict()
     save_model(root / "model", weights, card)
@@ -57,6 +58,7 @@ def rows(found, video):
 def test_it_finds_what_the_shard_set_gives_to_the_last_bit(place, tmp_path, capsys):
     together, _ = read_detections(place / "found")
     assert len(together.videos) == 3
+    assert together.start_s_N.min() >= 0.96  # half of what a window is longer than a stride: the card tells both
     for video in together.videos:
         features = [place / "features" / stream / f"{video}.npy" for stream in ("rgb", "flow")]
         file = tmp_path / f"{video}.json"
@@ -118,8 +120,9 @@ def features(**lengths) -> dict[str, np.ndarray]:
 def test_the_frame_rate_or_the_duration_is_enough(place):
     network, card = load_network(place / "model")
     by_rate = localize_video(network, card, features(rgb=9, flow=9), fps=8 * card.stride_frames)
-    by_duration = localize_video(network, card, features(rgb=9, flow=9), duration_s=9 / 8)
-    assert by_rate.end_s_N.max() <= 9 / 8
+    lasts_s = (8 + 4) / 8  # the last of nine windows is four strides long
+    by_duration = localize_video(network, card, features(rgb=9, flow=9), duration_s=lasts_s)
+    assert by_rate.end_s_N.max() <= lasts_s
     assert np.array_equal(by_rate.start_s_N, by_duration.start_s_N)
     assert np.array_equal(by_rate.end_s_N, by_duration.end_s_N)
 

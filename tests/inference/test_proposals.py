@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from aumn.data.truth.annotations import read_durations, read_ground_truth
+from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import evaluate, parse_tious
 from aumn.inference.proposals import detect
 from aumn.inference.settings import LocalizeSettings
-from aumn.records import Detections, Video, VideoScores
+from aumn.records import Clock, Detections, Video, VideoScores
 from aumn.runtime.ranks import Ranks
 
 FPS, STRIDE = 25.0, 16
@@ -80,7 +80,7 @@ def test_detections_equal_the_plain_loops(seed, proposals):
     rules = LocalizeSettings(
         theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals
     )
-    found = detect(scores, make_video(snippets), STRIDE, rules)
+    found = detect(scores, make_video(snippets), Clock(STRIDE, STRIDE), rules)
     expected = np.array(plain_detections(scores, rules))
     columns = np.stack([found.label_N, found.score_N, found.start_s_N, found.end_s_N], axis=1)
     np.testing.assert_allclose(columns, expected, rtol=1e-9, atol=1e-12)
@@ -89,14 +89,34 @@ def test_detections_equal_the_plain_loops(seed, proposals):
 def test_no_class_above_the_threshold_keeps_the_best_one():
     scores = make_scores(np.random.default_rng(0), 30, 50, sharpness=0.0)
     scores["flow"].video_C[17] += 0.01
-    found = detect(scores, make_video(30), STRIDE, LocalizeSettings())
+    found = detect(scores, make_video(30), Clock(STRIDE, STRIDE), LocalizeSettings())
     assert set(found.label_N) == {17}
+
+
+@pytest.mark.parametrize(
+    ("clock", "fps", "later_s"),
+    [(Clock(16, 16), 25.0, 0.0), (Clock(16, 64), 25.0, 0.96), (Clock(4, 16), 30.0, 0.2), (Clock(16, 6), 25.0, -0.2)],
+)
+def test_a_snippet_stands_for_a_stride_around_the_middle_of_its_window(clock, fps, later_s):
+    attention_T = np.array([0, 0, 1, 1, 0, 0, 0, 1.0])
+    score = VideoScores(np.array([0.9]), attention_T, attention_T[:, None])
+    found = detect({"rgb": score}, Video("v", "", 8, (), 99.0, fps), clock, LocalizeSettings(theta=1))
+    snippet_s = clock.stride_frames / fps
+    np.testing.assert_allclose(np.sort(found.start_s_N), np.array([2, 7]) * snippet_s + later_s)
+    np.testing.assert_allclose(np.sort(found.end_s_N), np.array([4, 8]) * snippet_s + later_s)
+    middle_s = (2 * clock.stride_frames + clock.window_frames / 2) / fps
+    assert found.start_s_N.min() + snippet_s / 2 == pytest.approx(middle_s)
 
 
 @pytest.mark.parametrize("snippets", [1, 9])
 def test_a_constant_attention_proposes_the_whole_video(snippets):
     score = VideoScores(np.array([0.8, 0.2]), np.full(snippets, 0.3), np.full((snippets, 2), 0.5))
-    found = detect({"rgb": score, "flow": score}, make_video(snippets), STRIDE, LocalizeSettings(class_threshold=0.5))
+    found = detect(
+        {"rgb": score, "flow": score},
+        make_video(snippets),
+        Clock(STRIDE, STRIDE),
+        LocalizeSettings(class_threshold=0.5),
+    )
     np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [snippets * STRIDE / FPS]))
     np.testing.assert_allclose(found.score_N, 0.15)
 
@@ -105,7 +125,9 @@ def test_a_constant_attention_proposes_the_whole_video(snippets):
 def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
     scores = make_scores(np.random.default_rng(5), 40, 6)
     rules = LocalizeSettings(theta=theta)
-    both, alone = (detect(part, make_video(40), STRIDE, rules) for part in (scores, {stream: scores[stream]}))
+    both, alone = (
+        detect(part, make_video(40), Clock(STRIDE, STRIDE), rules) for part in (scores, {stream: scores[stream]})
+    )
     for column in ("label_N", "score_N", "start_s_N", "end_s_N"):
         np.testing.assert_array_equal(getattr(both, column), getattr(alone, column))
 
@@ -113,7 +135,7 @@ def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
 def test_equal_scores_keep_the_earlier_proposal():
     rgb = VideoScores(np.ones(1), np.array([1.0, 1, 1, 0, 0, 0]), np.ones((6, 1)))
     flow = VideoScores(np.ones(1), np.array([0.0, 1, 1, 1, 0, 0]), np.ones((6, 1)))
-    found = detect({"rgb": rgb, "flow": flow}, make_video(6), STRIDE, LocalizeSettings(theta=0.5))
+    found = detect({"rgb": rgb, "flow": flow}, make_video(6), Clock(STRIDE, STRIDE), LocalizeSettings(theta=0.5))
     np.testing.assert_allclose(found.start_s_N, [0])
 
 
@@ -122,7 +144,7 @@ def test_each_class_has_proposals_of_its_own():
     first_T = np.array([1.0, 1, 0, 0, 0, 1])
     score = VideoScores(np.full(2, 0.5), attention, np.stack([first_T, 1 - first_T], axis=1))
     rules = LocalizeSettings(proposals="class_activation")
-    found = detect({"rgb": score, "flow": score}, make_video(6), STRIDE, rules)
+    found = detect({"rgb": score, "flow": score}, make_video(6), Clock(STRIDE, STRIDE), rules)
     np.testing.assert_allclose(found.label_N, [0, 1])
     np.testing.assert_allclose(found.start_s_N, [0, 1.28])
     np.testing.assert_allclose(found.end_s_N, [1.28, 3.2])
@@ -134,16 +156,15 @@ def test_a_perfect_detector_of_thumos14_finds_what_lies_behind_the_stated_durati
     """The release counts 30 frames a second in every video; six have fewer, and last longer than it says."""
     rates = json.loads((shared_data / "thumos14/fps_dict.json").read_text())
     truth = read_ground_truth(shared_data / "thumos14/gt_ftcl.json", "test")
-    stated_s = read_durations(shared_data / "thumos14/gt_ftcl.json")
     times_N2 = np.stack([truth.start_s_N, truth.end_s_N], axis=1)
     for row, number in enumerate(truth.video_N):
-        fps, stated = rates[truth.videos[number]], stated_s[truth.videos[number]]
+        fps, stated = rates[truth.videos[number]], truth.durations_s[truth.videos[number]]
         if truth.end_s_N[row] > stated:
             attention_T = np.zeros(round(stated * 30))
             attention_T[round(truth.start_s_N[row] * fps) : round(truth.end_s_N[row] * fps)] = 1
             score = VideoScores(np.ones(1), attention_T, np.ones((len(attention_T), 1)))
             video = Video("v", "test", len(attention_T), (), stated, fps)
-            found = detect({"rgb": score}, video, 1, LocalizeSettings(theta=1))
+            found = detect({"rgb": score}, video, Clock(1, 1), LocalizeSettings(theta=1))
             times_N2[row] = found.start_s_N[0], found.end_s_N[0]
     detections = Detections(truth.videos, truth.labels, truth.video_N, truth.label_N, np.ones(len(truth)), *times_N2.T)
     assert (np.abs(times_N2 - np.stack([truth.start_s_N, truth.end_s_N], axis=1)).max(1) > 1).sum() == 26

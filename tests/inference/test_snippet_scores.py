@@ -13,7 +13,7 @@ from aumn.inference.snippet_scores import (
     read_scores,
     write_scores,
 )
-from aumn.records import InputError, Video, VideoScores
+from aumn.records import Clock, InputError, Video, VideoScores
 
 VIDEO = Video("v", "testing", 9, (3, 40), 5.5, 20.0)
 
@@ -43,7 +43,7 @@ def test_of_many_classes_those_of_the_video_the_detected_and_the_best_are_kept()
 def test_scores_are_read_as_they_were_written_to_a_step(tmp_path):
     similarity_Tk = np.random.default_rng(1).random((9, 2))
     rows = [
-        compact(VIDEO, stream, score, similarity_Tk, stride_frames=16, classes=[3, 40], units=[0, 5])
+        compact(VIDEO, stream, score, similarity_Tk, clock=Clock(16, 36), classes=[3, 40], units=[0, 5])
         for stream, score in scores(50).items()
     ]
     model = ScoredModel("models:/x/1", ("a", "b"), 6, 0.3)
@@ -52,7 +52,8 @@ def test_scores_are_read_as_they_were_written_to_a_step(tmp_path):
     found, read = read_scores(tmp_path / "scores")
     assert found == model
     for row, (stream, score) in zip(read, scores(50).items(), strict=True):
-        assert (row.video, row.stream, row.duration_s, row.snippet_s) == ("v", stream, pytest.approx(7.2), 0.8)
+        assert (row.video, row.stream, row.duration_s, row.snippet_s) == ("v", stream, pytest.approx(8.2), 0.8)
+        assert row.first_s == pytest.approx(0.5)
         assert (row.classes, row.units, row.video_c) == ([3, 40], [0, 5], score.video_C[[3, 40]].tolist())
         assert np.abs(row.attention_T / STEPS - score.attention_T).max() <= 0.5 / STEPS
         assert np.abs(row.cas_cT.T / STEPS - score.cas_TC[:, [3, 40]]).max() <= 0.5 / STEPS

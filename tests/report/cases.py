@@ -12,7 +12,7 @@ import torch
 
 from aumn.config.run_config import RunConfig
 from aumn.inference.snippet_scores import ScoredModel, compact, write_scores
-from aumn.records import Video, VideoScores
+from aumn.records import Clock, Video, VideoScores
 from aumn.report.measures import Measured
 from aumn.report.reporting import write_report
 from aumn.report.runs import Training
@@ -73,7 +73,7 @@ def write_page(
     labels = list(classes) or sorted({row.label for row in truth})
     every = list(videos) or sorted({row.video for row in truth})
     rows = [
-        compact(Video(video, "test", SNIPPETS, (), 20.0, 20.0), stream, scores, similarity_TK, stride_frames=16,
+        compact(Video(video, "test", SNIPPETS, (), 20.0, 20.0), stream, scores, similarity_TK, clock=Clock(16, 16),
                 classes=range(len(labels)), units=range(units))
         for index, video in enumerate(every if units else ())
         for stream, (scores, similarity_TK) in scores_of(index, len(labels), units).items()

@@ -10,7 +10,13 @@ from aumn.data.problems import check_on_bad
 from aumn.records import InputError
 
 DTYPES = ("float16", "float32")
-BOUNDS = {"fps": (0.001, 100_000), "stride_frames": (1, 100_000), "shard_mb": (1e-6, 1_000_000), "workers": (1, 1024)}
+BOUNDS = {
+    "fps": (0.001, 100_000),
+    "stride_frames": (1, 100_000),
+    "window_frames": (1, 100_000),
+    "shard_mb": (1e-6, 1_000_000),
+    "workers": (1, 1024),
+}
 """Far beyond what anybody needs, and within what the arithmetic and a machine can bear."""
 
 
@@ -39,6 +45,7 @@ class PackOptions:
     stride_frames: Annotated[
         int | None, "Frames from one snippet to the next; default: as an archive tells, else 16."
     ] = None
+    window_frames: Annotated[int | None, "Frames that a snippet was read from; default: the stride."] = None
     fps: Annotated[
         float | None, "Frame rate of the features; default: as an archive tells, else the ground truth's."
     ] = None
@@ -61,6 +68,8 @@ class PackOptions:
         check_on_bad(self.on_bad)
         if self.crops not in {None, "mean", "centre"} and not str(self.crops).isdecimal():
             raise InputError(f"crops is {self.crops!r}: choose mean, centre or the number of a crop.")
+        if self.rescaled and self.window_frames:
+            raise InputError("window_frames has no meaning for rescaled features: leave one of the two out.")
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

@@ -19,7 +19,7 @@ from aumn.data.sources.releases import JOINT, LAYOUTS, Naming, Release, find_rel
 from aumn.data.truth.annotated import AnnotatedVideo, look
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.ends import Length
-from aumn.records import InputError
+from aumn.records import Clock, InputError
 
 DEFAULT_STRIDE_FRAMES = 16
 RESCALED_RATIO = 1.2  # of the longest video to the shortest, where all have as many snippets
@@ -89,15 +89,24 @@ def plan_packing(options: PackOptions) -> Plan:
     fps = options.fps or read_fact(release, "fps", containers)
     with about(f"{release.path}:"):
         options = replace(options, stride_frames=int(stride), fps=fps)  # what an archive tells has the same bounds
-    stride = int(stride)
-    videos = _plan_videos(features, truth, classes, options)
+    clock = Clock(int(stride), options.window_frames or int(stride))
+    videos = _plan_videos(features, truth, classes, clock, options)
     shards = _plan_shards(videos, options)
     annotated = [truth.videos[found.video] for found in features]
     return Plan(
         shards=shards,
         annotated=annotated,
         description=Description(
-            FORMAT_VERSION, options.name or options.out.name, "", classes, streams, options.dtype, stride, (), {}
+            FORMAT_VERSION,
+            options.name or options.out.name,
+            "",
+            classes,
+            streams,
+            options.dtype,
+            clock.stride_frames,
+            (),
+            {},
+            window_frames=None if len(set(clock)) == 1 else clock.window_frames,
         ),
         workers=1 if _is_one_pickle(release) else options.workers,  # each process would hold the whole file
         report=PackingReport(
@@ -109,9 +118,11 @@ def plan_packing(options: PackOptions) -> Plan:
             without_features=sorted(truth.videos.keys() - release.places),
             without_annotations=sorted(release.places.keys() - truth.videos),
             bad=found.bad,
-            source=_say_source(release, joint, streams, options, sorted({video.fps for video in videos})),
-            notes=_look(videos, annotated, stride, options.on_bad),
-            coverage=None if options.rescaled else _measure_coverage(videos, truth, stride),
+            source=_say_source(
+                release, joint, streams, options, clock=clock, rates=sorted({video.fps for video in videos})
+            ),
+            notes=_look(videos, annotated, clock, options.on_bad),
+            coverage=None if options.rescaled else _measure_coverage(videos, truth, clock),
         ),
         on_bad=options.on_bad,
     )
@@ -190,23 +201,27 @@ def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ..
 
 
 def _plan_videos(
-    features: Sequence[VideoFeatures], annotations: Annotations, classes: Sequence[str], options: PackOptions
+    features: Sequence[VideoFeatures],
+    annotations: Annotations,
+    classes: Sequence[str],
+    clock: Clock,
+    options: PackOptions,
 ) -> list[PlannedVideo]:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error.
 
     Features that were resized to one length have the frame rate by which they last as long as their video.
     """
-    planned, unknown, stride = [], [], options.stride_frames or DEFAULT_STRIDE_FRAMES
+    planned, unknown = [], []
     for arrays in features:
         video = annotations.videos[arrays.video]
         rate = options.fps or video.fps
         if options.rescaled:
-            rate = arrays.snippets * stride / video.duration_s if video.duration_s else None
+            rate = clock.lasts_s(arrays.snippets, 1) / video.duration_s if video.duration_s else None
         if not rate:
             unknown.append(video.id)
             continue
         labels = tuple(sorted(map(classes.index, video.labels())))
-        duration_s = video.duration_s or arrays.snippets * stride / rate
+        duration_s = video.duration_s or clock.lasts_s(arrays.snippets, rate)
         names = tuple(classes[label] for label in labels)
         planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
     if unknown and options.rescaled:
@@ -223,7 +238,7 @@ def _plan_videos(
 
 
 def _say_source(
-    release: Release, joint: Joint, streams: dict[str, int], options: PackOptions, rates: list[float]
+    release: Release, joint: Joint, streams: dict[str, int], options: PackOptions, *, clock: Clock, rates: list[float]
 ) -> str:
     how = "found by looking" if release.was_found else "as told"
     parts = [f"layout {release.layout} ({LAYOUTS[release.layout]}), {how}"]
@@ -239,22 +254,25 @@ def _say_source(
     if options.rescaled:
         return "; ".join([*parts, "resized: a video's snippets share its duration evenly"])
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return "; ".join([*parts, f"a snippet every {options.stride_frames} frames at {shown} fps"])
+    return "; ".join([*parts, f"a snippet {clock} at {shown} fps"])
 
 
-def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, stride: int) -> float | None:
+def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, clock: Clock) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     shares = [
-        video.features.snippets * stride / video.fps / duration_s
+        clock.lasts_s(video.features.snippets, video.fps) / duration_s
         for video in videos
         if (duration_s := annotations.videos[video.features.video].duration_s)
     ]
     return float(np.median(shares)) if shares else None
 
 
-def _look(videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], stride: int, on_bad: str) -> list[str]:
+def _look(videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], clock: Clock, on_bad: str) -> list[str]:
     """Sentences on what looks wrong with the times in the ground truth."""
-    lengths = [Length(video.features.snippets * stride / video.fps, stride / video.fps, video.fps) for video in videos]
+    lengths = [
+        Length(clock.lasts_s(video.features.snippets, video.fps), clock.stride_frames / video.fps, video.fps)
+        for video in videos
+    ]
     odd = [
         f"{truth.id} ({length.covered_s:,.1f} s of {truth.duration_s:,.1f} s)"
         for truth, length in zip(annotated, lengths, strict=True)

@@ -41,13 +41,15 @@ class Description:
     stride_frames: int
     shards: tuple[Shard, ...]
     checksums: dict[str, str]  # of the two tables' bytes
+    window_frames: int | None = None  # that a snippet was read from; None: the stride
     left_out: tuple[str, ...] = ()  # videos that packing was told to leave out where they are bad
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""
         if self.dtype not in {"float16", "float32"}:
             raise ValueError(f"dtype is {self.dtype!r}, which must be float16 or float32")
-        if min(self.stride_frames, *self.streams.values()) < 1 or any("/" in shard.file for shard in self.shards):
+        least = min(self.stride_frames, self.window_frames or 1, *self.streams.values())
+        if least < 1 or any("/" in shard.file for shard in self.shards):
             raise ValueError("widths and stride_frames must be above 0, and shards lie in the set's own folder")
 
     def to_json(self) -> str:

@@ -86,6 +86,7 @@ class Manifest(Sequence[Video]):
     def identity(self, description: Description) -> str:
         """A short hash of the content: features, labels and classes that are equal have it, however cut into tars."""
         facts = [description.classes, list(description.streams.items()), description.dtype, description.stride_frames]
+        facts += [description.window_frames] if description.window_frames else []
         digest = xxhash.xxh3_64(json.dumps(facts).encode())
         digest.update(json.dumps([self.ids.to_pylist(), self.subsets]).encode())
         numbers = [self.subset_N, self.snippets_N, self.label_bounds, self.labels, self.duration_s_N, self.fps_N]

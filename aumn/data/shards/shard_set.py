@@ -16,7 +16,7 @@ import xxhash
 from aumn.data.problems import about
 from aumn.data.shards import layout
 from aumn.data.shards.manifest import Manifest
-from aumn.records import InputError, Video
+from aumn.records import Clock, InputError, Video
 
 OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
 
@@ -35,6 +35,8 @@ class ShardSet:
         self.streams = description.streams
         self.dtype = np.dtype(description.dtype)
         self.stride_frames = description.stride_frames
+        self.window_frames = description.window_frames
+        self.clock = Clock(self.stride_frames, self.window_frames or self.stride_frames)
         self.left_out = description.left_out
         self._tars = [path / shard.file for shard in description.shards]
         self.videos: Sequence[Video] = rows

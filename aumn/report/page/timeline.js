@@ -146,8 +146,8 @@ function curves(pen, values, streams, thresholds) {
     pen.c.beginPath();
     for (let t = 0; t < values[index].length; t++) {
       const y = low - (values[index][t] / 255) * (low - top);
-      pen.c.lineTo(pen.X(t * one.snippet_s), y);
-      pen.c.lineTo(pen.X((t + 1) * one.snippet_s), y);
+      pen.c.lineTo(pen.X(one.first_s + t * one.snippet_s), y);
+      pen.c.lineTo(pen.X(one.first_s + (t + 1) * one.snippet_s), y);
     }
     pen.c.stroke();
     if (thresholds) {
@@ -168,7 +168,7 @@ function heatRow(pen, one, values) {
   context.putImageData(image, 0, 0);
   pen.c.imageSmoothingEnabled = false;
   pen.c.fillStyle = colour('faint');
-  const x = pen.X(0), width = pen.X(values.length * one.snippet_s) - x;
+  const x = pen.X(one.first_s), width = pen.X(one.first_s + values.length * one.snippet_s) - x;
   pen.c.fillRect(x, pen.y, width, pen.height - 1);
   pen.c.drawImage(strip, x, pen.y, width, pen.height - 1);
 }

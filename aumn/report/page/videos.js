@@ -117,7 +117,7 @@ async function showVideo(detail, index, at) {
     detail.replaceChildren(h('p', {}, `This video cannot be unpacked (${error.message}): open the page in a browser of 2023 or later.`));
     throw error;
   });
-  const end = Math.max(videos.duration_s[index], ...video.gt.map((row) => row[2]), ...video.det.map((row) => row[3]), ...video.streams.map((one) => one.snippets * one.snippet_s)) || 1;
+  const end = Math.max(videos.duration_s[index], ...video.gt.map((row) => row[2]), ...video.det.map((row) => row[3]), ...video.streams.map((one) => one.first_s + one.snippets * one.snippet_s)) || 1;
   const snippet_s = video.streams[0]?.snippet_s ?? end / 200;
   const kept = video.streams[0]?.classes ?? [];
   const first = video.gt.map((row) => row[0]).find((label) => kept.includes(label)) ?? video.det[0]?.[0] ?? kept[0] ?? -1;
@@ -202,7 +202,7 @@ function summary(video) {
 function reading(video, view, time) {
   const parts = [h('span', {}, h('b', {}, seconds(time)))];
   video.streams.forEach((one) => {
-    const t = Math.min(one.snippets - 1, Math.floor(time / one.snippet_s)), kept = one.classes.indexOf(view.label);
+    const t = Math.max(0, Math.min(one.snippets - 1, Math.floor((time - one.first_s) / one.snippet_s))), kept = one.classes.indexOf(view.label);
     const best = one.similarity.reduce((top, values, k) => (values[t] > one.similarity[top][t] ? k : top), 0);
     parts.push(h('span', {}, h('b', {}, one.name.toUpperCase()), ` snippet ${t}: attention ${(one.attention[t] / 255).toFixed(2)}`
       + (kept >= 0 ? `, CAS ${(one.cas[kept][t] / 255).toFixed(2)}` : '') + (one.units.length ? `, unit ${one.units[best] + 1} (${(one.similarity[best][t] / 255).toFixed(2)})` : '')));

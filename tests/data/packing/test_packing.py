@@ -99,6 +99,8 @@ def test_several_labels_a_video_are_a_set(published: Any, tmp_path: Path) -> Non
         ({"fps": float("inf")}, "fps is inf; it must be from 0.001 to 100,000"),
         ({"stride_frames": 0}, "stride_frames is 0; it must be from 1 to 100,000"),
         ({"stride_frames": 10**9}, "stride_frames is 1000000000; it must be from 1 to 100,000"),
+        ({"window_frames": 0}, "window_frames is 0; it must be from 1 to 100,000"),
+        ({"window_frames": 64, "rescaled": True}, "window_frames has no meaning for rescaled features: leave one of"),
         ({"shard_mb": 1e-300}, "shard_mb is 1e-300; it must be from 1e-06 to 1,000,000"),
         ({"shard_mb": float("inf")}, "shard_mb is inf; it must be from 1e-06 to 1,000,000"),
         ({"workers": 0}, "workers is 0; it must be from 1 to 1,024"),
@@ -154,6 +156,7 @@ def test_shards_are_cut_by_subset_and_size(published: Any, tmp_path: Path, shard
 def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Path) -> None:
     variants: dict[str, dict[str, Any]] = {
         "whole": {}, "cut": {"shard_mb": ONE_VIDEO}, "float32": {"dtype": "float32"}, "stride": {"stride_frames": 8},
+        "window": {"window_frames": 64}, "same window": {"window_frames": 16},
         "classes": {"classes": write_classes(tmp_path, "Run", "Jump")},
     }  # fmt: skip
     for name, options in variants.items():
@@ -165,5 +168,7 @@ def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Pa
     published.write_annotations()
     published.pack(tmp_path / "labels")
     identity = {name: ShardSet.open(tmp_path / name).identity for name in [*variants, "values", "labels"]}
-    assert identity["whole"] == identity["cut"]
-    assert len(set(identity.values())) == len(identity) - 1
+    assert identity["whole"] == identity["cut"] == identity["same window"]
+    assert len(set(identity.values())) == len(identity) - 2
+    assert ShardSet.open(tmp_path / "window").clock == (16, 64)
+    assert "window_frames" not in (tmp_path / "whole" / "dataset.json").read_text()
