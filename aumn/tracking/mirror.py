@@ -21,7 +21,7 @@ from aumn.tracking.mirrored_run import MirroredRun
 from aumn.tracking.registry import check_names
 from aumn.tracking.sent import NAME, Sent, Waiting, run_before
 from aumn.tracking.settings import TrackingSettings
-from aumn.tracking.store import find_address
+from aumn.tracking.store import find_address, missing
 
 GATHER_S = 2.0
 RETRY_S = 1.0
@@ -188,7 +188,9 @@ def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Wai
     tracking, sent = TrackingSettings(**settings.get("tracking", {})), Sent.read(folder.path)
     if sent is None and uri is None and not (settings and tracking.enabled):
         return None  # the user wants no mirror of this run
-    store = sent.store if sent else public(find_address(tracking.uri))
+    store = public(find_address(tracking.uri))
+    if sent and not (missing(sent.store) and not missing(store)):  # else the run and its store were moved
+        store = sent.store
     address = find_address(uri) if uri else _find_named(folder.path, store)
     run = _prepare(folder, tracking, address, say)
     if run.sent.store != public(address):
@@ -225,6 +227,11 @@ def _find_named(folder: Path, store: str) -> str:
 
     They are for the store that MLFLOW_TRACKING_URI names, which it is given whole if it is this one.
     """
+    if missing(store) == "folder":
+        raise InputError(
+            f"{folder} names the tracking store {store}, whose folder is gone: name it with --tracking-uri or "
+            "MLFLOW_TRACKING_URI."
+        )
     named = os.environ.get("MLFLOW_TRACKING_URI")
     if named and public(find_address(named)) == store:
         return find_address(named)

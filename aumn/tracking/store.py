@@ -2,20 +2,23 @@
 
 A database takes the store's words, but files need a place too. Left alone, MLflow puts a sqlite store's files into
 `mlruns/` of whatever folder a program ran in; here they go to `mlartifacts/` beside the database, for experiments that
-aumn creates. A server knows its own place, and experiments made by others keep theirs.
+aumn creates. A server knows its own place, and experiments made by others keep theirs. MLflow notes absolute addresses
+of files; where the two were moved together, those are mended when the database is opened.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
+import sqlite3
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from aumn.addresses import hide, public
 from aumn.records import InputError
@@ -25,6 +28,15 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 _SQLITE = "sqlite:///"
+_FILES = "mlartifacts"
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's tables hold absolute addresses of files."""
 
 # MLflow reads these when it is imported or used; what the user has set stays.
 _QUIET = {
@@ -35,6 +47,8 @@ _QUIET = {
 }
 # With its own numbers MLflow tries for four minutes before it says that nobody answers; the mirror tries again itself.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+logger = logging.getLogger(__name__)
 
 
 class StoreError(InputError):
@@ -57,6 +71,8 @@ def open_store(uri: str | None = None) -> MlflowClient:
         from mlflow import MlflowClient
 
         with _one_at_a_time(address):
+            if address.startswith(_SQLITE):
+                _look_into(address)
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     return client
@@ -77,7 +93,7 @@ def find_experiment(client: MlflowClient, name: str) -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     address = client.tracking_uri
-    place = (_database(address).parent / "mlartifacts").as_uri() if address.startswith(_SQLITE) else None
+    place = (_database(address).parent / _FILES).as_uri() if address.startswith(_SQLITE) else None
     try:
         return str(client.create_experiment(name, place))
     except MlflowException:
@@ -143,6 +159,33 @@ def _one_at_a_time(address: str) -> Iterator[None]:
             os.close(folder)
 
 
+def _look_into(address: str) -> None:
+    """Raise at once what is wrong with a database, where MLflow would try for minutes; follow a project that moved."""
+    database = _database(address)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(str(database).partition("?")[0], timeout=30)) as connection, connection:
+        _follow(connection, database)
+
+
+def _follow(connection: sqlite3.Connection, database: Path) -> None:
+    """Let what MLflow wrote down of the files beside a database that is no longer where it was lead to them again."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    here = database.parent / _FILES
+    places = connection.execute("SELECT DISTINCT artifact_location FROM experiments") if "experiments" in tables else ()
+    for (place,) in list(places):
+        there = Path(unquote(urlsplit(place or "").path))
+        if there.name != _FILES or there == here or (there.parent / database.name).exists():
+            continue
+        if there.exists() and not here.exists():  # the database alone was moved
+            continue
+        for table, column in ((table, column) for table, column in _PLACES if table in tables):
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",  # noqa: S608
+                (here.as_uri(), len(place) + 1, len(place) + 1, f"{place}/"),
+            )
+        logger.warning("%s was in %s before: the files that it names are now looked for in %s.", database, there, here)
+
+
 def _is_readable(address: str) -> bool:
     try:
         parts = urlsplit(address)
@@ -157,7 +200,15 @@ def _refusals() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, SQLAlchemyError, OSError, ImportError
+    return MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError
+
+
+def missing(address: str) -> str:
+    """What of a store that is a file is not there: `file`, `folder`, or nothing."""
+    database = _database(address)
+    if not address.startswith(_SQLITE) or database.exists():
+        return ""
+    return "file" if database.parent.exists() else "folder"
 
 
 def _database(address: str) -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 from aumn.cli import console, explain
 from aumn.records import InputError
+from aumn.runtime import preemption
 from aumn.runtime.ending import as_told
 from aumn.runtime.preemption import stopped
 from tests.launching import QUIET, aumn
@@ -51,6 +52,15 @@ def test_a_reason_is_one_sentence_of_the_rank_that_tells_it():
     told = "out.json: No space left on device. Check the path, its permissions and the free space."
     assert explain(as_told(full), 0) == (2, told)
     assert explain(stopped(15), 0)[0] == 75
+
+
+def test_what_a_library_made_of_a_signal_is_the_signal(monkeypatch):
+    """Here pyarrow tries again to import pandas, whatever was raised in its first try, and then pandas fails."""
+    error = ValueError("Option 'io.hdf.dropna_table' has already been registered")
+    assert as_told(error) is None
+    for name, value in {"signal": 15, "raised": True}.items():
+        monkeypatch.setattr(preemption._request, name, value)
+    assert explain(as_told(error), 0)[0] == 75
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,7 @@ def test_a_sqlite_store_needs_a_file(uri, track):
             "unsupported URI .* Correct tracking.uri or MLFLOW_TRACKING_URI, or use sqlite:///mlflow.db",
         ),
         ("sqlite:////proc/nowhere/mlflow.db", "No such file or directory.* name a file that MLflow can write"),
+        ("sqlite:////proc/self", "proc/self refused: unable to open database file. Let tracking.uri"),  # once 104 s
         ("mysql://me:secret@host/db", r"mysql://\*\*\*@host/db refused: No module named"),
         ("mysql://me:sec/ret@host/db", r"mysql://\*\*\*@host/db refused: No module named"),
         ("http://me:sec/ret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 is no address: write a password's / : @"),

@@ -9,6 +9,8 @@ import torch
 
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
+from aumn.tracking.job_run import attach
+from aumn.tracking.mirror import push
 from aumn.tracking.promotion import promote
 from aumn.tracking.registry import check_names, list_models, resolve, show_model
 from tests.tracking.conftest import add_version, save_card
@@ -60,6 +62,31 @@ def test_a_local_store_is_not_copied(versions, tmp_path, monkeypatch):
     found = resolve("models:/aumn-thumos14@champion", versions)
     assert found.is_relative_to(Path(versions.removeprefix("sqlite:///")).parent / "mlartifacts")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_project_that_was_moved_takes_its_store_along(store, track, tmp_path, monkeypatch):
+    """MLflow notes absolute addresses; nothing is made anew where the project was."""
+    project = Path(store.removeprefix("sqlite:///")).parent
+    run = track(project / "run", model_name="aumn", alias="champion")
+    save_card(project / "run" / "model")
+    assert run.publish(1) == "models:/aumn/1"
+    run.end()
+    moved = tmp_path / "moved project"
+    project.rename(moved)
+    here = f"sqlite:///{moved / 'mlflow.db'}"
+    assert resolve("models:/aumn@champion", here).is_relative_to(moved / "mlartifacts")
+    monkeypatch.chdir(moved)
+    with pytest.raises(InputError, match=r"names the tracking store sqlite:.*/a store/mlflow.db, whose folder is gone"):
+        push(moved / "run")
+    resumed = track(moved / "run", uri=here, resumed=True, model_name="aumn", alias="champion")
+    save_card(moved / "run" / "model", metrics={})
+    assert resumed.publish(2) == "models:/aumn/2"
+    resumed.end()
+    attach(resumed.sent.run, moved / "run" / "config.yaml", "report", here)
+    assert resolve("models:/aumn/2", here).is_relative_to(moved / "mlartifacts")
+    assert list(moved.glob("mlartifacts/*/artifacts/report/config.yaml"))
+    assert push(moved / "run") is None
+    assert not project.exists()
 
 
 def test_a_version_says_where_it_comes_from(versions):
