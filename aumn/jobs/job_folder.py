@@ -20,12 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import BaseModel
+
 from aumn.files import hold, started_at, whole_file
 from aumn.jobs.job import Job, Step, build
 from aumn.jobs.job_schema import JobPlan
 from aumn.jobs.queue import Key, Task, look_up
 from aumn.jobs.sbatch import points_folder, sbatch_name, script_arguments
 from aumn.records import InputError
+from aumn.runfolder.typed import typed
 
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
@@ -43,6 +46,15 @@ class Sent(NamedTuple):
 
     comment: str = "no comment of ours"
     job_id: str = ""
+
+
+class _Submission(BaseModel):
+    """A line of `submitted.jsonl`."""
+
+    step: str
+    points: list[int]
+    comment: str = ""
+    job_id: str
 
 
 @dataclass(frozen=True)
@@ -175,10 +187,12 @@ class JobFolder:
     def record(self, step: str, indices: Sequence[int], *, comment: str = "", job_id: str = "") -> None:
         """Remember a submission, on the disk before anything else happens."""
         line = json.dumps({"step": step, "points": list(indices), "comment": comment, "job_id": job_id})
-        with (self.path / "submitted.jsonl").open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        file = self.path / "submitted.jsonl"
+        begins = not file.exists() or file.read_bytes()[-1:] in {b"", b"\n"}
+        with file.open("a") as lines:
+            lines.write(("" if begins else "\n") + line + "\n")  # what a kill has cut short stays a line of its own
+            lines.flush()
+            os.fsync(lines.fileno())
 
     def record_local(self, step: str, index: int, pid: int) -> str:
         """Remember a process of this machine that runs a point: what stands for the job's number."""
@@ -193,11 +207,13 @@ class JobFolder:
     def sent(self) -> dict[Key, Sent]:
         """The last submission of each point, by step and index."""
         found: dict[Key, Sent] = {}
-        with suppress(FileNotFoundError):
-            for line in (self.path / "submitted.jsonl").read_text().splitlines():
-                facts = json.loads(line)
-                last = Sent(facts.get("comment", ""), facts["job_id"])
-                found |= dict.fromkeys(((facts["step"], index) for index in facts["points"]), last)
+        file = self.path / "submitted.jsonl"
+        for line in file.read_bytes().splitlines() if file.exists() else ():
+            if not line.endswith(b"}"):
+                continue  # cut short by a kill, before anything was submitted
+            facts = typed(_Submission, line, file, "mend the line, or remove it if no such job runs")
+            last = Sent(facts.comment, facts.job_id)
+            found |= dict.fromkeys(((facts.step, index) for index in facts.points), last)
         return found
 
     def statuses(self) -> list[PointStatus]:

@@ -104,8 +104,10 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> Pa
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """The weights and the card of a model artifact or a checkpoint."""
-    card = read_card(path)
-    return _read_tensors(path, "model.safetensors"), card
+    card, weights = read_card(path), _read_tensors(path, "model.safetensors")
+    if bad := [name for name, weight in weights.items() if not bool(weight.isfinite().all())]:
+        raise DamagedError(f"{path} has weights that are NaN or infinite ({', '.join(bad[:3])}).", _remedy(path))
+    return weights, card
 
 
 def read_card(path: Path) -> ModelCard:
@@ -154,7 +156,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def read_trainer_facts(path: Path) -> dict[str, Any]:
     """What the trainer said of a checkpoint, its step among it, without any tensors; imports no torch."""
-    return _read_facts(path, "trainer.json", kind="checkpoint")
+    facts = _read_facts(path, "trainer.json", kind="checkpoint")
+    if type(facts.get("step")) is not int:
+        raise InputError(f"{path / 'trainer.json'} has no step: it was edited. {_remedy(path)}")
+    return facts
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
@@ -235,9 +240,14 @@ def _write_facts(file: Path, facts: Mapping[str, Any]) -> None:
 
 def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Read into memory, not mapped: the folder may be dropped while its tensors are in use."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    tensors: dict[str, Tensor] = load(read_checked(folder, name, remedy=_remedy(folder)))
+    data = read_checked(folder, name, remedy=_remedy(folder))
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except SafetensorError as error:
+        raise DamagedError(f"{folder / name} holds no tensors ({error}).", _remedy(folder)) from None
     return tensors
 
 

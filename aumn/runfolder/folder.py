@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from aumn.files import hold, whole_file
 from aumn.records import InputError
+from aumn.runfolder.typed import typed
 
 State = Literal["running", "finished", "failed", "stopped"]
 
@@ -80,22 +81,19 @@ class RunFolder:
                 raise InputError(
                     f"run.folder={self.path} cannot be written: {error}. Choose a folder that you may write to."
                 ) from None
+            for place in (self.path / "checkpoints", self.path / "model"):  # else the end of the training would tell
+                if place.is_symlink() and not place.exists():
+                    raise InputError(f"{place} is a link to {place.readlink()}, which is not there: mend or remove it.")
             yield
 
     def status(self) -> Status:
         """What is known of the run; an empty Status where nothing can be read, which costs a convenience."""
         file = self.path / "status.json"
         try:
-            return Status.model_validate_json(file.read_bytes())
+            text = file.read_bytes()
         except OSError:
             return self._status_before()
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"])) or "its JSON"
-            raise InputError(
-                f"{file} is damaged or of another aumn ({where}: {problem['msg']}): remove it, and the run goes on "
-                "from its checkpoints."
-            ) from None
+        return typed(Status, text, file, "remove it, and the run goes on from its checkpoints")
 
     def write_status(self, status: Status) -> None:
         """Replace what is known of the run. OSError where the disk refuses."""

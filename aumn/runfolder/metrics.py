@@ -128,10 +128,16 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 
 def _parse(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(
+            line, parse_constant=lambda _: None
+        )  # NaN and Infinity, as another program would write them
     except ValueError:
         record = None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        where = f"line {number}" if number else "its last lines"
-        raise InputError(f"{path} is damaged in {where}: mend it, or remove the file to go on without what it holds.")
-    return record
+    if isinstance(record, dict) and type(record.get("step")) is int and all(map(_is_number, record.values())):
+        return record
+    where = f"line {number}" if number else "its last lines"
+    raise InputError(f"{path} is damaged in {where}: mend it, or remove the file to go on without what it holds.")
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))

@@ -210,7 +210,8 @@ def _store(ranks: Ranks, start_s: float, *, serves: bool) -> Any:
     torchrun's agent keeps its store over an elastic restart; without the prefix gloo would dial the dead ranks.
     """
     host, port = rendezvous()
-    join = partial(_dist().TCPStore, host, port, is_master=serves, timeout=timedelta(seconds=start_s))
+    longer = timedelta(seconds=start_s + 60)  # than our own patience, behind which torch would print its stack in C++
+    join = partial(_dist().TCPStore, host, port, is_master=serves, timeout=longer)
     place = f"the first rank, or torchrun, at MASTER_ADDR={host} and MASTER_PORT={port}"
     waits, joined = wait(start_s, lambda: place, teller=ranks.rank), in_thread(join)
     while not joined.done() or joined.exception():

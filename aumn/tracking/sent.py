@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from aumn.files import whole_file
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, State, Status
 from aumn.runfolder.metrics import read_metrics
+from aumn.runfolder.typed import typed
 from aumn.tracking.settings import TrackingSettings
 
 NAME = "mirror.json"
@@ -60,14 +61,10 @@ class Sent(BaseModel):
     def read(cls, folder: Path) -> Sent | None:
         """Of a run's folder; None where nothing was sent yet."""
         try:
-            return cls.model_validate_json((folder / NAME).read_bytes())
+            text = (folder / NAME).read_bytes()
         except FileNotFoundError:
             return None
-        except ValidationError:
-            raise InputError(
-                f"{folder / NAME} is damaged or of another aumn: remove it, and a new MLflow run gets all of the "
-                "folder's metrics."
-            ) from None
+        return typed(cls, text, folder / NAME, "remove it, and a new MLflow run gets all of the folder's metrics")
 
     def write(self, folder: Path) -> None:
         """Replace what was there. OSError where the disk refuses."""

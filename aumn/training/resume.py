@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from aumn import __version__
 from aumn.config.run_config import RunConfig
@@ -21,6 +23,7 @@ from aumn.runfolder.checkpoint import (
 )
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import now_ms
+from aumn.runfolder.typed import typed
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
 from aumn.runtime.ranks import Ranks
@@ -42,6 +45,24 @@ class Progress:
     def facts(self) -> dict[str, Any]:
         """For a checkpoint, beside its step and its card."""
         return {name: getattr(self, name) for name in FACTS}
+
+
+class _Optimizer(BaseModel):
+    """See `Engine.trainer_state`."""
+
+    groups: list[dict[Literal["params"], list[str]]]
+    loss_scales: dict[str, dict[Literal["value", "good_steps"], float]] = {}
+
+
+class _Facts(BaseModel):
+    """What `trainer.json` says beside the step."""
+
+    best: float
+    best_step: int
+    evaluation_due: bool
+    config: dict[str, dict[str, Any]]
+    metrics_lines: int = 0
+    optimizer: _Optimizer
 
 
 NOTHING_TO_RESUME = "holds no checkpoint to resume from: start the run without --resume."
@@ -82,9 +103,10 @@ def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool
     progress, checkpoint, lines = Progress(card), None, 0
     if path is not None:
         checkpoint = found[1] if found else read_checkpoint(path)
-        facts = checkpoint.trainer_facts
-        lines = facts.get("metrics_lines", 0)
-        progress = Progress(checkpoint.card, checkpoint.step, **{name: facts[name] for name in FACTS})
+        remedy = f"remove {path}, and the run goes on from the checkpoint before it"
+        facts = typed(_Facts, checkpoint.trainer_facts, path / "trainer.json", remedy)
+        lines = facts.metrics_lines
+        progress = Progress(checkpoint.card, checkpoint.step, **{name: getattr(facts, name) for name in FACTS})
         _refuse_another_run(progress, config, card, path)
         if ranks.is_first and progress.best_step == progress.step:
             mark_best(config.run.folder, path)  # a run may have been killed just before it did

@@ -18,7 +18,7 @@ import yaml
 from aumn.files import started_at
 from aumn.jobs import queue
 from aumn.jobs.job import load_job
-from aumn.jobs.job_folder import JobFolder
+from aumn.jobs.job_folder import JobFolder, Sent
 from aumn.jobs.submit import submit
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, Status
@@ -186,6 +186,19 @@ def test_a_process_that_was_given_the_number_of_a_local_run_is_not_that_run(plac
         folder.record("train", [0], job_id=name.replace(str(started_at(process.pid)), "12"))
         assert states(folder.path)["train[seed=0]"] == "failed"
         process.communicate(b"\n")
+
+
+def test_a_line_cut_short_by_a_kill_is_no_submission_and_one_that_was_edited_is_told(place):
+    folder = JobFolder.of(load_job(place.write()))
+    folder.write()
+    file = folder.path / "submitted.jsonl"
+    file.write_text('{"step": "train", "points": [0], "comment": "aumn:')
+    assert folder.sent() == {}
+    folder.record("train", [1], job_id="41")
+    assert folder.sent() == {("train", 1): Sent("", "41")}
+    file.write_text('{"step": "train", "points": "all", "job_id": "7"}\n')
+    with pytest.raises(InputError, match=r"submitted\.jsonl is damaged or of another aumn \(points: .* mend the line"):
+        folder.sent()
 
 
 def test_a_folder_of_an_older_aumn_is_taken_over_by_submitting_again(place):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import (
@@ -248,11 +249,40 @@ def test_what_will_not_do_is_told_with_what_to_use_instead(read, name, message, 
         read(tmp_path / name)
 
 
-def rewrite_card(folder: Path, text: str) -> None:
+def rewrite(file: Path, data: bytes) -> None:
     """As another program would, checksum included."""
-    (folder / "model.json").write_text(text)
-    with (folder / "SHA256SUMS").open("w") as sums:
-        subprocess.run(["sha256sum", "model.json", "model.safetensors"], cwd=folder, stdout=sums, check=True)
+    file.write_bytes(data)
+    names = sorted(path.name for path in file.parent.iterdir() if path.name != "SHA256SUMS")
+    with (file.parent / "SHA256SUMS").open("w") as sums:
+        subprocess.run(["sha256sum", *names], cwd=file.parent, stdout=sums, check=True)
+
+
+def rewrite_card(folder: Path, text: str) -> None:
+    rewrite(folder / "model.json", text.encode())
+
+
+NAN = save({"memory": torch.tensor([1.0, torch.nan]), "good": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("model.safetensors", b"", "model.safetensors holds no tensors (Error while deserializing"),
+        ("trainer.safetensors", b"", "trainer.safetensors holds no tensors (Error"),
+        ("model.safetensors", NAN, "has weights that are NaN or infinite (memory). Use the checkpoint before it"),
+        (
+            "trainer.json",
+            b'{"format_version": 1}',
+            "trainer.json has no step: it was edited. Use the checkpoint before",
+        ),
+        ("trainer.json", b'{"format_version": 1, "step": "2"}', "trainer.json has no step: it was edited. Use"),
+    ],
+)
+def test_a_checkpoint_that_was_rewritten_with_its_checksums_is_told(name, data, message, tmp_path):
+    *_, newest = save_steps(tmp_path, 100, 200)
+    rewrite(newest / name, data)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_checkpoint(newest)
 
 
 @pytest.mark.parametrize(

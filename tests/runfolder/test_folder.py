@@ -102,6 +102,15 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         pass
 
 
+def test_a_link_that_leads_nowhere_is_told_before_anything_is_trained(tmp_path):
+    (tmp_path / "model").symlink_to(tmp_path / "gone")
+    with (
+        pytest.raises(InputError, match=r"/model is a link to /\S+/gone, which is not there: mend or remove it"),
+        RunFolder(tmp_path).writing(),
+    ):
+        pass
+
+
 def test_a_status_comes_back_and_one_that_is_damaged_is_told_with_what_to_do(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.status() == Status()

@@ -49,9 +49,17 @@ def test_a_run_that_goes_on_cuts_the_file_back_and_a_line_cut_short_by_a_kill_is
     again.append(3, {"loss": 3.5})
     assert losses(tmp_path) == [(1, 1), (2, 2), (3, 3.5)]
     again.close()
-    (tmp_path / "metrics.jsonl").write_text("half a line\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged in line 1: mend it, or remove the file"):
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["half a line", "[1]", '{"loss": 1}', '{"step": "3"}', '{"step": 3, "loss": "x"}', '{"step": 3, "loss": 1e999}'],
+)
+def test_a_line_that_is_none_of_ours_is_told_with_its_number(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": Infinity}}\n{line}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged in line 2: mend it, or remove the file"):
         list(read_metrics(tmp_path))
+    assert next(read_metrics(tmp_path)) == {"step": 1, "loss": None}  # as other programs write what we write as null
 
 
 def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room_again(writer, tmp_path):

@@ -167,6 +167,12 @@ def main() -> None:
             elif kind == "resume":
                 halves = [resumed(ranks, Path(folder), source, names) for source in names]
                 result[kind] = {name: half for part in halves for name, half in part.items()}
+            elif kind == "again":
+                result[kind] = {
+                    name: half
+                    for source in names
+                    for name, half in resumed(ranks, Path(folder), source, [source]).items()
+                }
             elif kind == "go_on":
                 result[kind] = go_on(ranks, Path(folder), names)
             elif kind == "scored":

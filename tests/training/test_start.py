@@ -23,7 +23,7 @@ def settings(folder: Path, steps: int = 40, **sections: dict[str, object]) -> Ru
 
 def leave_checkpoint(config: RunConfig, step: int, **facts: object) -> Path:
     progress = Progress(CARD, step, config=config.model_dump(mode="json"))
-    checkpoint = Checkpoint(step, {}, CARD, {}, {**progress.facts(), "optimizer": {}, **facts})
+    checkpoint = Checkpoint(step, {}, CARD, {}, {**progress.facts(), "optimizer": {"groups": []}, **facts})
     return save_checkpoint(config.run.folder, checkpoint, keep_last=9)
 
 
@@ -43,6 +43,21 @@ def test_another_number_of_steps_is_taken_where_nothing_depends_on_it(tmp_path):
     leave_checkpoint(settings(tmp_path), 40, metrics_lines=4)
     found = start(settings(tmp_path, 80, batch={"micro_videos": 8}))
     assert (found.progress.step, found.lines, found.resumed) == (40, 4, True)
+
+
+@pytest.mark.parametrize(
+    ("fact", "where"),
+    [
+        ({"best": "high"}, "best"),
+        ({"optimizer": {}}, "optimizer.groups"),
+        ({"metrics_lines": None}, "metrics_lines"),
+        ({"evaluation_due": []}, "evaluation_due"),
+    ],
+)
+def test_facts_that_were_edited_are_told_by_name(fact, where, tmp_path):
+    path = leave_checkpoint(settings(tmp_path), 40, **fact)
+    with pytest.raises(InputError, match=rf"trainer.json is damaged or of another aumn \({where}: .*remove {path}, "):
+        start(settings(tmp_path))
 
 
 def test_a_launchers_next_attempt_goes_on_by_itself_and_another_launch_is_refused(tmp_path, monkeypatch):
