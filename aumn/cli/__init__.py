@@ -68,7 +68,8 @@ def _run(arguments: list[str]) -> int:
         error = as_told(caught)
         if error is None or ("--debug" in sys.argv and not isinstance(error, Stopped)):
             raise
-        rank, is_settled = _rank(), isinstance(error, Stopped) or error.teller is not None
+        is_settled = isinstance(error, Stopped) or error.teller is not None
+        rank = _rank() if error.teller is None else read_environment(os.environ).rank
         if rank > 0 and not is_settled and "TORCHELASTIC_RUN_ID" in os.environ:  # the ranks were not connected yet
             preemption.wait_to_be_ended(FIRST_TELLS_S)  # as torchrun does when the first rank has told it and left
             rank = 0  # it did not find it, so this rank tells it

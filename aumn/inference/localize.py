@@ -128,13 +128,25 @@ def final_model(folder: Path) -> Path:
 @contextmanager
 def _appearing_whole(out: Path, ranks: Ranks) -> Iterator[Path]:
     """A folder that every rank writes into and that takes its name once all have."""
-    lock, refusal = out.resolve().with_name(f".{out.name}.lock"), f"Another localization is writing {out}: let it end"
-    with _telling_refusals(out), hold(lock, refusal) if ranks.is_first else nullcontext():
+    with _telling_refusals(out), _alone(out) if ranks.is_first else nullcontext():
         with whole_folder(out, checksums=False) if ranks.is_first else nullcontext(partial_of(out)) as partial:
             ranks.barrier()
             yield partial
             ranks.barrier()
         ranks.barrier()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One localization a folder at a time."""
+    lock = out.resolve().with_name(f".{out.name}.lock")
+    with hold(lock, f"Another localization is writing {out}: let it end"):
+        if not lock.exists():  # the one that was waited for has removed it
+            raise InputError(f"The localization that was writing {out} has just ended: run the same command again.")
+        try:
+            yield
+        finally:
+            lock.unlink()
 
 
 @contextmanager

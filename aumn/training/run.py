@@ -23,6 +23,7 @@ from aumn.runfolder.metrics import now_ms
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.attempts import launch_id
+from aumn.runtime.ending import as_told
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.mirror import Mirror
@@ -143,7 +144,7 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
             yield mirror
     except BaseException as error:
         state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        why = str(error).partition("\n")[0] or type(error).__name__
+        why = str(as_told(error) or error).partition("\n")[0] or type(error).__name__
         writer.note(state=state, why=why, ended_ms=now_ms())
         if mirror:
             with suppress(InputError):  # a store that cannot be told must not hide what went wrong

@@ -1,13 +1,18 @@
 """What a command says: plain lines where nobody watches a terminal, and its last sentence, from one rank alone."""
 
+<<<<<<< HEAD
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+=======
+from functools import partial
+>>>>>>> dfa511e (A reason is told by its rank whoever started the ranks; a failed run's status says what its rank would tell)
 
 import pytest
 
+from aumn import cli
 from aumn.cli import console, explain
 from aumn.records import InputError
 from aumn.runtime import preemption
@@ -61,6 +66,22 @@ def test_what_a_library_made_of_a_signal_is_the_signal(monkeypatch):
     for name, value in {"signal": 15, "raised": True}.items():
         monkeypatch.setattr(preemption._request, name, value)
     assert explain(as_told(error), 0)[0] == 75
+
+
+def test_a_reason_is_told_by_its_rank_whoever_started_the_ranks(monkeypatch, capsys):
+    """A script that sets RANK and WORLD_SIZE, say, rather than torchrun or srun."""
+    found = InputError("The shard is damaged.")
+    found.teller = 1
+    monkeypatch.setattr(cli, "app", partial(raise_, found))
+    monkeypatch.setattr(preemption, "request_exit", lambda: None)
+    for rank, said in [("0", ""), ("1", "aumn: The shard is damaged.\n")]:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert (cli._run([]), capsys.readouterr().err) == (2, said)
+
+
+def raise_(error: BaseException, **_options: object) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(

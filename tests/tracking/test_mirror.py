@@ -197,7 +197,7 @@ def test_a_deleted_run_gets_nothing_until_it_is_restored(track, store):
 def test_a_damaged_record_of_what_was_sent_is_told(finished):
     (finished.path / "mirror.json").write_text("{")
     with pytest.raises(
-        InputError, match=r"mirror\.json is damaged or of another aumn: remove it, and a new MLflow run"
+        InputError, match=r"mirror\.json is damaged or of another aumn .*: remove it, and a new MLflow run"
     ):
         push(finished.path)
 
