@@ -1,14 +1,11 @@
 """What a command says: plain lines where nobody watches a terminal, and its last sentence, from one rank alone."""
 
-<<<<<<< HEAD
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-=======
 from functools import partial
->>>>>>> dfa511e (A reason is told by its rank whoever started the ranks; a failed run's status says what its rank would tell)
+from pathlib import Path
 
 import pytest
 
