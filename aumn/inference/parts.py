@@ -122,7 +122,9 @@ def _read_batches(
             if groups is not None and group not in groups:
                 row += file.metadata.row_group(group).num_rows
                 continue
+            left = file.metadata.row_group(group).num_rows
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                batch.validate(full=True)  # a name's number behind the last name, say
                 for name in columns:
                     if batch[name].null_count:
                         raise InputError(
@@ -130,6 +132,9 @@ def _read_batches(
                         )
                 yield group, row, batch
                 row += len(batch)
+                left -= len(batch)
+            if left:
+                raise InputError(f"{part} has other rows than it says, so it is damaged: write it again.")
 
 
 def _decode(column: Any) -> tuple[list[str], np.ndarray]:
@@ -143,14 +148,18 @@ def _decode(column: Any) -> tuple[list[str], np.ndarray]:
 @contextmanager
 def _open_part(part: Path) -> Iterator[Any]:
     """A part as a `pyarrow.parquet.ParquetFile` with the columns it needs; InputError names one that Arrow refuses."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(part, read_dictionary=NAMES, page_checksum_verification=True) as file:
             _check_schema(part, file.schema_arrow)
+            facts = file.metadata
+            if sum(facts.row_group(group).num_rows for group in range(facts.num_row_groups)) != facts.num_rows:
+                raise InputError(f"{part} has other rows than it says, so it is damaged: write it again.")
             yield file
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged footer can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{part} cannot be read as Parquet ({reason}): write it again with `aumn localize`.") from None
 

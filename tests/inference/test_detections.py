@@ -1,6 +1,7 @@
 """Detections survive the disk whole, belong to one rank each, and bad files are refused with one clear sentence."""
 
 import json
+import re
 from itertools import chain
 from pathlib import Path
 
@@ -202,6 +203,20 @@ def test_damaged_parts_are_refused(tmp_path: Path):
         with pytest.raises(InputError, match=r"a.parquet cannot be read as Parquet \(.+\): write it again") as caught:
             read_detections(tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_counts_of_rows_that_were_damaged_lose_no_row_in_silence(tmp_path: Path):
+    """Checksums of pages cover neither their headers nor the footer, where each count of rows stands as a number."""
+    path = tmp_path / "a.parquet"
+    write_part(as_detections(many(200)), path)
+    whole, refused = path.read_bytes(), 0
+    for found in re.finditer(re.escape(b"\x90\x03"), whole):  # 200 as Parquet writes it
+        path.write_bytes(whole[: found.start()] + b"\x8e\x03" + whole[found.end() :])  # 199
+        try:
+            assert len(read_detections(tmp_path)[0]) == 200
+        except InputError:
+            refused += 1
+    assert refused >= 7  # five columns', the row group's and the file's
 
 
 @pytest.mark.parametrize(
