@@ -250,6 +250,8 @@ def _look_at_truth(shards: ShardSet) -> list[str]:
         truth = read_annotations(shards.path)
     except InputError as error:
         return [str(error)]
+    if [video.id for video in shards.videos] != list(truth.videos):
+        return [f"{shards.path}: the annotations are of other videos than the manifest: pack again."]
     lengths = [_length_of(video, shards.clock) for video in shards.videos]
     return list(look([truth.videos[video.id] for video in shards.videos], lengths, truth.on_bad))
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import xxhash
 
 from aumn.records import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
@@ -97,6 +102,21 @@ def read_table_bytes(path: Path, name: str, description: Description) -> bytes:
             "fetch the shard set again."
         )
     return content
+
+
+def open_table(content: bytes, wanted: pa.Schema, optional: Collection[str] = ()) -> pq.ParquetFile:
+    """A table that has these columns and no others; InputError, without a subject, for what it is instead."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot be read as Parquet ({error}): fetch the shard set again.") from None
+    kinds = {field.name: field.type for field in file.schema_arrow}
+    if kinds != {field.name: field.type for field in wanted if field.name in kinds or field.name not in optional}:
+        raise InputError(f"has other columns than {', '.join(wanted.names)}, or of other types: fetch the set again.")
+    return file
 
 
 def checksum(content: bytes) -> str:

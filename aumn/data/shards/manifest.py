@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from aumn.data.shards.layout import Description
+from aumn.data.shards.layout import Description, open_table
 from aumn.records import InputError, Video
 
 MEMBER_PARTS = ("offset", "bytes", "xxh3")
@@ -33,14 +33,8 @@ class Manifest(Sequence[Video]):
     """
 
     def __init__(self, content: bytes, streams: Sequence[str]) -> None:
-        try:
-            file = pq.ParquetFile(pa.BufferReader(content))
-            kinds = {field.name: field.type for field in schema(streams)}
-            if {field.name: field.type for field in file.schema_arrow} != kinds:
-                raise InputError("has not the columns of a manifest of these streams: fetch the shard set again.")
-            column = {name: file.read([name])[name].combine_chunks() for name in kinds}
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"cannot be read as Parquet ({error}): fetch the shard set again.") from None
+        file = open_table(content, schema(streams))
+        column = {name: file.read([name])[name].combine_chunks() for name in file.schema_arrow.names}
         if any(values.null_count for values in (*column.values(), column["labels"].values)):
             raise InputError("has empty cells: fetch the shard set again.")
         subset = column["subset"].dictionary_encode()

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aumn.data.json_files import read_json, shown, text_of
-from aumn.data.problems import check_on_bad
-from aumn.data.shards.layout import ANNOTATIONS, read_description, read_table_bytes
+from aumn.data.problems import about, check_on_bad
+from aumn.data.shards.layout import ANNOTATIONS, open_table, read_description, read_table_bytes
 from aumn.data.truth.annotated import (
     AnnotatedVideo,
     Instance,
@@ -31,6 +31,9 @@ from aumn.data.truth.annotated import (
 from aumn.data.truth.annotation_csv import DEFAULT_SUBSET, read_csv
 from aumn.data.truth.wtalc import NAMES, read_wtalc
 from aumn.records import GroundTruth, InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LAYOUT = (
     '{"database": {VIDEO: {"subset": SUBSET, "annotations": [{"label": LABEL, "segment": [START_S, END_S]}]}}}'
@@ -132,6 +135,16 @@ def write_annotations(file: Path, videos: Iterable[AnnotatedVideo], on_bad: str)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    rows = [video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos]
+    table = pa.Table.from_pylist(rows, schema=_schema())
+    if on_bad != "stop":  # what is said to pack holds wherever the set is measured on
+        table = table.replace_schema_metadata({ON_BAD_KEY: on_bad})
+    pq.write_table(table, file, compression="zstd")
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
     instance = pa.struct([("label", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
     kinds = {
         "id": pa.string(),
@@ -141,21 +154,19 @@ def write_annotations(file: Path, videos: Iterable[AnnotatedVideo], on_bad: str)
         "annotations": pa.list_(instance),
         "untimed": pa.list_(pa.string()),
     }
-    schema = pa.schema([pa.field(name, kinds[name], name in {"duration_s", "fps"}) for name in kinds])
-    rows = [video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos]
-    table = pa.Table.from_pylist(rows, schema=schema)
-    if on_bad != "stop":  # what is said to pack holds wherever the set is measured on
-        table = table.replace_schema_metadata({ON_BAD_KEY: on_bad})
-    pq.write_table(table, file, compression="zstd")
+    return pa.schema([pa.field(name, kinds[name], name in {"duration_s", "fps"}) for name in kinds])
 
 
 def _read_parquet(shard_set: Path) -> tuple[list[AnnotatedVideo], str]:
     """The videos, and what the set was packed with for `on_bad`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(pa.BufferReader(read_table_bytes(shard_set, ANNOTATIONS, read_description(shard_set))))
-    lists = table["annotations"].combine_chunks()
+    content = read_table_bytes(shard_set, ANNOTATIONS, read_description(shard_set))
+    with about(shard_set / ANNOTATIONS):
+        table = open_table(content, _schema(), optional={"untimed"}).read()  # older sets lack it
+        lists = table["annotations"].combine_chunks()
+        labels, *times = lists.values.flatten()
+        full = [table["id"], table["subset"], lists, labels, *times]
+        if any(cells.null_count for cells in full) or not all(np.isfinite(cells).all() for cells in times):
+            raise InputError("has empty cells or times that are no numbers: fetch the shard set again.")
     instances = [Instance(*row) for row in zip(*(part.to_pylist() for part in lists.values.flatten()), strict=True)]
     spans = [tuple(instances[first:last]) for first, last in pairwise(lists.offsets.to_pylist())]
     facts = [table[name].to_pylist() for name in ("id", "subset", "duration_s", "fps")]

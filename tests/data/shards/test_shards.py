@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from aumn.data.shards import shard_set as shards_module
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import read_annotations
 from aumn.inspect.inspection import inspect_shards
 from aumn.records import InputError
 from tests.data.conftest import ONE_VIDEO
@@ -165,7 +167,8 @@ def edit(shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any]) -> 
     new = {name: columns.get(name, table[name]) for name in table.schema.names if name != rows.get("without")}
     pq.write_table(pa.table(new), manifest)
     fields = json.loads(file.read_text()) | changes
-    fields["checksums"]["manifest.parquet"] = xxhash.xxh3_64_hexdigest(manifest.read_bytes())
+    for name in fields["checksums"]:
+        fields["checksums"][name] = xxhash.xxh3_64_hexdigest((shard_set.path / name).read_bytes())
     del fields["checksum"]
     sum_ = xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode())
     file.write_text(json.dumps(fields | {"checksum": sum_}))
@@ -183,7 +186,7 @@ def edit(shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any]) -> 
         ({"streams": ["rgb"]}, {}, r"dataset.json describes no shard set \(streams: "),
         ({"shards": [{"file": "../a.tar", "bytes": 9}]}, {}, "shards lie in the set's own folder"),
         ({"shards": 3}, {}, r"dataset.json describes no shard set \(shards: "),
-        ({"streams": {"rgb": 5}}, {}, "manifest.parquet has not the columns of a manifest of these streams"),
+        ({"streams": {"rgb": 5}}, {}, "manifest.parquet has other columns than id, subset, shard"),
         ({"streams": {"rgb": 5, "flow": 999}}, {}, "manifest.parquet has a flow_bytes of video 'd' that cannot be in"),
         ({"classes": ["Jump"]}, {}, "manifest.parquet has a labels of video 'e' that cannot be in the set"),
         ({}, {"shard": 2}, "manifest.parquet has a shard of video 'c' that cannot be in the set that dataset.json"),
@@ -194,7 +197,7 @@ def edit(shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any]) -> 
         ({}, {"rgb_offset": -1}, "has a rgb_offset of video 'c'"),
         ({}, {"flow_offset": 10**15}, "has a flow_offset of video 'c'"),
         ({}, {"fps": None}, "manifest.parquet has empty cells"),
-        ({}, {"without": "fps"}, "manifest.parquet has not the columns of a manifest of these streams"),
+        ({}, {"without": "fps"}, "manifest.parquet has other columns than id, subset, shard"),
     ],
 )
 def test_tables_edited_with_matching_checksums(
@@ -203,6 +206,40 @@ def test_tables_edited_with_matching_checksums(
     edit(shard_set, changes, rows)
     with pytest.raises(InputError, match=message):
         ShardSet.open(shard_set.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop_columns("fps"), "annotations.parquet has other columns than id, subset, duration_s"),
+        (lambda table: table.set_column(0, "id", pa.array(range(5))), "annotations.parquet has other columns than id"),
+        (lambda table: with_start(table, None), "annotations.parquet has empty cells or times that are no numbers"),
+        (lambda table: with_start(table, float("nan")), "annotations.parquet has empty cells or times that are no"),
+    ],
+)
+def test_ground_truth_edited_with_matching_checksums(
+    shard_set: ShardSet, change: Callable[[Any], Any], message: str
+) -> None:
+    file = shard_set.path / "annotations.parquet"
+    pq.write_table(change(pq.read_table(file)), file)
+    edit(shard_set, {}, {})
+    with pytest.raises(InputError, match=message):
+        read_annotations(shard_set.path)
+
+
+def with_start(table: pa.Table, start_s: float | None) -> pa.Table:
+    rows = table.to_pylist()
+    rows[0]["annotations"][0]["start_s"] = start_s
+    return pa.Table.from_pylist(rows, table.schema)
+
+
+def test_annotations_of_other_videos_are_told_by_inspect(shard_set: ShardSet) -> None:
+    file = shard_set.path / "annotations.parquet"
+    pq.write_table(pq.read_table(file).slice(1), file)
+    edit(shard_set, {}, {})
+    assert inspect_shards(shard_set.path).notes == [
+        f"{shard_set.path}: the annotations are of other videos than the manifest: pack again."
+    ]
 
 
 def test_what_could_be_but_is_not_what_was_packed_is_found_by_its_identity(shard_set: ShardSet) -> None:
