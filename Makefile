@@ -28,8 +28,9 @@ demo: .venv/ready
 	@echo '      mlflow ui --backend-store-uri sqlite:///$(DEMO)/mlflow.db   (curves of the run; after: . .venv/bin/activate)'
 	@echo '      README.md, "Your own features"'
 
+# Three workers on two cores, since many tests wait: for SLURM, a signal, a server.
 test: .venv/ready
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

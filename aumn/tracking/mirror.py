@@ -183,6 +183,14 @@ def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = l
         return _push(RunFolder(folder), uri, say)
 
 
+def push_rest(folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Send what a kill at a finished run's end left unsent; a store that is away is told, and is no error."""
+    try:
+        _push(folder, None, say)
+    except InputError as error:
+        say(f"{error} The run itself is complete: aumn deliver {folder.path} sends the rest.")
+
+
 def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Waiting | None:
     settings = folder.config()
     tracking, sent = TrackingSettings(**settings.get("tracking", {})), Sent.read(folder.path)

@@ -26,7 +26,7 @@ from aumn.runtime.attempts import launch_id
 from aumn.runtime.ending import as_told
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
-from aumn.tracking.mirror import Mirror
+from aumn.tracking.mirror import Mirror, push_rest
 from aumn.tracking.sent import NAME as MIRROR
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
@@ -75,6 +75,8 @@ def run_training(
                 f"{folder.path} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
                 f"{folder.path / 'model'}. Set run.steps higher to go on."
             )
+            if ranks.is_first and config.tracking.enabled:
+                push_rest(folder, say)
             return
         torch.manual_seed(config.run.seed)
         network = _build(shards, config)

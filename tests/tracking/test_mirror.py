@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from aumn.records import InputError
+from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import read_metrics
 from aumn.tracking.job_run import attach
-from aumn.tracking.mirror import push, registered
+from aumn.tracking.mirror import push, push_rest, registered
 from aumn.tracking.sent import Sent
 from tests.tracking.conftest import save_card
 from tests.tracking.runs import read_history, read_run
@@ -171,6 +173,18 @@ def test_another_store_gets_all_of_a_run(finished, blank_database, tmp_path):
     assert "has no run" in said[0]
     assert_all_there(finished, other)
     assert push(finished.path) is None
+
+
+def test_a_finished_run_that_was_killed_before_all_was_sent_sends_the_rest_when_it_is_started_again(finished, store):
+    (finished.path / "mirror.json").unlink()
+    said = []
+    push_rest(RunFolder(finished.path), said.append)
+    assert said == []
+    assert read_history(finished.path, store, "loss") == [(step, step) for step in range(20)]
+    (finished.path / "mirror.json").unlink()
+    Path(store.removeprefix("sqlite:///")).write_bytes(b"no database" * 100)
+    push_rest(RunFolder(finished.path), said.append)
+    assert said[0].endswith(f"The run itself is complete: aumn deliver {finished.path} sends the rest.")
 
 
 def test_without_mirror_json_a_new_run_gets_all(finished, store):
