@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST = ("real/test_benchmarks.py", "jobs/test_slurm.py", "training/test_resume.py", "runfolder/test_saving.py")
 """Files that take minutes; begun last, they would keep one worker while the others have nothing left to do."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, and in whatever those start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
