@@ -63,7 +63,9 @@ def read_ground_truth(
     packed, else stop.
     """
     check_on_bad(on_bad)
-    annotations = read_annotations(path, allow_pickle=allow_pickle)
+    annotations = read_annotations(path, allow_pickle=allow_pickle, only=subset)
+    if not any(video.subset == subset for video in annotations.videos.values()):
+        annotations = read_annotations(path, allow_pickle=allow_pickle)
     all_videos = annotations.videos.values()
     sizes = Counter(video.subset for video in all_videos)
     instances = Counter(video.subset for video in all_videos for _ in video.annotations)
@@ -112,8 +114,11 @@ def read_ground_truth(
     )
 
 
-def read_annotations(path: Path, *, allow_pickle: bool = False) -> Annotations:
-    """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's folder or annotations.parquet."""
+def read_annotations(path: Path, *, allow_pickle: bool = False, only: str | None = None) -> Annotations:
+    """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's folder or annotations.parquet.
+
+    `only` is the subset that is wanted; videos of others may be left out, unread.
+    """
     if not path.exists():
         raise InputError(
             f"There is no ground truth at {path}: give ActivityNet-layout JSON, a CSV, W-TALC's annotation folder or a "
@@ -126,7 +131,7 @@ def read_annotations(path: Path, *, allow_pickle: bool = False) -> Annotations:
     elif path.is_dir() or path.name == ANNOTATIONS:
         videos, on_bad = _read_parquet(path if path.is_dir() else path.parent)
     else:
-        videos = read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
+        videos = read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path, only)
     return Annotations(path, {video.id: video for video in videos}, is_wtalc, on_bad)
 
 
@@ -176,7 +181,7 @@ def _read_parquet(shard_set: Path) -> tuple[list[AnnotatedVideo], str]:
     return [AnnotatedVideo(*row) for row in rows], on_bad
 
 
-def _read_json(file: Path) -> list[AnnotatedVideo]:
+def _read_json(file: Path, only: str | None) -> list[AnnotatedVideo]:
     """ActivityNet's layout, in which THUMOS14 and others are released too, or its videos alone, as BSN's heirs do."""
     content = read_json(file, f"the layout must be {LAYOUT}.")
     roots = [content[name] for name in ROOTS if name in content] if isinstance(content, dict) else []
@@ -184,6 +189,13 @@ def _read_json(file: Path) -> list[AnnotatedVideo]:
     if not isinstance(videos, dict) or not (roots or all(map(_is_video, videos.values()))):
         raise InputError(f"{file} has no object 'database' and is none of videos: the layout must be {LAYOUT}.")
     is_split = not any(isinstance(fields, dict) and "subset" in fields for fields in videos.values())
+    if only is not None and not is_split:  # three quarters of ActivityNet's file are not what is measured on
+        named = {
+            name
+            for name, fields in videos.items()
+            if isinstance(fields, dict) and isinstance(fields.get("subset"), str)
+        }
+        videos = {name: of for name, of in videos.items() if name not in named or of["subset"] == only}
     return parse_videos(file, videos.items(), partial(_parse_video, subset=DEFAULT_SUBSET if is_split else None))
 
 
