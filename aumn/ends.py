@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 DURATION_SLACK = 0.1  # of the duration; and two snippets, which extractors lose at a video's end
-COMMON_RATES = (25, 30, 50, 60)
+COMMON_RATES = (25, 30, 50, 60, 1000)  # the last: milliseconds
 RATES = (60, 50, 30, 25, 24, 20, 15, 12, 10)  # frames a second, as videos have them
 LEAST_FPS = 5.0  # no video has fewer
 LIKE_FRAMES = 5.0  # times that reach so many times as far as their video are no seconds
@@ -53,7 +53,8 @@ class Ends:
         unit, farthest = "", max(self.reaches, default=1.0)
         if 2 * len(self.reaches) >= self.videos and np.median(self.reaches) > LIKE_FRAMES:
             rate: float = min((rate for rate in COMMON_RATES if rate >= farthest), default=math.ceil(farthest))
-            unit = f" Are these times frames? Divided by {rate} a second, all lie inside."
+            guess = "milliseconds" if rate == COMMON_RATES[-1] else "frames"
+            unit = f" Are these times {guess}? Divided by {rate} a second, all lie inside."
         elif fps and self.reaches and fps / farthest >= LEAST_FPS:
             rate = max((rate for rate in RATES if rate <= fps / farthest), default=math.floor(10 * fps / farthest) / 10)
             videos = "this video" if len(self.reaches) == 1 else f"these {len(self.reaches):,} videos"

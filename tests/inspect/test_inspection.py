@@ -10,6 +10,7 @@ import pytest
 
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
+from aumn.ends import measure_ends
 from aumn.inspect.inspection import Inspection, inspect_shards
 from aumn.inspect.picture import draw
 from aumn.records import InputError
@@ -225,3 +226,11 @@ def test_real_gym_clips(shared_data: Path, tmp_path: Path) -> None:
         stream, other = finding.text.split(" is that of ")
         half = slice(0, 1024) if stream == "rgb" else slice(1024, 2048)
         np.testing.assert_array_equal(originals[finding.video][:, half], originals[other][:, half])
+
+
+def test_times_in_milliseconds_are_told_from_frames():
+    ends = measure_ends(np.zeros(2, int), np.array([4_000.0, 20_000]), np.array([9_000.0, 27_500]), [30.0])
+    assert list(ends.say("instance", "the end")) == [
+        "Behind the end: 2 of 2 instances start there, and 0 more end there. Are these times milliseconds? Divided by "
+        "1000 a second, all lie inside."
+    ]
