@@ -32,7 +32,7 @@ def print_packing(report: PackingReport) -> None:
     if report.kept_shards:
         print(f"{report.kept_shards} of the shards were finished by an earlier run.")
     for names, text in (
-        ([f"{video} ({reason})" for video, reason in report.bad.items()], "videos are bad"),
+        ([f"{video} ({reason})" for video, reason in report.bad.items()], "bad"),
         (report.without_features, "annotated videos have no features"),
         (report.without_annotations, "videos with features are not annotated"),
     ):

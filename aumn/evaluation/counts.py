@@ -131,13 +131,12 @@ def keep_rows(table: Table, is_kept_N: np.ndarray) -> Table:
     return replace(table, **{name: getattr(table, name)[is_kept_N] for name in columns})
 
 
-def count_share(detections: Detections, ground_truth: GroundTruth) -> Share:
-    """Of one rank's own detections, under the names that they came with."""
-    met = meet(detections, ground_truth)
+def count_share(names: Sequence[str], met: Detections, ground_truth: GroundTruth) -> Share:
+    """Of one rank's own detections, as `meet` gave them back; `names` are those that their videos came with."""
     return Share(
         videos=_tally(met.videos, met.video_N),
         labels=_tally(met.labels, met.label_N),
-        renamed_videos=sum(name != now for name, now in zip(detections.videos, met.videos, strict=True)),
+        renamed_videos=sum(name != now for name, now in zip(names, met.videos, strict=True)),
         ends=_measure_ends(met, ground_truth),
     )
 

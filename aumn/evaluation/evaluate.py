@@ -141,12 +141,13 @@ def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     """
     if not len(ground_truth):
         raise InputError("The ground truth holds no instance to find: choose a subset that has annotations.")
-    share, detections = count_share(detections, ground_truth), meet(detections, ground_truth)
+    met = meet(detections, ground_truth)
+    share = count_share(detections.videos, met, ground_truth)
     population = sorted(set(ground_truth.videos))
     labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
     truth = _renumber(ground_truth, _number_videos(ground_truth.videos, population), labels)
     instances_C = np.bincount(truth.label_N, minlength=len(labels))
-    numbered = _renumber(detections, _number_videos(detections.videos, population), labels)
+    numbered = _renumber(met, _number_videos(met.videos, population), labels)
     ranked = rank(match(numbered, truth, tious))
     found, shares = zip(*ranks.gather((true_positives(ranked), share)), strict=True)
     counts = count(shares, ground_truth, population, labels, is_apart=not any(map(len, found)))

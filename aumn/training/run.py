@@ -62,7 +62,7 @@ def run_training(
         pin_memory=config.run.device == "cuda",
     )
     device = ranks.device(config.run.device)
-    _check_memory(shards, config, ranks, device)
+    _check_memory(shards, config, device)
     card = new_card(config, shards)
     validation = Validation.of(config, shards, held_out, card)
     if resume and not config.run.folder.exists():
@@ -104,23 +104,23 @@ def _build(shards: ShardSet, config: RunConfig) -> TwoStream:
     return TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
 
 
-def _check_memory(shards: ShardSet, config: RunConfig, ranks: Ranks, device: torch.device) -> None:
-    """InputError where not even weights, gradients and Adam's state fit; tensors without memory tell it at once.
+def _check_memory(shards: ShardSet, config: RunConfig, device: torch.device) -> None:
+    """InputError where what a rank holds at the least does not fit; tensors without memory tell it at once.
 
-    What a step needs beyond that, `aumn train --dry-run` measures.
+    That is weights, gradients and Adam's two means; with DeepSpeed, which may share these out or put them elsewhere,
+    the weights in host memory, where the network is made. What a step needs, `aumn train --dry-run` measures.
     """
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in _build(shards, config).parameters())
-    held = 4 * count * (4 if config.run.engine != "deepspeed" else 1 + 3 / ranks.size)  # ZeRO may share three of them
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if device.type == "cuda":
+    is_shared = config.run.engine == "deepspeed"
+    held, there = 4 * count * (1 if is_shared else 4), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cuda" and not is_shared:
         there = torch.cuda.mem_get_info(device)[1]
     if held > there:
         raise InputError(
             f"model.units={config.model.units:,} and model.embedding_width={config.model.embedding_width:,} make "
-            f"{count:,} parameters; with gradients and Adam's state a rank would hold {held / 1e9:,.0f} GB, and this "
-            f"{'GPU' if device.type == 'cuda' else 'machine'} has {there / 1e9:,.0f}: lower them; aumn train --dry-run "
-            "tells what fits."
+            f"{count:,} parameters, for which a rank would hold {held / 1e9:,.0f} GB at the least, where it has "
+            f"{there / 1e9:,.0f}: lower them; aumn train --dry-run tells what fits."
         )
 
 

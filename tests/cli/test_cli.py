@@ -213,7 +213,7 @@ WRONG = {
     ),
     "a network that no machine holds": (
         ["train", "tiny.yaml", "model.units=2000000000", "run.folder=x"],
-        r"model\.units=2,000,000,000 .*parameters; .* a rank would hold [\d,]+ GB, and this machine has [\d,]+: lower",
+        r"model\.units=2,000,000,000 .* parameters, for which a rank would hold [\d,]+ GB .*, where it has",
     ),
     "no shards": (["train", "tiny.yaml", "data.shards=nowhere", "run.folder=x"], r"nowhere"),
     "an unknown subset": (["train", "tiny.yaml", "data.subset=trening", "run.folder=x"], r"trening.*training \(20"),
