@@ -30,11 +30,11 @@ def tiny(tmp_path_factory):
 def test_whichever_rank_is_killed_torchrun_restarts_end_in_the_same_model_and_one_gapless_tracked_run(tiny):
     tracked = ("tracking.enabled=true", "tracking.uri=sqlite:///mlflow.db")
     with tiny.start("killed", *tracked, ranks=2, options=["--max-restarts", 3]) as run:
-        run.wait_for("step 3/60")  # before the first checkpoint
+        run.wait_for("step 3/60")  # before the first checkpoint, unless the machine is quicker than we
         run.kill(rank=1)
-        run.wait_for(r"(?s)steps 0 to.*steps 0 to.*step 24/60")
+        run.wait_for(r"(?s)steps 0 to.*steps \d+ to.*step 24/60")
         run.kill(rank=0)
-        run.wait_for(r"(?s)steps [12]\d to.*model: ")  # all steps are done, and it is not finished
+        run.wait_for(r"(?s)steps 0 to.*steps \d+ to.*steps \d\d to.*model: ")  # all steps are done, not finished
         run.kill(rank=0)
         ended = run.finish()
     assert ended.returncode == 0, ended.stderr
