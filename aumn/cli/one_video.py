@@ -1,7 +1,8 @@
-"""`aumn localize MODEL --video RGB FLOW`: one video's detections as a table and a timeline."""
+"""`aumn localize MODEL --video FILE ...`: one video's detections as a table and a timeline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
@@ -19,8 +20,7 @@ TICK_EVERY = 12  # columns, at least
 
 def localize_one(
     folder: Path,
-    rgb: Path,
-    flow: Path,
+    files: Sequence[str],
     *,
     fps: float | None,
     duration_s: float | None,
@@ -28,7 +28,7 @@ def localize_one(
     top: int,
     json_file: Path | None,
 ) -> None:
-    """Localize in one video's two feature files, and print what was found."""
+    """Localize in one video's feature files, and print what was found; see `_by_stream` for `files`."""
     from aumn.data.sources.arrays import read_array
     from aumn.inference.detections import export_json
     from aumn.inference.one_video import load_network, localize_video
@@ -36,18 +36,34 @@ def localize_one(
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; give that of the shards trained on, {' or '.join(DTYPES)}.")
     network, card = load_network(folder)
-    features = {
-        stream: read_array(path, allow_pickle=False).astype(dtype) for stream, path in (("rgb", rgb), ("flow", flow))
-    }
+    paths = _by_stream(files, list(card.streams))
+    features = {stream: read_array(path, allow_pickle=False).astype(dtype) for stream, path in paths.items()}
     found = localize_video(network, card, features, fps=fps, duration_s=duration_s)
-    detections = Detections((rgb.stem,), card.classes, np.zeros(len(found.score_N), np.int32), *found)
+    name, snippets = next(iter(paths.values())).stem, len(next(iter(features.values())))
+    detections = Detections((name,), card.classes, np.zeros(len(found.score_N), np.int32), *found)
     if json_file:
         export_json(detections, json_file)
-    snippets = len(features["rgb"])
     lasts_s = card.clock.lasts_s(snippets, fps) if fps else duration_s or 0.0
-    print(f"{rgb.stem}: {snippets:,} snippets, {lasts_s:,.1f} s; {len(detections):,} detections")
+    print(f"{name}: {snippets:,} snippets, {lasts_s:,.1f} s; {len(detections):,} detections")
     _print_best(detections, top)
     _print_timeline(detections, lasts_s)
+
+
+def _by_stream(files: Sequence[str], streams: Sequence[str]) -> dict[str, Path]:
+    """Each stream's file: as given, `stream=FILE`, or else in the model's order."""
+    named = [
+        (stream, path) if stream in streams else ("", file)
+        for file in files
+        for stream, _, path in [file.partition("=")]
+    ]
+    if not all(stream for stream, _ in named):
+        named = list(zip(streams, files, strict=False))
+    if len(files) != len(streams) or {stream for stream, _ in named} != set(streams):
+        order = " ".join(f"{stream}=FILE" for stream in streams)
+        raise InputError(
+            f"--video has {len(files)} files ({', '.join(files)}), and the model takes {order}: give these."
+        )
+    return {stream: Path(path) for stream, path in named}
 
 
 def _print_best(found: Detections, top: int) -> None:

@@ -24,7 +24,7 @@ def train(
     classes: Annotated[int | None, typer.Option(min=1, help="With --dry-run, in place of the shard set's.")] = None,
     widths: Annotated[str | None, typer.Option(help="The same; e.g. rgb=1024,flow=1024.")] = None,
 ) -> None:
-    """Train both streams: alone, or on every rank that torchrun or srun starts.
+    """Train a network a stream: alone, or on every rank that torchrun or srun starts.
 
     Example: torchrun --standalone --nproc-per-node 2 -m aumn train configs/synthetic_demo.yaml run.steps=40
     """
@@ -57,13 +57,20 @@ def localize(
     model: Annotated[
         str, typer.Argument(help="Run, checkpoint or model folder; models:/name@alias or models:/name/3.")
     ],
-    shards: Annotated[Path | None, typer.Argument(help="Shard set to localize in.")] = None,
+    shards: Annotated[
+        list[str] | None, typer.Argument(help="Shard set to localize in.", metavar="[SHARDS]", show_default=False)
+    ] = None,
     subset: Annotated[str | None, typer.Option(help="Its subset, e.g. testing.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the detections, a new one; default: RUN/detections/SUBSET.")
     ] = None,
     video: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Or one video's features, RGB.npy FLOW.npy: shown here.")
+        str | None,
+        typer.Option(
+            help="Or one video, shown here: its features, a file a stream in the model's order (RGB.npy FLOW.npy) or "
+            "by name (flow=FLOW.npy rgb=RGB.npy).",
+            metavar="FILE [FILE]...",
+        ),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="With --video: frame rate of the features.")] = None,
     duration: Annotated[
@@ -84,18 +91,22 @@ def localize(
 
     Example: aumn localize build/demo/run/model build/demo/shards --subset testing --out build/demo/found
     """
+    places = shards or []
     if video:
-        if shards or subset or out:
+        if subset or out or any(Path(place).is_dir() for place in places):
             raise InputError("--video is one video's features: leave out the shard set, --subset and --out.")
         from aumn.cli.one_video import localize_one
 
-        folder = _model_folder(model, tracking_uri)
-        localize_one(folder, *video, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file)
+        folder, files = _model_folder(model, tracking_uri), [video, *places]
+        localize_one(folder, files, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file)
         return
+    if len(places) > 1:
+        raise InputError(f"{', '.join(places)}: name one shard set.")
     if not out and subset and (Path(model) / "checkpoints").is_dir():
         out = Path(model) / "detections" / subset
-    if not (shards and subset and out):
+    if not (places and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
+    (place,) = places
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import connect, read_environment
 
@@ -104,11 +115,11 @@ def localize(
         folder = _model_folder(model, tracking_uri)
         model = model if model.startswith("models:") else str(folder)
         count = localize_subset(
-            folder, shards, out, ranks, model=model, subset=subset, device=device, advance=advance, with_scores=scores,
-            json_file=json_file,
+            folder, Path(place), out, ranks, model=model, subset=subset, device=device, advance=advance,
+            with_scores=scores, json_file=json_file,
         )  # fmt: skip
     if first:
-        print(f"{out}: {count:,} detections by {model} in subset {subset} of {shards}")
+        print(f"{out}: {count:,} detections by {model} in subset {subset} of {place}")
 
 
 def _model_folder(model: str, tracking_uri: str | None) -> Path:

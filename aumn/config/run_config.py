@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ class RunConfig(Section):
     localize: LocalizeSettings = LocalizeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    def check_streams(self, streams: Iterable[str]) -> None:
+        """InputError where what is set for each stream does not fit a shard set's."""
+        self.loss.check(streams)
+        self.localize.shares(streams)
 
     def refused_on_resume(self, begun: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """A line for each setting that a run which began with `begun` may not have now.
@@ -94,7 +99,8 @@ def settings_of(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     `saved` is `model_dump(mode="json")` of then; a setting that it is too old to know had what is its default now.
     """
-    values = {name: default(name) for name in FIELDS} | _flatten(saved)
+    modern = {name: SECTIONS[name].modern(dict(of)) if name in SECTIONS else of for name, of in saved.items()}
+    values = {name: default(name) for name in FIELDS} | _flatten(modern)
     return {
         name: value for name, value in values.items() if name not in REMOVED and _is_met(says(name, "needs"), values)
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
+
+from aumn.records import InputError
 
 # Strict: neither a truth value nor text is a number.
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -16,11 +19,28 @@ Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Size = Annotated[int, Field(ge=1, le=2**20, strict=True)]  # of what memory is taken for
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
+EVERY_STREAM = "default"
+"""What a stream has that a mapping of streams does not name."""
+StreamWeights = Annotated[
+    dict[str, Weight], BeforeValidator(lambda given: given if isinstance(given, dict) else {EVERY_STREAM: given})
+]
+"""A weight for each stream, {rgb: 0.05, flow: 0.03}, or one number for all of them."""
+
 
 class Section(BaseModel):
     """A part of the settings: frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def modern(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Settings by today's names, where some had others once."""
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, given: Any) -> Any:
+        return cls.modern(given) if isinstance(given, dict) else given
 
 
 def setting(
@@ -44,3 +64,12 @@ def setting(
 def refusal(sentence: str) -> PydanticCustomError:
     """What a Section's validator raises for settings that do not go together; the sentence names them."""
     return PydanticCustomError("settings", "{sentence}", {"sentence": sentence})
+
+
+def check_streams(name: str, given: Iterable[str], streams: Iterable[str], *, remedy: str) -> None:
+    """InputError where a setting, a mapping of streams, names some that there are not."""
+    streams = tuple(streams)
+    if unknown := [stream for stream in given if stream not in (*streams, EVERY_STREAM)]:
+        raise InputError(
+            f"{name} names {', '.join(unknown)}, and the shard set's streams are {', '.join(streams)}: {remedy}."
+        )

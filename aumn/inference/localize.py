@@ -30,14 +30,14 @@ from aumn.inference.snippet_scores import (
     compact,
     write_scores,
 )
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import Batch, Detections, InputError, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
 
 def localize(
-    network: TwoStream,
+    network: StreamNetworks,
     batches: Iterable[Batch],
     card: ModelCard,
     *,
@@ -109,7 +109,7 @@ def localize_subset(
     with _appearing_whole(out, ranks) as partial:
         write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:
-            facts = ScoredModel(model, card.classes, card.model.units, card.localize.theta)
+            facts = ScoredModel(model, card.classes, card.model.units, card.localize.shares(card.streams))
             write_scores(partial / FOLDER, ranks.rank, keeper.rows, facts)
         if json_file:
             ranks.barrier()
@@ -193,7 +193,7 @@ class _ScoreKeeper:
     """Gathers the snippet scores of a rank's videos; called with each one as it is localized."""
 
     def __init__(
-        self, network: TwoStream, batches: Callable[[], Iterable[Batch]], card: ModelCard, ranks: Ranks
+        self, network: StreamNetworks, batches: Callable[[], Iterable[Batch]], card: ModelCard, ranks: Ranks
     ) -> None:
         self._network, self._card = network, card
         self._units = {stream: list(range(card.model.units)) for stream in card.streams}
@@ -210,7 +210,9 @@ class _ScoreKeeper:
             self.rows.append(compact(video, stream, score, similarity[stream], clock=self._card.clock, **kept))
 
 
-def _most_similar(network: TwoStream, batches: Iterable[Batch], card: ModelCard, ranks: Ranks) -> dict[str, list[int]]:
+def _most_similar(
+    network: StreamNetworks, batches: Iterable[Batch], card: ModelCard, ranks: Ranks
+) -> dict[str, list[int]]:
     """The units that the subset's snippets are most similar to, by the mean over videos of their mean; at any ranks."""
     means = {stream: torch.zeros(card.model.units, dtype=torch.float64) for stream in card.streams}
     for batch in batches:

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from aumn.inference.proposals import VideoDetections, detect
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import Batch, InputError, Video
 from aumn.runfolder.checkpoint import ModelCard, read_model
 
 
-def load_network(folder: Path) -> tuple[TwoStream, ModelCard]:
+def load_network(folder: Path) -> tuple[StreamNetworks, ModelCard]:
     """The network of a model artifact or checkpoint, ready to localize, with its card."""
     weights, card = read_model(folder)
-    network = TwoStream.build(card.streams, len(card.classes), card.model)
+    network = StreamNetworks.build(card.streams, len(card.classes), card.model)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def load_network(folder: Path) -> tuple[TwoStream, ModelCard]:
 
 
 def localize_video(
-    network: TwoStream,
+    network: StreamNetworks,
     card: ModelCard,
     features: Mapping[str, np.ndarray],
     *,

@@ -1,7 +1,7 @@
 """From one video's scores to its detections (Eq. 16, attention threshold, class-wise NMS).
 
-Shapes: T snippets, C classes, P proposals, N detections. Beyond what METHOD.md settles: both streams' video scores and
-confidences are combined with the same weights (theta and 1 - theta).
+Shapes: T snippets, C classes, P proposals, N detections. Beyond what METHOD.md settles: the streams' video scores and
+confidences are combined with the same weights, any number of streams' that are 1 together.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def detect(scores: Mapping[str, VideoScores], video: Video, clock: Clock, rules:
 
     Kept are the classes above the threshold, or the best one: a video is never silently without a detection.
     """
-    weighted = [(rules.weight(stream), score) for stream, score in scores.items()]
+    shares = rules.shares(scores)
+    weighted = [(shares[stream], score) for stream, score in scores.items()]
     video_C = np.asarray(sum(weight * score.video_C for weight, score in weighted))
     kept_classes = np.flatnonzero(video_C > rules.class_threshold)
     # What Eq. 16 averages over a proposal, as sums up to each snippet.
     fused_TC = np.asarray(sum(weight * score.attention_T[:, None] * score.cas_TC for weight, score in weighted))
     sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
-    heard = [score.attention_T for weight, score in weighted if weight > 0]
-    attention = heard or [score.attention_T for _, score in weighted]
+    attention = [score.attention_T for weight, score in weighted if weight > 0]
     shared = _propose(attention, video, clock, rules) if rules.proposals == "attention" else None
     columns: list[tuple[np.ndarray, ...]] = []
     for label in kept_classes if len(kept_classes) else [video_C.argmax()]:

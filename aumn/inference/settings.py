@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from aumn.config.section import Section, Share, setting
+from pydantic import model_validator
+
+from aumn.config.section import Section, Share, check_streams, refusal, setting
+
+PAPER = {"rgb": 0.3, "flow": 0.7}
 
 
 class LocalizeSettings(Section):
     """From scores to detections."""
 
-    theta: Share = setting(
-        0.3, "RGB's share in Eq. 16 and in the video score; at 0 or 1, one stream alone proposes (paper: 0.3)."
+    weights: dict[str, Share] = setting(
+        {},
+        "Each stream's share in Eq. 16 and in the video score, 1 together; a stream of share 0, or not named, proposes "
+        "nothing (paper: {rgb: 0.3, flow: 0.7}). {}: the paper's where these are the streams, else equal shares.",
     )
     class_threshold: Share = setting(0.1, "Classes above it are kept, or the best one (paper: 0.1).")
     nms_tiou: Share = setting(0.3, "Class-wise NMS (paper: 0.3).")
@@ -21,6 +29,27 @@ class LocalizeSettings(Section):
         "for each class on its own.",
     )
 
-    def weight(self, stream: str) -> float:
-        """A stream's share in Eq. 16."""
-        return self.theta if stream == "rgb" else 1 - self.theta
+    def shares(self, streams: Iterable[str]) -> dict[str, float]:
+        """Each stream's share in Eq. 16; InputError for one that `weights` names and that is none of them."""
+        streams = tuple(streams)
+        check_streams("localize.weights", self.weights, streams, remedy="name these, or leave it out")
+        weights = self.weights or (PAPER if set(streams) == set(PAPER) else dict.fromkeys(streams, 1 / len(streams)))
+        return {stream: weights.get(stream, 0.0) for stream in streams}
+
+    @classmethod
+    def modern(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """In place of `theta`, as RGB's share was called up to commit 497c31b."""
+        if not isinstance(theta := given.get("theta"), int | float):
+            return given
+        if "weights" in given:
+            raise refusal("localize.theta is the old name of what localize.weights says too: leave it out")
+        rest = {name: value for name, value in given.items() if name != "theta"}
+        shares = {"rgb": theta, "flow": 1 - theta}
+        return rest | {"weights": {} if shares == PAPER else {name: share for name, share in shares.items() if share}}
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalizeSettings:
+        total = sum(self.weights.values())
+        if self.weights and not math.isclose(total, 1, abs_tol=1e-6):
+            raise refusal(f"localize.weights={self.weights} are {total:g} together, and shares are 1 together")
+        return self

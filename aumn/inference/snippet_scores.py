@@ -55,7 +55,7 @@ class ScoredModel:
     model: str
     classes: tuple[str, ...]
     units: int
-    theta: float  # RGB's share where the streams are combined
+    weights: dict[str, float]  # each stream's share where they are combined
 
 
 def compact(
@@ -132,7 +132,10 @@ def read_scores(folder: Path) -> tuple[ScoredModel, Iterator[SnippetScores]]:
     facts = [json.loads((pq.read_schema(part).metadata or {}).get(b"aumn.scores", b"null")) for part in parts]
     if not parts or facts[0] is None or any(other != facts[0] for other in facts):
         raise InputError(f"{folder} holds no scores of one model: localize again with --scores into a new folder.")
-    model = ScoredModel(**facts[0] | {"classes": tuple(facts[0]["classes"])})
+    first: dict[str, Any] = {**facts[0], "classes": tuple(facts[0]["classes"])}
+    if (theta := first.pop("theta", None)) is not None:  # up to commit 497c31b
+        first["weights"] = {"rgb": theta, "flow": 1 - theta}
+    model = ScoredModel(**first)
     return model, (_from_cells(row) for part in parts for row in pq.read_table(part).to_pylist())
 
 

@@ -1,4 +1,4 @@
-"""AUMN, one network a stream (Eq. 1-8, 15), and the two streams side by side.
+"""AUMN, one network a stream (Eq. 1-8, 15), and the streams' side by side.
 
 Shapes: B videos, T snippets, D input width, F embedding width, A = F/m key width, K action units, R bottleneck,
 C classes, J size of the basis that classifiers are combined from (see `memory`).
@@ -213,7 +213,7 @@ def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: 
     return torch.cat(parts).view(*mixed_BTF.shape[:2], num_classes)
 
 
-class TwoStream(nn.Module):
+class StreamNetworks(nn.Module):
     """A network a stream, side by side; nothing is shared until inference."""
 
     def __init__(self, networks: Mapping[str, AUMN]) -> None:
@@ -223,7 +223,7 @@ class TwoStream(nn.Module):
     @classmethod
     def build(
         cls, widths: Mapping[str, int], num_classes: int, settings: ModelSettings, *, scores_snippets: bool = False
-    ) -> TwoStream:
+    ) -> StreamNetworks:
         """Networks of one shape for streams of the given input widths; see AUMN."""
         networks = {
             stream: AUMN(width, num_classes, settings, scores_snippets=scores_snippets)

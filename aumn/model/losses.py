@@ -43,7 +43,7 @@ class Objective:
             "classification": 1.0,
             "diversity": several * settings.diversity,
             "homogeneity": several * settings.homogeneity,
-            "sparsity": settings.sparsity(stream),
+            "sparsity": settings.gamma(stream),
             "pseudo_labels": self.pseudo_labels(step),
         }
 

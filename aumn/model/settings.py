@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Size, Weight, refusal, setting
+from aumn.config.section import (
+    EVERY_STREAM,
+    Count,
+    Positive,
+    Section,
+    Share,
+    ShareBelowOne,
+    Size,
+    StreamWeights,
+    Weight,
+    check_streams,
+    refusal,
+    setting,
+)
+from aumn.records import InputError
 
 
 class ModelSettings(Section):
-    """One stream's network; both streams have the same shape."""
+    """One stream's network; all streams' have the same shape."""
 
     embedding_width: Size = setting(512, "F of Eq. 1 (paper: 512).")
     kernel: Size = setting(3, "Taps of Eq. 1's convolution, in snippets (the paper does not say).")
@@ -77,15 +92,18 @@ class LossSettings(Section):
 
     diversity: Weight = setting(0.01, "alpha, of Eq. 10 (paper: 0.01).")
     homogeneity: Weight = setting(0.02, "beta, of Eq. 12 (paper: 0.02).")
-    sparsity_rgb: Weight = setting(0.05, "gamma of the RGB network, of Eq. 13 (paper: 0.05).")
-    sparsity_flow: Weight = setting(0.03, "gamma of the FLOW network (paper: 0.03).")
+    sparsity: StreamWeights = setting(
+        {EVERY_STREAM: 0.05, "flow": 0.03},
+        "gamma of each stream's network, of Eq. 13: one number, or {rgb: 0.05, flow: 0.03} (paper: these); `default` "
+        "is that of streams which are not named.",
+    )
     sparsity_reduction: Literal["mean", "sum"] = setting(
         "mean", "Over time: `sum` is Eq. 13 to the letter and swamps Eq. 8's mean (docs/experiments.md)."
     )
     pseudo_labels: Weight = setting(
         0.0,
-        "Of a cross-entropy that teaches each stream's attention where both streams' class activations of "
-        "the video's own classes stand above their mean (paper: none).",
+        "Of a cross-entropy that teaches each stream's attention where the class activations of the video's own "
+        "classes, a mean over the streams, stand above their mean over the video (paper: none).",
     )
     pseudo_labels_from: Share = setting(
         0.2,
@@ -93,6 +111,23 @@ class LossSettings(Section):
         needs="loss.pseudo_labels",
     )
 
-    def sparsity(self, stream: str) -> float:
-        """A stream's gamma."""
-        return self.sparsity_rgb if stream == "rgb" else self.sparsity_flow
+    def gamma(self, stream: str) -> float:
+        """A stream's share of Eq. 13."""
+        return self.sparsity.get(stream, self.sparsity.get(EVERY_STREAM, 0.0))
+
+    def check(self, streams: Iterable[str]) -> None:
+        """InputError unless every stream of a shard set, and none beside, has its gamma."""
+        if self.sparsity != LossSettings().sparsity:
+            check_streams("loss.sparsity", self.sparsity, streams, remedy="name these, or give one number for all")
+        if missing := [stream for stream in streams if not {stream, EVERY_STREAM} & self.sparsity.keys()]:
+            raise InputError(f"loss.sparsity has none for {', '.join(missing)}: add it, or `default` for all others.")
+
+    @classmethod
+    def modern(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """In place of `sparsity_rgb` and `sparsity_flow`, which there were up to commit 497c31b."""
+        rest = dict(given)
+        old = {name: rest.pop(name) for name in ("sparsity_rgb", "sparsity_flow") if name in given}
+        if old and "sparsity" in given:
+            raise refusal(f"loss.{min(old)} is the old name of what loss.sparsity says too: leave it out")
+        rgb, flow = old.get("sparsity_rgb", 0.05), old.get("sparsity_flow", 0.03)
+        return rest | {"sparsity": {EVERY_STREAM: rgb} | ({} if flow == rgb else {"flow": flow})} if old else given

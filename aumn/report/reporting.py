@@ -171,7 +171,7 @@ def write_report(
         "classes": classes(measured),
         "errors": errors(measured),
         "videos": list_videos(measured, known_s),
-        "theta": model.theta if model else None,
+        "weights": model.weights if model else None,
         "units": summarize_units([by_video[video] for video in videos], measured.ground_truth),
         "training": training and {"curves": _columns(training.curves), "note": training.note},
     }

@@ -16,7 +16,7 @@ from aumn.records import InputError
 from aumn.report.runs import Run
 
 SEED = "run.seed"
-LOSSES = ("loss.sparsity_rgb", "loss.sparsity_flow", "loss.diversity", "loss.homogeneity", "model.self_attention")
+LOSSES = ("loss.sparsity", "loss.diversity", "loss.homogeneity", "model.self_attention")
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:

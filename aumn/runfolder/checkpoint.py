@@ -37,9 +37,10 @@ from aumn.records import Clock, InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of every JSON here. It goes up when a field, a setting of the card among them, is removed or means something else;
-what an older aumn wrote is then read by code of its own, or refused in one sentence."""
+what an older aumn wrote is then read by code of its own, or refused in one sentence. 1: up to commit 497c31b, with
+settings that `Section.modern` knows by today's names."""
 
 Read = TypeVar("Read")
 
@@ -262,10 +263,10 @@ def _read_facts(folder: Path, name: str, *, kind: str) -> dict[str, Any]:
     if not isinstance(facts, dict) or "format_version" not in facts:
         raise InputError(f"{folder / name} is not the JSON of a {kind}. {_remedy(folder)}")
     version = facts.pop("format_version")
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise InputError(
-            f"{folder / name} has format version {version}, and this aumn reads {FORMAT_VERSION}: use the aumn that "
-            "wrote it, or a newer one."
+            f"{folder / name} has format version {version}, and this aumn reads up to {FORMAT_VERSION}: use the "
+            "aumn that wrote it, or a newer one."
         )
     return facts
 

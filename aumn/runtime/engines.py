@@ -25,8 +25,8 @@ from aumn.runtime.settings import EngineSettings, OptimizerSettings
 class Engine:
     """One rank's hands on the network, here by PyTorch alone; every rank makes the same calls in the same order.
 
-    `network` is a `model.aumn.TwoStream`, and `scales` are its streams' loss scales. An engine moves the network to its
-    device. Adam's weight decay is decoupled.
+    `network` is a `model.aumn.StreamNetworks`, and `scales` are its streams' loss scales. An engine moves the network
+    to its device. Adam's weight decay is decoupled.
 
     The ranks' gradients lie in one tensor, and cross in one collective behind the step's last backward pass. DDP would
     overlap the two on CUDA, but lays its buckets out anew after its first backward pass, and the order in which gloo

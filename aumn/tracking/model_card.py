@@ -12,7 +12,8 @@ from aumn.runfolder.checkpoint import ModelCard
 
 def write_model_card(card: ModelCard, config: Mapping[str, Any] | None) -> str:
     """The whole card, Markdown."""
-    streams = " and ".join(f"{stream} ({width} wide)" for stream, width in card.streams.items())
+    streams = ", ".join(f"{stream} ({width} wide)" for stream, width in card.streams.items())
+    rules = _inline(card.localize, weights=card.localize.shares(card.streams))
     arrays = ", ".join(f'"{stream}": {stream}_TD' for stream in card.streams)
     return f"""# AUMN trained on {card.dataset}
 
@@ -38,7 +39,7 @@ It is the same as `aumn localize models:/<name>/<version> SHARDS --subset SUBSET
 
 ## Settings
 
-Localization, as measured: {_inline(card.localize)}. Network: {_inline(card.model)}. All settings of the
+Localization, as measured: {rules}. Network: {_inline(card.model)}. All settings of the
 run: `config.yaml`. Made by aumn {card.aumn_version}, commit {card.commit or "unknown"}.
 """
 
@@ -55,8 +56,8 @@ def summarize(card: ModelCard, config: Mapping[str, Any] | None) -> str:
     return f"Measured on {measured.population or 'held-out videos'}:\n\n{table}\n"
 
 
-def _inline(settings: Section) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.model_dump().items())
+def _inline(settings: Section, **resolved: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in {**settings.model_dump(), **resolved}.items())
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def _load_pyfunc(path: str) -> VideoModel:
 
 
 class VideoModel:
-    """Both streams' networks and the rules of localization."""
+    """The streams' networks and the rules of localization."""
 
     def __init__(self, folder: Path) -> None:
         from aumn.inference.one_video import load_network

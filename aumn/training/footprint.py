@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
 from aumn.data.shards.shard_set import ShardSet
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.model.losses import Objective
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import Batch, InputError, Scores, Step
@@ -119,10 +119,11 @@ def footprint(
 
     ZeRO 1 divides the optimizer's state by the ranks, 2 the gradients too, 3 the weights too.
     """
+    config.check_streams(widths)
     micro_batches = count_micro_batches(config.batch.global_videos, config.batch.micro_videos, ranks)
     micro_videos = config.batch.micro_videos or -(-config.batch.global_videos // ranks)
     with FakeTensorMode(), patch.dict(CHUNK_ELEMENTS, cpu=CHUNK_ELEMENTS[config.run.device]):
-        network = TwoStream.build(widths, num_classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
+        network = StreamNetworks.build(widths, num_classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
         batch = Batch(
             videos=(),
             lengths=(snippets,) * (micro_videos - 1) + (max(1, snippets - 1),),  # so that what padding costs is seen
@@ -159,7 +160,7 @@ def footprint(
     )
 
 
-def _peak_bytes(network: TwoStream, batch: Batch, config: RunConfig, *, gradients_stay: bool) -> int:
+def _peak_bytes(network: StreamNetworks, batch: Batch, config: RunConfig, *, gradients_stay: bool) -> int:
     """Most bytes that gradients and activations take together during a step of one micro-batch."""
     parameters = list(network.parameters())
     gradients = [torch.zeros_like(parameter) for parameter in parameters if gradients_stay]
@@ -206,7 +207,7 @@ class _OneProcess:
 
     ranks, device = Ranks(), torch.device("cpu")
 
-    def __init__(self, network: TwoStream, precision: str) -> None:
+    def __init__(self, network: StreamNetworks, precision: str) -> None:
         self.network, self._precision = network, precision
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:

@@ -161,7 +161,7 @@ def _log(run: Run, report: Mapping[str, Tensor], norms: Mapping[str, Tensor], ot
     metrics |= others
     if run.writer:
         run.writer.log(step, metrics)
-    attention = ", ".join(f"{stream} {metrics[f'{stream}/attention_mean']:.2f}" for stream in ("rgb", "flow"))
+    attention = ", ".join(f"{stream} {metrics[f'{stream}/attention_mean']:.2f}" for stream in norms)
     run.say(
         f"step {step}/{steps}  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.1e}  "
         f"{metrics['videos_per_s']:,.0f} videos/s  waiting {metrics['data_wait_share']:.1%}  attention {attention}"

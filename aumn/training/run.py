@@ -15,7 +15,7 @@ import torch
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.shards.shard_set import ShardSet
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import InputError, Stopped
 from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
@@ -46,6 +46,7 @@ def run_training(
     `say` takes lines for people, `advance` the steps done and in all; both are called on every rank.
     """
     shards = ShardSet.open(config.data.shards)
+    config.check_streams(shards.streams)
     indices = shards.indices(config.data.subset)
     training, held_out = split_holdout(
         indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
@@ -99,9 +100,9 @@ def run_training(
                 ranks.barrier()  # a launcher ends the others as soon as one has left
 
 
-def _build(shards: ShardSet, config: RunConfig) -> TwoStream:
+def _build(shards: ShardSet, config: RunConfig) -> StreamNetworks:
     labels = config.loss.pseudo_labels > 0
-    return TwoStream.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+    return StreamNetworks.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
 
 
 def _check_memory(shards: ShardSet, config: RunConfig, device: torch.device) -> None:

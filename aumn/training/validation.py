@@ -18,7 +18,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import GroundTruth, InputError
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime import preemption
@@ -60,7 +60,7 @@ class Validation:
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
         return cls(name, shards, indices, ground_truth, tious, card)
 
-    def measure(self, network: TwoStream, ranks: Ranks, device: torch.device) -> dict[str, float] | None:
+    def measure(self, network: StreamNetworks, ranks: Ranks, device: torch.device) -> dict[str, float] | None:
         """Mean average precision by threshold and on average, the same on every rank.
 
         None where a rank was asked to stop meanwhile; it leaves the rest of its videos.

@@ -14,7 +14,7 @@ from harness import Row, fresh_seed, main, take_turns
 
 from aumn.inference.proposals import detect
 from aumn.inference.settings import LocalizeSettings
-from aumn.model.aumn import AUMN, TwoStream
+from aumn.model.aumn import AUMN, StreamNetworks
 from aumn.model.products import product
 from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Clock, Video
@@ -28,7 +28,7 @@ STREAMS = ("rgb", "flow")
 def measure() -> list[Row]:
     seed = fresh_seed()
     torch.manual_seed(seed)
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings()).eval()
+    network = StreamNetworks.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, ModelSettings()).eval()
     batches = [make_batch(seed + number, snippets, WIDTH) for number, snippets in enumerate((400, 310, 500, 390))]
     check_against_reference(network, batches[1])
     products = [call for batch in batches for call in make_products(network, batch)]
@@ -58,7 +58,7 @@ def make_batch(seed: int, snippets: int, width: int) -> Batch:
     return Batch((video,), (snippets,), (0,), features, torch.ones(1, snippets, dtype=torch.bool), torch.zeros(1, 1))
 
 
-def make_products(network: TwoStream, batch: Batch) -> list:
+def make_products(network: StreamNetworks, batch: Batch) -> list:
     """Every matrix product of one video's localization as a call, operands in place."""
     calls = []
     for stream in STREAMS:
@@ -84,10 +84,10 @@ def make_products(network: TwoStream, batch: Batch) -> list:
     return calls
 
 
-def check_against_reference(network: TwoStream, batch: Batch) -> None:
+def check_against_reference(network: StreamNetworks, batch: Batch) -> None:
     """Both streams' scores against the equations as written, in float64."""
     scores = network.localize(batch)
-    double = TwoStream.build(
+    double = StreamNetworks.build(
         {stream: features.shape[2] for stream, features in batch.features.items()}, CLASSES, ModelSettings()
     ).double()
     double.load_state_dict(network.state_dict())
@@ -98,7 +98,7 @@ def check_against_reference(network: TwoStream, batch: Batch) -> None:
                 np.testing.assert_allclose(getattr(scores[stream], name), expected[name].numpy(), rtol=1e-3, atol=1e-6)
 
 
-def time_parts(network: TwoStream, batches: list[Batch]) -> tuple[float, float, float, int]:
+def time_parts(network: StreamNetworks, batches: list[Batch]) -> tuple[float, float, float, int]:
     """Proposals and NMS in the whole of model and detection: its share, both in seconds a video, and detections."""
     best_s, found = Counter(), 0
     for turn in range(6):
@@ -120,7 +120,7 @@ def check() -> None:
     seed = fresh_seed()
     torch.manual_seed(seed)
     check_against_reference(
-        TwoStream.build(dict.fromkeys(STREAMS, 12), CLASSES, ModelSettings()).eval(), make_batch(seed, 19, 12)
+        StreamNetworks.build(dict.fromkeys(STREAMS, 12), CLASSES, ModelSettings()).eval(), make_batch(seed, 19, 12)
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from aumn.model.aumn import AUMN, TwoStream
+from aumn.model.aumn import AUMN, StreamNetworks
 from aumn.model.losses import Objective
 from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import Batch, Step, Video
@@ -22,7 +22,7 @@ from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.step import train_step
 from tests.model import reference
 
-OBJECTIVE = Objective(LossSettings(diversity=0.01, homogeneity=0.02, sparsity_rgb=0.05), steps=1)
+OBJECTIVE = Objective(LossSettings(diversity=0.01, homogeneity=0.02, sparsity=0.05), steps=1)
 
 
 def make_engine(
@@ -30,7 +30,7 @@ def make_engine(
 ) -> Engine:
     """One stream's network in the engine that trains it."""
     torch.manual_seed(seed)
-    network = TwoStream.build({"rgb": width}, classes, ModelSettings(**settings))
+    network = StreamNetworks.build({"rgb": width}, classes, ModelSettings(**settings))
     how = {"optimizer": OptimizerSettings(), "engine": EngineSettings(precision=precision)}
     return build_engine("ddp", network, Ranks(), torch.device(device), **how)
 

@@ -20,7 +20,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
@@ -142,7 +142,7 @@ def training_waits(folder: Path, seed: int) -> tuple[float, float, float]:
     loader = open_ours(folder, seed)
     run = {"folder": folder, "steps": TRAINING_STEPS, "log_every": TRAINING_STEPS}
     config = RunConfig.model_validate({"data": {"shards": folder}, "run": run})
-    network = TwoStream.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, config.model)
+    network = StreamNetworks.build(dict.fromkeys(STREAMS, WIDTH), CLASSES, config.model)
     settings = {"optimizer": config.optimizer, "engine": config.engine}
     engine = build_engine("single", network, Ranks(), torch.device("cpu"), **settings)
     start_s = time.perf_counter()

@@ -24,8 +24,12 @@ def test_defaults_are_the_papers(tmp_path):
     config = load_config(write(tmp_path, MINIMAL))
     assert (config.model.embedding_width, config.model.units, config.batch.global_videos) == (512, 7, 32)
     assert (config.loss.diversity, config.loss.homogeneity) == (0.01, 0.02)
-    assert (config.loss.sparsity_rgb, config.loss.sparsity_flow) == (0.05, 0.03)
-    assert (config.optimizer.learning_rate, config.localize.theta, config.localize.nms_tiou) == (1e-4, 0.3, 0.3)
+    assert (config.loss.gamma("rgb"), config.loss.gamma("flow")) == (0.05, 0.03)
+    assert (config.optimizer.learning_rate, config.localize.shares(("rgb", "flow")), config.localize.nms_tiou) == (
+        1e-4,
+        {"rgb": 0.3, "flow": 0.7},
+        0.3,
+    )
 
 
 def test_every_setting_is_explained():
@@ -38,6 +42,58 @@ def test_settings_as_resolved_are_a_configuration_again(tmp_path):
     assert load_config(write(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))) == config
     plain = load_config(write(tmp_path, MINIMAL))
     assert load_config(write(tmp_path, yaml.safe_dump(plain.model_dump(mode="json")))) == plain
+
+
+STREAMS = {"one": ["rgb"], "two": ["rgb", "flow"], "three": ["rgb", "flow", "audio"]}
+
+
+@pytest.mark.parametrize(
+    ("override", "streams", "gammas", "shares"),
+    [
+        ([], "one", [0.05], [1]),
+        ([], "two", [0.05, 0.03], [0.3, 0.7]),
+        ([], "three", [0.05, 0.03, 0.05], [1 / 3, 1 / 3, 1 / 3]),
+        (["loss.sparsity=0.2", "localize.weights={audio: 1}"], "three", [0.2, 0.2, 0.2], [0, 0, 1]),
+        (["loss.sparsity={default: 0.2, audio: 0}"], "three", [0.2, 0.2, 0], [1 / 3, 1 / 3, 1 / 3]),
+        (["loss.sparsity={rgb: 1, flow: 2}", "localize.weights={rgb: 0.9, flow: 0.1}"], "two", [1, 2], [0.9, 0.1]),
+        # by their names up to commit 497c31b
+        (["loss.sparsity_rgb=1", "localize.theta=0"], "two", [1, 0.03], [0, 1]),
+        (["loss.sparsity_rgb=1", "loss.sparsity_flow=2", "localize.theta=0.4"], "two", [1, 2], [0.4, 0.6]),
+    ],
+)
+def test_what_is_set_for_each_stream(tmp_path, override, streams, gammas, shares):
+    config, names = load_config(write(tmp_path, MINIMAL), override), STREAMS[streams]
+    config.check_streams(names)
+    assert [config.loss.gamma(stream) for stream in names] == gammas
+    assert list(config.localize.shares(names).values()) == pytest.approx(shares)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
+    plain = load_config(write(tmp_path, MINIMAL))
+    begun = plain.model_dump(mode="json")
+    del begun["loss"]["sparsity"], begun["localize"]["weights"]
+    begun["loss"] |= {"sparsity_rgb": 0.05, "sparsity_flow": 0.03}
+    begun["localize"] |= {"theta": 0.3}
+    assert plain.refused_on_resume(begun) == []
+    begun["localize"] |= {"theta": 1}
+    assert plain.refused_on_resume(begun) == ["localize.weights: the run has {'rgb': 1}, now {}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "streams", "message"),
+    [
+        ("loss.sparsity={rgb: 0.1}", "two", "loss.sparsity has none for flow: add it, or `default` for all others."),
+        ("loss.sparsity={rgb: 1, flow: 1}", "one", "loss.sparsity names flow, and the shard set's streams are rgb:"),
+        ("localize.weights={rgb: 0.5, flow: 0.5}", "one", "localize.weights names flow, and the shard set's streams"),
+        ("localize.weights={rgb: 0.5}", "two", "are 0.5 together, and shares are 1 together"),
+        ("loss.sparsity={rgb: -1}", "two", "loss.sparsity.rgb=-1: input should be greater than or equal to 0"),
+        ("loss.sparsity=on", "two", "loss.sparsity.default='on': input should be a valid number"),
+    ],
+)
+def test_what_does_not_fit_the_streams(tmp_path, override, streams, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_config(write(tmp_path, MINIMAL), [override]).check_streams(STREAMS[streams])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

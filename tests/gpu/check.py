@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from problems import AsWritten, check_against_as_written, check_against_reference, make_engine, make_step, our_step
 
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.model.losses import Objective
 from aumn.model.settings import ModelSettings
 from aumn.records import Step
@@ -79,7 +79,7 @@ def _losses_and_gradients(
     precision: str, shape: ModelSettings, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
-    network = TwoStream.build(engine_ranks.WIDTHS, engine_ranks.CLASSES, shape).to(dtype)
+    network = StreamNetworks.build(engine_ranks.WIDTHS, engine_ranks.CLASSES, shape).to(dtype)
     how = {"optimizer": OptimizerSettings(), "engine": EngineSettings(precision=precision)}
     engine = build_engine("ddp", network, Ranks(), device, **how)
     step = _cast(engine_ranks.make_step(0, Ranks(), 1), dtype)

@@ -12,7 +12,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.detections import read_detections
 from aumn.inference.localize import localize_subset
 from aumn.inference.one_video import load_network, localize_video
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.runtime.ranks import connect
@@ -34,11 +34,15 @@ def place(tmp_path_factory):
     pack(root / "features", root / "shards", root / "features" / "gt.json", name="video", window_frames=64, workers=1)
     shards = ShardSet.open(root / "shards")
     torch.manual_seed(0)
-    facts = {"localize": {"theta": 0.4, "class_threshold": 0.0, "nms_tiou": 0.5}, "dataset": shards.name, "metrics": {}}
+    facts = {
+        "localize": {"weights": {"rgb": 0.4, "flow": 0.6}, "class_threshold": 0.0, "nms_tiou": 0.5},
+        "dataset": shards.name,
+        "metrics": {},
+    }
     card = ModelCard(model=SETTINGS, classes=shards.classes, streams=shards.streams, stride_frames=shards.stride_frames,
                      window_frames=shards.window_frames,
                      dataset_identity=shards.identity, aumn_version="0", commit=None, **facts)  # fmt: skip
-    weights = TwoStream.build(card.streams, len(card.classes), card.model).state_dict()
+    weights = StreamNetworks.build(card.streams, len(card.classes), card.model).state_dict()
     save_model(root / "model", weights, card)
     with connect() as ranks:
         localize_subset(root / "model", root / "shards", root / "found", ranks, model="m", subset="testing",
@@ -62,7 +66,15 @@ def test_it_finds_what_the_shard_set_gives_to_the_last_bit(place, tmp_path, caps
     for video in together.videos:
         features = [place / "features" / stream / f"{video}.npy" for stream in ("rgb", "flow")]
         file = tmp_path / f"{video}.json"
-        localize_one(place / "model", *features, fps=25.0, duration_s=None, dtype="float16", top=500, json_file=file)
+        localize_one(
+            place / "model",
+            list(map(str, features)),
+            fps=25.0,
+            duration_s=None,
+            dtype="float16",
+            top=500,
+            json_file=file,
+        )
         expected = rows(together, video)
         assert rows(read_detections(file)[0], video) == expected
         printed = re.findall(r"^ *(action_\d+) +([\d.]+) +([\d.]+) +([\d.]+) *$", capsys.readouterr().out, re.MULTILINE)
@@ -93,14 +105,17 @@ def test_the_command_prints_a_table_and_a_timeline_into_a_log(place):
     [
         ({"dtype": "float64"}, "--dtype is 'float64'; give that of the shards trained on, float16 or float32"),
         ({"flow": "gt.json"}, r"gt.json is not a .npy file"),
+        ({"files": ["a.npy"]}, r"--video has 1 files \(a.npy\), and the model takes rgb=FILE flow=FILE: give these."),
+        ({"files": ["rgb=a.npy", "rgb=b.npy"]}, "and the model takes rgb=FILE flow=FILE"),
     ],
 )
 def test_what_cannot_be_localized_in(place, options, message):
     files = {stream: f"{stream}/synth_000001.npy" for stream in ("rgb", "flow")}
     given = files | {"fps": 25.0, "duration_s": None, "dtype": "float16", "top": 5, "json_file": None} | options
     rgb, flow = (place / "features" / given.pop(stream) for stream in ("rgb", "flow"))
+    paths = given.pop("files", [f"flow={flow}", f"rgb={rgb}"])
     with pytest.raises(InputError, match=message):
-        localize_one(place / "model", rgb, flow, **given)
+        localize_one(place / "model", paths, **given)
 
 
 def test_a_video_and_a_shard_set_exclude_each_other(place):

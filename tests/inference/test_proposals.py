@@ -21,7 +21,7 @@ def make_video(snippets: int, duration_s: float = 1.5) -> Video:
 
 
 def make_scores(
-    rng: np.random.Generator, snippets: int, classes: int, sharpness: float = 2.0
+    rng: np.random.Generator, snippets: int, classes: int, sharpness: float = 2.0, streams: tuple = ("rgb", "flow")
 ) -> dict[str, VideoScores]:
     def softmax(x):
         return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
@@ -32,7 +32,7 @@ def make_scores(
             rng.uniform(size=snippets).round(1),
             softmax(sharpness * rng.normal(size=(snippets, classes))),
         )
-        for stream in ("rgb", "flow")
+        for stream in streams
     }
 
 
@@ -50,7 +50,7 @@ def plain_runs(curve):
 
 def plain_detections(scores, rules):
     """Snippet by snippet, proposal by proposal."""
-    weight = {"rgb": rules.theta, "flow": 1 - rules.theta}
+    weight = rules.weights
     video_C = sum(weight[s] * scores[s].video_C for s in scores)
     classes = [c for c, y in enumerate(video_C) if y > rules.class_threshold] or [int(np.argmax(video_C))]
     rows = []
@@ -76,10 +76,10 @@ def plain_detections(scores, rules):
 def test_detections_equal_the_plain_loops(seed, proposals):
     rng = np.random.default_rng(seed)
     snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
-    scores = make_scores(rng, snippets, classes)
-    rules = LocalizeSettings(
-        theta=rng.uniform(), class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals
-    )
+    streams = ("rgb", "flow", "audio", "pose")[: seed % 4 + 1]
+    scores = make_scores(rng, snippets, classes, streams=streams)
+    weights = dict(zip(streams, rng.dirichlet(np.ones(len(streams))).tolist(), strict=True))
+    rules = LocalizeSettings(weights=weights, class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals)
     found = detect(scores, make_video(snippets), Clock(STRIDE, STRIDE), rules)
     expected = np.array(plain_detections(scores, rules))
     columns = np.stack([found.label_N, found.score_N, found.start_s_N, found.end_s_N], axis=1)
@@ -100,7 +100,7 @@ def test_no_class_above_the_threshold_keeps_the_best_one():
 def test_a_snippet_stands_for_a_stride_around_the_middle_of_its_window(clock, fps, later_s):
     attention_T = np.array([0, 0, 1, 1, 0, 0, 0, 1.0])
     score = VideoScores(np.array([0.9]), attention_T, attention_T[:, None])
-    found = detect({"rgb": score}, Video("v", "", 8, (), 99.0, fps), clock, LocalizeSettings(theta=1))
+    found = detect({"rgb": score}, Video("v", "", 8, (), 99.0, fps), clock, LocalizeSettings())
     snippet_s = clock.stride_frames / fps
     np.testing.assert_allclose(np.sort(found.start_s_N), np.array([2, 7]) * snippet_s + later_s)
     np.testing.assert_allclose(np.sort(found.end_s_N), np.array([4, 8]) * snippet_s + later_s)
@@ -121,13 +121,12 @@ def test_a_constant_attention_proposes_the_whole_video(snippets):
     np.testing.assert_allclose(found.score_N, 0.15)
 
 
-@pytest.mark.parametrize(("theta", "stream"), [(1.0, "rgb"), (0.0, "flow")])
-def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
+@pytest.mark.parametrize("weights", [{"rgb": 1.0}, {"rgb": 0.0, "flow": 1.0}])
+def test_a_stream_of_no_weight_proposes_nothing(weights):
     scores = make_scores(np.random.default_rng(5), 40, 6)
-    rules = LocalizeSettings(theta=theta)
-    both, alone = (
-        detect(part, make_video(40), Clock(STRIDE, STRIDE), rules) for part in (scores, {stream: scores[stream]})
-    )
+    (stream,) = (name for name, share in weights.items() if share == 1)
+    both = detect(scores, make_video(40), Clock(STRIDE, STRIDE), LocalizeSettings(weights=weights))
+    alone = detect({stream: scores[stream]}, make_video(40), Clock(STRIDE, STRIDE), LocalizeSettings())
     for column in ("label_N", "score_N", "start_s_N", "end_s_N"):
         np.testing.assert_array_equal(getattr(both, column), getattr(alone, column))
 
@@ -135,7 +134,12 @@ def test_a_stream_of_no_weight_proposes_nothing(theta, stream):
 def test_equal_scores_keep_the_earlier_proposal():
     rgb = VideoScores(np.ones(1), np.array([1.0, 1, 1, 0, 0, 0]), np.ones((6, 1)))
     flow = VideoScores(np.ones(1), np.array([0.0, 1, 1, 1, 0, 0]), np.ones((6, 1)))
-    found = detect({"rgb": rgb, "flow": flow}, make_video(6), Clock(STRIDE, STRIDE), LocalizeSettings(theta=0.5))
+    found = detect(
+        {"rgb": rgb, "flow": flow},
+        make_video(6),
+        Clock(STRIDE, STRIDE),
+        LocalizeSettings(weights={"rgb": 0.5, "flow": 0.5}),
+    )
     np.testing.assert_allclose(found.start_s_N, [0])
 
 
@@ -164,7 +168,7 @@ def test_a_perfect_detector_of_thumos14_finds_what_lies_behind_the_stated_durati
             attention_T[round(truth.start_s_N[row] * fps) : round(truth.end_s_N[row] * fps)] = 1
             score = VideoScores(np.ones(1), attention_T, np.ones((len(attention_T), 1)))
             video = Video("v", "test", len(attention_T), (), stated, fps)
-            found = detect({"rgb": score}, video, Clock(1, 1), LocalizeSettings(theta=1))
+            found = detect({"rgb": score}, video, Clock(1, 1), LocalizeSettings())
             times_N2[row] = found.start_s_N[0], found.end_s_N[0]
     detections = Detections(truth.videos, truth.labels, truth.video_N, truth.label_N, np.ones(len(truth)), *times_N2.T)
     assert (np.abs(times_N2 - np.stack([truth.start_s_N, truth.end_s_N], axis=1)).max(1) > 1).sum() == 26

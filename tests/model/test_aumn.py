@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from aumn.model import memory
-from aumn.model.aumn import AUMN, TwoStream
+from aumn.model.aumn import AUMN, StreamNetworks
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.settings import ModelSettings
 from aumn.records import Batch
@@ -197,7 +197,7 @@ def test_streams_drop_different_values_of_the_same_video():
     features_BTD = features_BTD.float()
     labels_BC = torch.ones(4, CLASSES)
     batch = Batch((), LENGTHS, (3, 4, 5, 6), {"rgb": features_BTD, "flow": features_BTD}, mask_BT, labels_BC)
-    scores = TwoStream({"rgb": one, "flow": two})(batch)
+    scores = StreamNetworks({"rgb": one, "flow": two})(batch)
     assert not torch.equal(scores["rgb"].logits_BC, scores["flow"].logits_BC)
 
 

@@ -12,7 +12,7 @@ from aumn.records import Batch, Step
 from . import reference
 from .test_aumn import CLASSES, make_network, make_videos, pad, run
 
-WEIGHTS = {"diversity": 0.3, "homogeneity": 0.7, "sparsity_rgb": 0.4, "sparsity_flow": 0.1}
+WEIGHTS = {"diversity": 0.3, "homogeneity": 0.7, "sparsity": {"rgb": 0.4, "flow": 0.1}}
 LENGTHS = (13, 1, 8, 11, 5, 13, 9, 2)
 
 

@@ -32,7 +32,7 @@ def shards_of(name: str, folder: Path) -> Path:
 
 
 def losses(code: Path, name: str, shards: Path, folder: Path, steps: int, ranks: int) -> Row:
-    """Every number but the clock's that training logs with the code of a checkout, on this checkout's settings."""
+    """Every number but the clock's that training logs with the code and the settings of a checkout."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     store = folder / "mlflow.db"
@@ -42,7 +42,7 @@ def losses(code: Path, name: str, shards: Path, folder: Path, steps: int, ranks:
         "tracking.alias": "null",
     }  # fmt: skip
     overrides = [f"{field}={value}" for field, value in settings.items()]
-    config = REPOSITORY / "configs" / f"{name}.yaml"
+    config = code.resolve() / "configs" / f"{name}.yaml"
     succeed(aumn("train", config, *overrides, ranks=ranks, timeout_s=3600, cwd=folder, PYTHONPATH=str(code.resolve())))
     if (folder / "run" / "metrics.jsonl").exists():
         lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())

@@ -34,20 +34,26 @@ from aumn.training.run import run_training
 TIOUS = parse_tious("0.1:0.7:0.1")
 SUBSET = "testing"
 CLASS = {"proposals": "class_activation"}
-CHOSEN = {"theta": 0.45, "class_threshold": 0.005}
+
+
+def _weights(rgb: float) -> dict[str, dict[str, float]]:
+    return {"weights": {"rgb": rgb, "flow": 1 - rgb}}
+
+
+CHOSEN = {**_weights(0.45), "class_threshold": 0.005}
 RULES = {
     "paper": LocalizeSettings(),
-    "theta 0.45": LocalizeSettings(theta=0.45),
+    "theta 0.45": LocalizeSettings(**_weights(0.45)),
     "class threshold 0.005": LocalizeSettings(class_threshold=0.005),
     "class activation": LocalizeSettings(**CLASS),
     "without class activation": LocalizeSettings(**CHOSEN),
     "all (spliced_i3d_plus)": LocalizeSettings(**CLASS, **CHOSEN),
 }
-SHREC21 = {"theta": 1.0, "class_threshold": 0.02}
+SHREC21 = {"weights": {"rgb": 1.0}, "class_threshold": 0.02}
 SHREC21_RULES = {
     "paper": LocalizeSettings(),
-    "theta 0.3": LocalizeSettings(**SHREC21 | {"theta": 0.3}),
-    "theta 0.7": LocalizeSettings(**SHREC21 | {"theta": 0.7}),
+    "theta 0.3": LocalizeSettings(**SHREC21 | _weights(0.3)),
+    "theta 0.7": LocalizeSettings(**SHREC21 | _weights(0.7)),
     "class threshold 0.1": LocalizeSettings(**SHREC21 | {"class_threshold": 0.1}),
     "class threshold 0.005": LocalizeSettings(**SHREC21 | {"class_threshold": 0.005}),
     "NMS at 0.5": LocalizeSettings(**SHREC21, nms_tiou=0.5),

@@ -78,7 +78,7 @@ def test_the_page_draws_map_over_k_and_tables(browser, tmp_path):
 @pytest.mark.browser
 def test_the_page_has_the_ablation_table_from_little_to_all(browser, tmp_path):
     bare = {"model.self_attention": False, "loss.diversity": 0, "loss.homogeneity": 0}
-    rows = [{}, bare, bare | {"loss.sparsity_rgb": 0, "loss.sparsity_flow": 0}, {"model.self_attention": False}]
+    rows = [{}, bare, bare | {"loss.sparsity": 0}, {"model.self_attention": False}]
     runs = [make_run(tmp_path / str(n), row, (0.4 - n / 10,) * 3) for n, row in enumerate(rows)]
     compared(runs, tmp_path / "ablation.html")
     browser.open(tmp_path / "ablation.html")

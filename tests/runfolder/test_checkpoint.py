@@ -290,8 +290,8 @@ def test_a_checkpoint_that_was_rewritten_with_its_checksums_is_told(name, data, 
     [
         *((text, "model.json is not the JSON of a model artifact or checkpoint. ") for text in ("[1]", "{", "{}")),
         (
-            '{"format_version": 2}',
-            "has format version 2, and this aumn reads 1: use the aumn that wrote it, or a newer",
+            '{"format_version": 3}',
+            "has format version 3, and this aumn reads up to 2: use the aumn that wrote it, or a newer",
         ),
     ],
 )
@@ -336,9 +336,10 @@ def test_a_model_of_the_first_format_is_read_with_every_setting_it_had(tmp_path)
     }  # fmt: skip
     rules = {"theta": 0.4, "class_threshold": 0.2, "nms_tiou": 0.5, "proposals": "class_activation"}
     facts = json.loads((folder / "model.json").read_text())
-    rewrite_card(folder, json.dumps({**facts, "model": network, "localize": rules}))
+    rewrite_card(folder, json.dumps({**facts, "format_version": 1, "model": network, "localize": rules}))
     card = read_card(folder)
-    assert (card.model.model_dump(), card.localize.model_dump()) == (network, rules)
+    weights = {"rgb": rules.pop("theta"), "flow": 0.6}
+    assert (card.model.model_dump(), card.localize.model_dump()) == (network, {"weights": weights, **rules})
 
 
 # Interruptions

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from aumn.config.run_config import RunConfig
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import Batch, InputError, Step
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
@@ -43,7 +43,7 @@ def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -
     name, stage, precision, *offload = case.split("-")
     torch.manual_seed(0)
     shape = SHAPE.model_copy(update={"units": units})
-    network = TwoStream.build(WIDTHS, CLASSES, shape, scores_snippets=True)
+    network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True)
     optimizer = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
     settings = EngineSettings(precision=precision, zero_stage=int(stage), offload=(offload or ["none"])[0])
     engine = build_engine(name, network, ranks, device, optimizer=optimizer, engine=settings)

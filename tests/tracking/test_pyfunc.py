@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from aumn.inference.one_video import load_network, localize_video
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.registry import resolve
 from tests.tracking.conftest import add_version
@@ -70,7 +70,7 @@ def make_model(folder: Path) -> Path:
     torch.manual_seed(0)
     card = ModelCard(
         model={"embedding_width": 8, "units": 3, "bottleneck": 2},
-        localize={"theta": 0.4, "class_threshold": 0.2, "nms_tiou": 0.5},
+        localize={"weights": {"rgb": 0.4, "flow": 0.6}, "class_threshold": 0.2, "nms_tiou": 0.5},
         classes=("Golf", "Diving", "High Jump"),
         streams={"rgb": 6, "flow": 5},
         stride_frames=8,
@@ -80,7 +80,7 @@ def make_model(folder: Path) -> Path:
         aumn_version="0.1.0",
         commit="c0ffee",
     )
-    return save_model(folder / "model", TwoStream.build(card.streams, 3, card.model).state_dict(), card)
+    return save_model(folder / "model", StreamNetworks.build(card.streams, 3, card.model).state_dict(), card)
 
 
 def load_elsewhere(uri: str, store: str, folder: Path, arrays: Path) -> dict:
@@ -134,7 +134,7 @@ def test_what_a_version_carries(store, track, tmp_path):
     card = (folder / "MODEL_CARD.md").read_text()
     assert "| tIoU | 0.1 | 0.2 | average |\n| --- | --- | --- | --- |\n| mAP, % | 45.7 | 25.0 | 35.3 |" in card
     assert "Measured on 25% of training held out with seed 3, of spliced:" in card
-    for fact in ("`sha256:0123`", "rgb (6 wide) and flow (5 wide)", "Golf, Diving, High Jump", "commit c0ffee"):
+    for fact in ("`sha256:0123`", "rgb (6 wide), flow (5 wide)", "Golf, Diving, High Jump", "commit c0ffee"):
         assert fact in card
     described = MlflowClient(store).get_model_version("aumn", "1").description
     assert described in card

@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from aumn.config.run_config import RunConfig
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.model.losses import Objective
 from aumn.records import Batch, Step
 from aumn.runfolder.checkpoint import Checkpoint, ModelCard
@@ -54,7 +54,7 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> Engine:
-    network = TwoStream.build(WIDTHS, classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
+    network = StreamNetworks.build(WIDTHS, classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
     place = torch.device("cpu")
     return build_engine("ddp", network, ranks, place, optimizer=config.optimizer, engine=config.engine)
 

@@ -11,7 +11,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.records import InputError
 from aumn.synth import synthesize
 from aumn.training.footprint import footprint, parse_widths
@@ -94,7 +94,7 @@ def test_a_bank_of_any_size_is_measured_in_seconds_without_its_memory():
 
 def test_parameters_are_counted_by_the_names_that_checkpoints_have():
     case = CASES["chunks"]
-    network = TwoStream.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).model)
+    network = StreamNetworks.build(WIDTHS, case["classes"], RunConfig.model_validate(case["config"]).model)
     for stream, counts in predict(case).parameters.items():
         sizes = {name: weight.numel() for name, weight in network.networks[stream].state_dict().items()}
         assert counts["memory.values_RFC"] == sizes["memory.values_RFC"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aumn.model.aumn import TwoStream
+from aumn.model.aumn import StreamNetworks
 from aumn.model.losses import Objective
 from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import Batch, Step, Video
@@ -21,7 +21,7 @@ SHAPE = ModelSettings(
     embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4
 )
 LOSS = LossSettings(
-    diversity=0.3, homogeneity=0.7, sparsity_rgb=0.4, sparsity_flow=0.1, pseudo_labels=0.6, pseudo_labels_from=0.0
+    diversity=0.3, homogeneity=0.7, sparsity={"rgb": 0.4, "flow": 0.1}, pseudo_labels=0.6, pseudo_labels_from=0.0
 )
 OBJECTIVE = Objective(LOSS, steps=9)
 
@@ -57,7 +57,7 @@ def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
 def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
     torch.manual_seed(0)
-    network = TwoStream.build(WIDTHS, CLASSES, SHAPE, scores_snippets=True).double()
+    network = StreamNetworks.build(WIDTHS, CLASSES, SHAPE, scores_snippets=True).double()
     optimizer = OptimizerSettings(clip_norm=0.1)
     engine = build_engine("ddp", network, ranks, torch.device("cpu"), optimizer=optimizer, engine=EngineSettings())
     report = train_step(engine, make_step(videos, micro_batches, ranks), OBJECTIVE)

@@ -1,6 +1,10 @@
 // Line and bar charts as SVG. Series differ by dash as well as by colour.
 
 const DASHES = ['', '7 3', '2 3', '9 3 2 3', '12 4', '4 2', '1 3'];
+const STREAMS = ['k0', 'k2', 'k3', 'k4', 'k1', 'accent'];
+/** A stream's colour and dash: RGB and FLOW have their own, others by their place. */
+const streamInk = (name, index) => (name === 'rgb' || name === 'flow' ? name : STREAMS[index % STREAMS.length]);
+const streamDash = (index) => DASHES[index % DASHES.length];
 const SERIES = ['var(--accent)', 'var(--rgb)', 'var(--k0)', 'var(--k2)', 'var(--k4)', 'var(--k3)', 'var(--soft)'];
 
 /** Round tick values that cover a range. */

@@ -1,7 +1,7 @@
 // Several runs: mAP by setting, over K (the paper's Figure 4), and by what was left out (its Table 4).
 
 const ABLATED = [
-  ['sparsity Ls', (value) => value('loss.sparsity_rgb') > 0 || value('loss.sparsity_flow') > 0],
+  ['sparsity Ls', (value) => Object.values(value('loss.sparsity')).some((weight) => weight > 0)],
   ['diversity Ld', (value) => value('loss.diversity') > 0],
   ['homogeneity Lh', (value) => value('loss.homogeneity') > 0],
   ['self-attention', (value) => value('model.self_attention')],
@@ -25,7 +25,8 @@ function sweepView() {
 const average = (group) => group.mean?.at(-1);
 const measuredGroups = () => data.sweep.groups.filter((group) => group.mean !== null);
 const spread = (group, index) => (group.mean ? percent(group.mean.at(index)) + (group.deviation ? ` ± ${percent(group.deviation.at(index))}` : '') : '–');
-const text = (value) => (value === true ? 'on' : value === false ? 'off' : value === null ? 'none' : String(value));
+const text = (value) => (value === true ? 'on' : value === false ? 'off' : value === null ? 'none'
+  : typeof value === 'object' ? Object.entries(value).map(([name, one]) => (name === 'default' ? text(one) : `${name} ${text(one)}`)).join(', ') || 'default' : String(value));
 const settingOf = (group, name) => (name in group.settings ? group.settings[name] : data.sweep.common[name]);
 
 /** Average mAP over K, a line for each combination of the other settings, with whiskers of one deviation. */

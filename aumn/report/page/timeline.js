@@ -25,7 +25,7 @@ async function unpack(index) {
 }
 
 const GUTTER = 168, LANE = 19, PLOT = 84;
-const streamColour = (name, index) => colour(name === 'rgb' ? 'rgb' : name === 'flow' ? 'flow' : `k${index}`);
+const streamColour = (name, index) => colour(streamInk(name, index));
 
 /** The tracks of a video from top to bottom: {name, height, draw(context, box)}. */
 function tracks(video, view) {
@@ -44,12 +44,13 @@ function tracks(video, view) {
   if (!detected.length) found.push({ name: 'none', height: LANE });
   if (shown.length < detected.length) found.push({ name: `${plural(detected.length - shown.length, 'more class', 'more classes')}: press a`, height: LANE });
   if (video.streams.length) {
+    const height = Math.max(PLOT, 18 * video.streams.length + 14);
     found.push({ name: 'Foreground attention', head: true, height: 26 });
-    found.push({ name: '', height: PLOT, plot: true, draw: (pen) => curves(pen, video.streams.map((one) => one.attention), video.streams, true) });
+    found.push({ name: '', height, plot: true, draw: (pen) => curves(pen, video.streams.map((one) => one.attention), video.streams, true) });
     const kept = video.streams[0].classes.indexOf(view.label);
     if (kept >= 0) {
       found.push({ name: `CAS of ${data.names[view.label]}`, head: true, height: 26 });
-      found.push({ name: '', height: PLOT, plot: true, draw: (pen) => curves(pen, video.streams.map((one) => one.cas[kept]), video.streams, false) });
+      found.push({ name: '', height, plot: true, draw: (pen) => curves(pen, video.streams.map((one) => one.cas[kept]), video.streams, false) });
     }
     for (const one of video.streams) {
       const row = one.units.length > 24 ? 5 : 11;
@@ -141,7 +142,7 @@ function curves(pen, values, streams, thresholds) {
   for (const share of [0, 1]) pen.c.fillText(String(share), GUTTER - 6, low - share * (low - top) + 3);
   streams.forEach((one, index) => {
     pen.c.strokeStyle = pen.c.fillStyle = streamColour(one.name, index);
-    pen.c.setLineDash(index ? [6, 3] : []);
+    pen.c.setLineDash(streamDash(index).split(' ').filter(Boolean).map(Number));
     pen.c.lineWidth = 1.7;
     pen.c.beginPath();
     for (let t = 0; t < values[index].length; t++) {
@@ -232,7 +233,7 @@ function plotKeys(pen, streams) {
     const y = pen.y + 22 + index * 18;
     pen.c.strokeStyle = pen.c.fillStyle = streamColour(one.name, index);
     pen.c.lineWidth = 1.7;
-    pen.c.setLineDash(index ? [6, 3] : []);
+    pen.c.setLineDash(streamDash(index).split(' ').filter(Boolean).map(Number));
     line(pen.c, 2, y - 4, 26, y - 4);
     pen.c.setLineDash([]);
     pen.c.font = '600 11px system-ui, sans-serif';

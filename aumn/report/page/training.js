@@ -3,15 +3,15 @@
 function trainingView() {
   const { training } = data;
   const note = training.note !== null && card(12, null, h('p', {}, training.note));
-  const groups = new Map();
+  const groups = new Map(), streams = Object.keys(training.curves).filter((name) => name.endsWith('/total')).map((name) => name.slice(0, -6));
   for (const [name, [steps, values]] of Object.entries(training.curves)) {
-    const cut = name.indexOf('/'), stream = cut > 0 && ['rgb', 'flow'].includes(name.slice(0, cut)) ? name.slice(0, cut) : null;
+    const cut = name.indexOf('/'), stream = streams.includes(name.slice(0, cut)) ? name.slice(0, cut) : null, place = streams.indexOf(stream);
     const title = stream ? name.slice(cut + 1) : name.includes('/mAP/') ? `mAP on ${name.slice(0, cut).replace('_', ' ')} videos` : name;
     const label = stream ?? (name.includes('/mAP/') ? name.split('/').at(-1) : name);
     if (!groups.has(title)) groups.set(title, []);
     groups.get(title).push({ name: label, points: steps.map((step, index) => [step, values[index]]),
       ...(label === 'average' ? { width: 2.8, colour: 'var(--ink)', dash: '' } : {}), marks: steps.length < 6,
-      ...(stream ? { colour: `var(--${stream})`, dash: stream === 'flow' ? '7 3' : '' } : {}) });
+      ...(stream ? { colour: `var(--${streamInk(stream, place)})`, dash: streamDash(place) } : {}) });
   }
   const first = ['loss', 'total', 'classification', 'attention_mean'];
   const rank = ([title]) => (title.startsWith('mAP') ? -1 : first.includes(title) ? first.indexOf(title) : first.length);

@@ -187,8 +187,7 @@ async function showVideo(detail, index, at) {
 
 /** A class's video-level score, the streams weighed as localization weighs them. */
 function score(video, k) {
-  const weights = video.streams.map((one) => (one.name === 'rgb' ? data.theta : 1 - data.theta));
-  return sum(video.streams.map((one, index) => weights[index] * one.video[k])).toFixed(2);
+  return sum(video.streams.map((one) => data.weights[one.name] * one.video[k])).toFixed(2);
 }
 
 function summary(video) {
