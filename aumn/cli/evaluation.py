@@ -81,6 +81,9 @@ def report(
         Path | None, typer.Option(help="The run's detections, localized with --scores; default: localize now.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="Shard set to localize in; default: the run's own.")] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of the video files, which the page then plays; it links them.")
+    ] = None,
     allow_pickle: AllowPickle = False,
     on_bad: OnBad = None,
     attach: Annotated[bool, typer.Option(help="Keep the page with the run in MLflow, too.")] = True,
@@ -98,16 +101,16 @@ def report(
     from aumn.report.reporting import Choices, compare_runs, report_of
 
     if len(what) > 1:
-        if annotations or detections:
+        if annotations or detections or videos:
             raise InputError(
-                "Several runs are compared by the mAP they have: leave --annotations and --detections out."
+                "Several runs are compared by the mAP they have: leave --annotations, --detections and --videos out."
             )
         compare_runs(what, out, say=print)
         return
     if annotations is None:
         raise InputError("--annotations is missing: give the ground truth, an ActivityNet-layout JSON or a shard set.")
     choices = Choices(
-        annotations, allow_pickle, on_bad, subset, protocol, tiou, detections, shards, tracking_uri, device
+        annotations, allow_pickle, on_bad, subset, protocol, tiou, detections, shards, tracking_uri, device, videos
     )
     with progress("localizing", "videos") as advance:
         report_of(what[0], out, choices, attach=attach, say=print, advance=advance)

@@ -2,7 +2,8 @@
 
 Contents are JSON that holds no `<`, and packed videos that hold only base64, so that no name in them can end the
 element they lie in; scripts put names into the page as text. A content security policy lets nothing run but our own
-script, by its hash, and nothing be fetched, so that even a mistake of ours could not.
+script, by its hash, and nothing be fetched but the videos beside it that it plays, so that even a mistake of ours
+could not.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ def write_page(out: Path, title: str, contents: Mapping[str, Any], videos: Seque
     """Write the page, whole or not at all. Equal contents make equal bytes."""
     script = "(() => {\n'use strict';\n" + "\n".join(_read(f"{name}.js") for name in SCRIPTS) + "\n})();"
     style = _read("style.css")
+    media = "media-src 'self' file:" if contents.get("films") else "media-src 'none'"
     page = Template(_read("page.html")).substitute(
         title=html.escape(title),
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:",
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; {media}",
         style=style,
         contents=json.dumps(contents, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         videos="\n".join(videos),

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aumn import __version__
@@ -16,6 +17,7 @@ from aumn.evaluation.evaluate import choose_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.snippet_scores import FOLDER, ScoredModel, SnippetScores, read_scores
 from aumn.records import Detections, GroundTruth, InputError
+from aumn.report.films import find_films, link_films
 from aumn.report.measures import Measured, classes, errors, measure, overview
 from aumn.report.page import write_page
 from aumn.report.runs import Run, Training, is_run, open_run
@@ -42,10 +44,15 @@ class Choices:
     shards: Path | None = None
     tracking_uri: str | None = None
     device: str = "cpu"
+    videos: Path | None = None
 
     def ground_truth(self, subset: str | None) -> GroundTruth:
         """The subset's; InputError for what is wrong with it."""
         return read_ground_truth(self.annotations, subset, allow_pickle=self.allow_pickle, on_bad=self.on_bad)
+
+    def films(self) -> dict[str, Path]:
+        """The videos' files; InputError where they are asked for and there is none."""
+        return find_films(self.videos) if self.videos else {}
 
 
 def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say, advance: Advance) -> None:
@@ -57,6 +64,7 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the file to write, such as {out / 'report.html'}.")
     run, detections = None, choices.detections or what
+    films = choices.films()
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
         if is_run(what):
             run = open_run(what, None if choices.detections else Path(temporary) / "model")
@@ -71,6 +79,8 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
         f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
         f"{population.instances:,} instances, {population.classes:,} classes; {out.stat().st_size / 1e6:.1f} MB"
     )
+    if films and (missing := [video for video in measured.ground_truth.videos if video not in films]):
+        say(f"{choices.videos} has no file of {len(missing):,} of {population.videos:,} videos, such as {missing[0]}.")
     if run and run.tracking_run and attach:
         _attach(run.tracking_run, out, choices.tracking_uri or run.config["tracking"]["uri"], say)
 
@@ -131,6 +141,7 @@ def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...
         facts=facts,
         scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
         training=run.training() if run else None,
+        films=choices.films(),
     )
 
 
@@ -144,11 +155,12 @@ def write_report(
     facts: Mapping[str, str],
     scores: Path | None = None,
     training: Training | None = None,
+    films: Mapping[str, Path] = MappingProxyType({}),
 ) -> Measured:
     """Measure and write the page; what was measured, for a line about it.
 
     `facts` say where it all comes from, as they are and in their order; `scores` is the folder that `localize_subset`
-    wrote with the detections.
+    wrote with the detections; `films` are the videos' files, which the page plays.
     """
     measured = measure(detections, ground_truth, tious)
     model: ScoredModel | None = None
@@ -171,6 +183,7 @@ def write_report(
         "classes": classes(measured),
         "errors": errors(measured),
         "videos": list_videos(measured, known_s),
+        "films": link_films(films, videos, out) if films else None,
         "weights": model.weights if model else None,
         "units": summarize_units([by_video[video] for video in videos], measured.ground_truth),
         "training": training and {"curves": _columns(training.curves), "note": training.note},

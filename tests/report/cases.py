@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,12 @@ CASE = {"truth": TRUTH, "found": FOUND, "videos": VIDEOS, "classes": CLASSES, "t
 """Five videos of three classes, two streams of four units, names that try to be HTML."""
 
 
-def scores_of(video: int, classes: int = len(CLASSES), units: int = UNITS) -> dict[str, tuple[VideoScores, np.ndarray]]:
+def scores_of(
+    video: int, classes: int = len(CLASSES), units: int = UNITS, streams: Sequence[str] = ("rgb", "flow")
+) -> dict[str, tuple[VideoScores, np.ndarray]]:
     """Each stream's scores and similarities (T x K) of a video, random but the same whenever asked for."""
     random, found = np.random.default_rng(video), {}
-    for stream in ("rgb", "flow"):
+    for stream in streams:
         similarity_TK, cas_TC = random.random((SNIPPETS, units)), random.dirichlet(np.ones(classes), SNIPPETS)
         found[stream] = VideoScores(cas_TC.mean(0), similarity_TK.max(1), cas_TC), similarity_TK
     return found
@@ -68,24 +71,31 @@ def write_page(
     units: int | None = UNITS,
     title: str = "case",
     training: Training | None = None,
+    streams: Sequence[str] = ("rgb", "flow"),
+    films: Mapping[str, Path] = MappingProxyType({}),
 ) -> tuple[Path, Measured]:
-    """A page of these rows, with `units` also of drawn scores of two streams; and what was measured for it."""
+    """A page of these rows, with `units` also of drawn scores; and what was measured for it."""
     labels = list(classes) or sorted({row.label for row in truth})
     every = list(videos) or sorted({row.video for row in truth})
     rows = [
         compact(Video(video, "test", SNIPPETS, (), 20.0, 20.0), stream, scores, similarity_TK, clock=Clock(16, 16),
                 classes=range(len(labels)), units=range(units))
         for index, video in enumerate(every if units else ())
-        for stream, (scores, similarity_TK) in scores_of(index, len(labels), units).items()
+        for stream, (scores, similarity_TK) in scores_of(index, len(labels), units, streams).items()
     ]  # fmt: skip
     if units:
-        write_scores(folder / "scores", 0, rows, ScoredModel("runs/case", tuple(labels), units, 0.3))
+        write_scores(
+            folder / "scores",
+            0,
+            rows,
+            ScoredModel("runs/case", tuple(labels), units, dict.fromkeys(streams, 1 / len(streams))),
+        )
     durations_s = dict.fromkeys(every, 20.0) if units else {}
     ground_truth = replace(as_ground_truth(truth, every, labels), durations_s=durations_s)
     measured = write_report(
         folder / "page.html", as_detections(found, every, labels), ground_truth, tious, title=title,
         facts={"Run": title},
-        scores=folder / "scores" if units else None, training=training,
+        scores=folder / "scores" if units else None, training=training, films=films,
     )  # fmt: skip
     return folder / "page.html", measured
 

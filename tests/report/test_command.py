@@ -130,7 +130,7 @@ GIVEN = {"annotations": Path("features/gt.json"), "protocol": "thumos14"}
     ("what", "options", "message"),
     [
         (["run"], {}, r"--annotations is missing: give the ground truth"),
-        (["run", "run"], GIVEN, r"leave --annotations and --detections out"),
+        (["run", "run"], GIVEN, r"leave --annotations, --detections and --videos out"),
         (["run", "shards"], {}, r"shards is no run: several folders are compared as runs"),
         (["nothing"], GIVEN, r"nothing does not exist: give a folder of Parquet parts"),
         (["run"], GIVEN | {"annotations": Path("gone.json")}, r"There is no ground truth at gone.json"),

@@ -1,9 +1,13 @@
 """The page as a reader meets it, in a real browser: it opens from disk, and everything on it works."""
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from tests.report.cases import CLASSES, HOSTILE, VIDEOS, contents_of
+from aumn.records import InputError
+from aumn.report.films import find_films
+from tests.evaluation_reference import Found, Instance
+from tests.report.cases import CLASSES, HOSTILE, VIDEOS, contents_of, write_page
 
 pytestmark = pytest.mark.browser
 
@@ -160,3 +164,40 @@ def test_it_works_in_mlflows_frame_that_has_no_address_and_no_storage(browser, c
     finally:
         browser.driver.switch_to.default_content()
     assert browser.complaints() == []
+
+
+CLIP = "bbformer_tennis26"
+PLAYING = "const film = document.querySelector('video.film'); return [film.currentTime, film.paused, film.readyState]"
+
+
+@pytest.mark.shared
+def test_a_detection_plays_in_its_video(browser, shared_data, tmp_path):
+    found = [Found(CLIP, "tennis", 0.9, 1.0, 1.6), Found("gone", "tennis", 0.9, 0, 1)]
+    (tmp_path / "clips & 'films'").mkdir()
+    film = tmp_path / "clips & 'films'" / f"v_{CLIP}.MP4"
+    film.symlink_to(shared_data / "clips" / f"{CLIP}.mp4")
+    (film.parent / "gone.webm").touch()
+    truth = [Instance(row.video, row.label, row.start_s, row.end_s + 0.1) for row in found]
+    browser.open(write_page(tmp_path, truth, found, films=find_films(film.parent))[0], fragment=f"#videos/{CLIP}")
+    browser.wait(lambda: browser.run(PLAYING)[2] >= 1)
+    assert browser.run(PLAYING)[:2] == [0, True]
+    browser.all(".detail table:last-of-type button.link")[-1].click()  # the detection's time
+    browser.wait(lambda: browser.run(PLAYING)[0] > 1.0)
+    browser.wait(lambda: browser.run(PLAYING)[1])  # it stops
+    assert 1.6 <= browser.run(PLAYING)[0] < 2.2
+    canvas = browser.one(".stage canvas")
+    at_s, (width, height) = 1.3, (canvas.size["width"], canvas.size["height"])
+    x = 168 + at_s / 20 * (width - 168) - width / 2  # in the lane of the ground truth, of twenty seconds
+    ActionChains(browser.driver).move_to_element_with_offset(canvas, round(x), 30 - height // 2).click().perform()
+    browser.wait(lambda: not browser.run(PLAYING)[1])
+    browser.press("p")
+    browser.wait(lambda: browser.run(PLAYING)[1])
+    assert 0.9 < browser.run(PLAYING)[0] < 2.2
+    assert browser.complaints() == []
+    browser.press("j")
+    browser.wait(lambda: "is not there any more, or is nothing that this browser plays" in browser.one(".detail").text)
+
+
+def test_a_folder_without_videos_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"has no video file \(\.avi, "):
+        find_films(tmp_path)

@@ -18,6 +18,7 @@ CURVES = Training({
     **{f"{stream}/total": {step: 2.0 / step for step in STEPS} for stream in ("rgb", "flow")},
     **{f"test/mAP/{tiou}": {100: 0.25, 200: 0.5} for tiou in ("0.5", "average")},
 })  # fmt: skip
+EIGHT = Training({f"stream{n}/total": {step: n + 2.0 / step for step in STEPS} for n in range(8)})
 NO_NUMBERS = Training({"loss": {10: math.inf, 20: math.nan}, "rgb/total": {10: 1.0, 20: math.inf}, "lr": {5: 0}})
 ONE = Instance("v0", "jump", 2, 8)
 HIT = Found("v0", "jump", 0.9, 2, 8)
@@ -37,6 +38,8 @@ PAGES = {
     "many classes and units": {"truth": MANY, "found": MANY_HITS, "units": 64, "training": CURVES},
     "long names": LONG_HITS,
     "ten thresholds": HITS | {"tious": [t / 100 for t in range(50, 100, 5)]},
+    "one stream": HITS | {"streams": ("clip",), "training": CURVES},
+    "eight streams": HITS | {"streams": tuple(f"stream{n}" for n in range(8)), "training": EIGHT},
     "no curves": HITS | {"training": Training({}, "This run logged nothing.")},
     "curves that are not finite": HITS | {"training": NO_NUMBERS},
 }

@@ -40,7 +40,7 @@ const switchTheme = () => setTheme(state.theme === 'dark' ? 'light' : 'dark');
 
 const KEYS = [
   ['1 … 7', 'a view'], ['/', 'search'], ['j  k', 'next, previous video'], ['←  →', 'a snippet back, on; with Shift ten'], ['+  −  0', 'zoom in, out, whole video'],
-  ['c  C', 'CAS of the next, previous class'], ['a', 'all detections of a video, or the best'], ['[  ]', 'lower, higher tIoU threshold'], ['t', 'light or dark'], ['?', 'these keys'],
+  ['c  C', 'CAS of the next, previous class'], ['a', 'all detections of a video, or the best'], ...(data.films ? [['p', 'play the video, or pause']] : []), ['[  ]', 'lower, higher tIoU threshold'], ['t', 'light or dark'], ['?', 'these keys'],
 ];
 
 function press(event) {
@@ -56,7 +56,7 @@ function press(event) {
     j: () => current === 'videos' && videosApi.move(1), k: () => current === 'videos' && videosApi.move(-1),
     ArrowLeft: onVideo((step) => player.seek(player.time() - step)), ArrowRight: onVideo((step) => player.seek(player.time() + step)),
     '+': onVideo(() => player.zoom(0.5)), '=': onVideo(() => player.zoom(0.5)), '-': onVideo(() => player.zoom(2)), 0: onVideo(() => player.zoom(1e9)),
-    c: onVideo(() => player.nextClass(1)), C: onVideo(() => player.nextClass(-1)), a: onVideo(() => player.toggleAll()),
+    c: onVideo(() => player.nextClass(1)), C: onVideo(() => player.nextClass(-1)), a: onVideo(() => player.toggleAll()), p: onVideo(() => player.toggleFilm()),
   };
   const view = VIEWS[Number(event.key) - 1];
   if (view) openTab(view[0]);

@@ -89,6 +89,7 @@ function truthLane(pen, rows) {
   for (const [, start, end, taken] of rows) {
     const at = segment(pen, start, end);
     if (!at) continue;
+    pen.bars.push({ x: at[0], width: at[1], y: pen.y, height: pen.height, start, end });
     const missed = taken[state.t] === '0';
     pen.c.fillStyle = missed ? hatch(pen.c) : colour('truth');
     pen.c.strokeStyle = colour('truth');
@@ -121,6 +122,7 @@ function detectionLane(pen, rows) {
   for (const [, score, start, end, kinds] of rows) {
     const at = segment(pen, start, end);
     if (!at) continue;
+    pen.bars.push({ x: at[0], width: at[1], y: pen.y, height: pen.height, start, end });
     const which = Number(kinds[state.t]);
     const strength = 0.3 + 0.7 * Math.sqrt(Math.max(0, score) / best);
     pen.c.globalAlpha = strength;
@@ -204,7 +206,7 @@ function drawVideo(canvas, video, view) {
     draw();
     c.restore();
   };
-  const pen = { c, X, width, best: Math.max(...video.det.map((row) => row[1]), 1e-9) };
+  const pen = { c, X, width, bars: [], best: Math.max(...video.det.map((row) => row[1]), 1e-9) };
   inside(() => {
     c.fillStyle = colour('band');
     for (const [label, start, end] of video.gt) {
@@ -224,7 +226,7 @@ function drawVideo(canvas, video, view) {
     y += part.height;
   }
   timeAxis(c, X, view, y, width);
-  return { X, time: (x) => view.from + ((x - GUTTER) / (width - GUTTER)) * (view.to - view.from) };
+  return { X, bars: pen.bars, time: (x) => view.from + ((x - GUTTER) / (width - GUTTER)) * (view.to - view.from) };
 }
 
 /** The streams' names and lines, left of a plot. */

@@ -161,6 +161,27 @@ async function showVideo(detail, index, at) {
     player.pinned = true;
     draw();
   }
+  const film = data.films?.[index] ? h('video', { class: 'film', controls: true, preload: 'metadata', src: data.films[index] }) : null;
+  let last = null;
+  film?.addEventListener('timeupdate', () => {
+    if (last !== null && film.currentTime >= last) { film.pause(); last = null; }
+    if (!film.paused) seek(film.currentTime);
+  });
+  film?.addEventListener('error', () => film.replaceWith(h('p', { class: 'soft' }, `${decodeURIComponent(data.films[index])} is not there any more, or is nothing that this browser plays.`)));
+  /** From a moment on, to an end or the video's own. */
+  function play(from, to) {
+    seek(from);
+    if (!film) return;
+    film.currentTime = from;
+    last = to;
+    film.play().catch(() => {});
+  }
+  stage.addEventListener('click', (event) => {
+    const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    const bar = scale.bars.findLast((one) => x >= one.x && x <= one.x + one.width && y >= one.y && y <= one.y + one.height);
+    if (bar) play(bar.start, bar.end);
+    else if (film && x >= GUTTER) film.currentTime = Math.max(0, scale.time(x));
+  });
   stage.addEventListener('pointermove', (event) => seek(scale.time(event.clientX - canvas.getBoundingClientRect().left)));
   stage.addEventListener('wheel', (event) => {
     if (!event.ctrlKey) return;
@@ -171,15 +192,16 @@ async function showVideo(detail, index, at) {
   const button = (text, title, action) => h('button', { type: 'button', title, 'aria-label': title, onclick: action }, text);
   const toggleAll = () => { view.all = !view.all; draw(); };
   player = { view, draw, seek, zoom, toggleAll, time: () => time, snippet_s, pinned: player?.pinned ?? false,
+    toggleFilm() { if (film) { last = null; film[film.paused ? 'play' : 'pause'](); } },
     nextClass(step) { if (kept.length) choose(kept[(kept.indexOf(view.label) + step + kept.length) % kept.length]); } };
   player.update = () => {
-    tables.replaceChildren(...eventTables(video, seek));
+    tables.replaceChildren(...eventTables(video, play));
     draw();
   };
   detail.replaceChildren(h('header', {}, h('h2', {}, videos.ids[index]), chips),
     h('div', { class: 'controls' }, kept.length ? h('label', {}, 'CAS of ', select) : null,
       button('−', 'Zoom out (−)', () => zoom(2)), button('+', 'Zoom in (+)', () => zoom(0.5)), button('whole video', 'Whole video (0)', () => zoom(1e9)), button('all detections', 'All detections (a)', toggleAll)),
-    readout, stage,
+    ...(film ? [film] : []), readout, stage,
     h('details', { open: true }, h('summary', {}, 'Instances and detections as tables'), tables));
   player.update();
   if (at !== null) seek(at);
@@ -213,8 +235,8 @@ function reading(video, view, time) {
   return parts;
 }
 
-function eventTables(video, seek) {
-  const moment = (start, end) => h('button', { class: 'link', type: 'button', onclick: () => seek(start) }, `${seconds(start)} – ${seconds(end)}`);
+function eventTables(video, play) {
+  const moment = (start, end) => h('button', { class: 'link', type: 'button', onclick: () => play(start, end) }, `${seconds(start)} – ${seconds(end)}`);
   const named = (title) => ({ title, value: (row) => data.names[row[0]], cell: (row) => data.names[row[0]], first: true, kind: 'name' });
   const instances = table([
     named('instance'),
