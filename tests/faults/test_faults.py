@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .comparing import differences, lost_for_good
-from .moments import AfterLines, AtShare, WhileWriting
+from .moments import AfterLines, WhileWriting
 from .places import Place
 from .playing import Undisturbed, play
 from .report import summary
@@ -31,14 +31,12 @@ ROUNDS = [
             Strike("kill -9 of all", WhileWriting("run/model", 0)),
         ),
     ),
-    Round("localize", (Strike("kill -9 of one", WhileWriting(".detections.partial", 0)),)),
-    Round("evaluate", (Strike("kill -9 of one", AtShare(0.5)),)),
 ]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", ("train", "evaluate"))
+    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", ("train",))
 
 
 @pytest.mark.parametrize("round_", ROUNDS, ids=lambda round_: f"{round_.stage}, {round_.strikes[0].kind}")
