@@ -6,6 +6,7 @@ A = F/m key width, K action units, R bottleneck of the value encoder, C classes,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
 MOST_S = 1e9
 """No time or duration is further from 0 (32 years, or a year of frames): beyond, differences lose their fractions."""
 
+MOST_STREAMS = 8
+STREAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")  # WebDataset makes small letters of others
+NO_STREAMS = (
+    "json joint default all add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double "
+    "dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items "
+    "keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop "
+    "register_buffer register_module requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty "
+    "train training type update values xpu zero_grad"
+)
+"""What stands beside streams in a sample or a setting, and what a torch module with a part a stream has of its own."""
+
 
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
@@ -28,6 +40,20 @@ class InputError(ValueError):
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))
+
+
+def check_streams(names: Collection[str]) -> None:
+    """InputError unless these can be streams: names of tar members, of columns and of parameters begin with them."""
+    bad = [name for name in names if not STREAM_NAME.fullmatch(name) or name in NO_STREAMS.split()]
+    if bad:
+        raise InputError(
+            f"A stream cannot be named {bad[0]!r}: give a small letter and up to 15 more, digits or underscores, and "
+            "no word that has a meaning already, such as json, joint or default."
+        )
+    if not 0 < len(names) <= MOST_STREAMS or len(set(names)) < len(names):
+        raise InputError(
+            f"{', '.join(names) or 'Nothing'} cannot be the streams of a set: give one to {MOST_STREAMS}, each once."
+        )
 
 
 class Stopped(BaseException):

@@ -1,7 +1,7 @@
-"""I3D-like features with known action units, of any size; no camera ever saw them.
+"""I3D-like features of one to eight streams with known action units, of any size; no camera ever saw them.
 
 A class is an ordered mix of three action units, and units serve several classes: the idea that AUMN's memory rests on.
-Backgrounds have units of their own and now and then show a lone action unit, which does not yet make an action. Both
+Backgrounds have units of their own and now and then show a lone action unit, which does not yet make an action. All
 streams see the same units at the same time, through dictionaries of their own. Values lie where real I3D's do (mean
 0.15, norm 10 at width 1024), half of them zero.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import comb, floor, isfinite
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from aumn.files import whole_file
-from aumn.records import InputError
+from aumn.records import InputError, check_streams
 
 STREAMS = ("rgb", "flow")
 UNITS_PER_CLASS = 3
@@ -56,13 +56,15 @@ def synthesize(
     stride_frames: int = 16,
     fps: float = 25.0,
     noise: float = 1.0,
+    streams: Sequence[str] = STREAMS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SynthReport:
-    """Write `out/rgb/<video>.npy`, `out/flow/<video>.npy` (T x width, float16) and `out/gt.json` (ActivityNet layout).
+    """Write `out/<stream>/<video>.npy` (T x width, float16) and `out/gt.json` (ActivityNet layout).
 
     `gt.json` comes last, says in its version that the set is synthetic, and lists each class's true action units.
     `noise` scales the noise on every feature. `on_progress` hears (videos done, videos in all).
     """
+    check_streams(streams)
     _check_at_least(
         videos=(videos, 2),
         seed=(seed, 0),
@@ -87,13 +89,13 @@ def synthesize(
         )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder: name a new one, or remove it first.")
-    for stream in STREAMS:
+    for stream in streams:
         (out / stream).mkdir(parents=True)
-    world = _make_world(seed, classes, units, width)
+    world = _make_world(seed, classes, units, width, len(streams))
 
     def write(index: int) -> dict[str, Any]:
         video = _plan_video(world, index, mean_snippets)
-        for number, stream in enumerate(STREAMS):
+        for number, stream in enumerate(streams):
             np.save(out / stream / f"synth_{index:06d}.npy", _features(world, video, number, noise))
         # Testing videos lie evenly among the others, so a short set holds both, too.
         is_testing = _count_testing(index + 1, testing_share) > _count_testing(index, testing_share)
@@ -147,13 +149,13 @@ class _Video:
     gain_U: np.ndarray  # how strongly this video shows each unit
 
 
-def _make_world(seed: int, classes: int, units: int, width: int) -> _World:
+def _make_world(seed: int, classes: int, units: int, width: int, streams: int) -> _World:
     rng = np.random.default_rng((seed, 0))
     mixes: dict[frozenset[int], np.ndarray] = {}
     while len(mixes) < classes:
         mix = rng.choice(units, UNITS_PER_CLASS, replace=False)
         mixes.setdefault(frozenset(mix.tolist()), mix)
-    dictionaries_UD = tuple(_patterns(rng, units + BACKGROUND_UNITS, width) for _ in STREAMS)
+    dictionaries_UD = tuple(_patterns(rng, units + BACKGROUND_UNITS, width) for _ in range(streams))
     return _World(seed, np.stack(list(mixes.values())), dictionaries_UD)
 
 

@@ -108,6 +108,16 @@ def test_a_longer_set_begins_with_the_shorter_one_whatever_the_threads(
     assert dict(list(entries.items())[:9]) == ground_truth(tmp_path / "short")["database"]
 
 
+def test_streams_are_by_their_place_whatever_others_there_are(tmp_path: Path) -> None:
+    for streams in ("rgb,flow", "rgb", "rgb,flow,audio"):
+        synthesize(tmp_path / streams, **SETTINGS, streams=streams.split(","))
+    one, two, three = (digests(tmp_path / streams) for streams in ("rgb", "rgb,flow", "rgb,flow,audio"))
+    assert one.items() < two.items() < three.items()
+    assert len(set(three.values())) == len(three) == 3 * 9 + 1
+    with pytest.raises(InputError, match="rgb, rgb cannot be the streams of a set"):
+        synthesize(tmp_path / "twice", **SETTINGS, streams=["rgb", "rgb"])
+
+
 def test_another_seed_is_another_set(tmp_path: Path) -> None:
     synthesize(tmp_path / "a", **SETTINGS)
     synthesize(tmp_path / "b", **SETTINGS | {"seed": 6})

@@ -32,8 +32,9 @@ def synth(
     snippets: Annotated[int, typer.Option(help="Mean length of a video, in snippets.")] = 128,
     noise: Annotated[float, typer.Option(help="Scale of the noise on every value.")] = 1.0,
     testing_share: Annotated[float, typer.Option(help="Share of the videos in subset `testing`.")] = 1 / 3,
+    streams: Annotated[str, typer.Option(help="One to eight names, e.g. rgb or rgb,flow,audio.")] = "rgb,flow",
 ) -> None:
-    """Make two-stream features with known action units, and their ground truth.
+    """Make features with known action units, and their ground truth.
 
     Example: aumn synth build/demo/features --videos 60 --width 256
     """
@@ -50,6 +51,7 @@ def synth(
             testing_share=testing_share,
             mean_snippets=snippets,
             noise=noise,
+            streams=streams.split(","),
             on_progress=advance,
         )
     print(
