@@ -150,7 +150,7 @@ def _json_row(path: Path, video: str, detection: Any) -> Row:
     try:
         label, score, (start_s, end_s) = text_of(detection["label"]), detection["score"], detection["segment"]
         if label is not None and not {type(score), type(start_s), type(end_s)} - {int, float}:
-            return video, label, float(score), float(start_s), float(end_s)
+            return video.strip(), label.strip(), float(score), float(start_s), float(end_s)
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise InputError(

@@ -79,14 +79,17 @@ def parse_videos(
 
     `parse` raises errors whose subject is the video.
     """
-    videos, problems = [], []
-    for video, entry in entries:
+    videos: dict[str, AnnotatedVideo] = {}
+    problems = []
+    for video, entry in ((name.strip(), entry) for name, entry in entries):  # blanks around it are nobody's intention
         try:
-            videos.append(parse(video, entry))
+            if video in videos:
+                raise InputError("is there twice, but for blanks around its name: keep one.")
+            videos[video] = parse(video, entry)
         except (InputError, TypeError, ValueError) as error:
             problems.append(f"{source}: video {video!r} {error}")
     refuse(problems, f"{source}: {len(problems):,} videos of the ground truth cannot be used:")
-    return videos
+    return list(videos.values())
 
 
 def parse_instance(label: str, start: Any, end: Any) -> Instance:
@@ -96,7 +99,7 @@ def parse_instance(label: str, start: Any, end: Any) -> Instance:
         raise InputError(
             f"has a {label!r} at {shown([start, end])}; start and end must be finite numbers of seconds, to {MOST_S:g}."
         )
-    return Instance(label, start_s, end_s)
+    return Instance(label.strip(), start_s, end_s)
 
 
 def parse_positive(name: str, value: Any) -> float | None:

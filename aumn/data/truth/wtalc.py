@@ -67,6 +67,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, bytes | str):
         raise InputError(f"has {value!r} where a text must be.")
     try:
-        return (value if isinstance(value, bytes) else value.encode()).decode()
+        return (value if isinstance(value, bytes) else value.encode()).decode().strip()
     except UnicodeError:
         raise InputError(f"has {value!r} where a text must be: it is not UTF-8.") from None

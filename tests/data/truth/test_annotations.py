@@ -114,6 +114,20 @@ def test_json_of_the_videos_alone(shared_data: Path, name: str, count: int, fact
     assert (len(videos), first[:4], first.annotations[0]) == (count, facts, instance)
 
 
+def test_blanks_around_names_make_no_others(published: Any, tmp_path: Path) -> None:
+    published.database["a"]["annotations"][0]["label"] = " Run "
+    published.database[" b\t"] = published.database.pop("b")
+    published.write_annotations()
+    published.pack(tmp_path / "out")
+    shards = ShardSet.open(tmp_path / "out")
+    assert shards.classes == ("Jump", "Run")
+    assert sorted(shards.ids(range(len(shards)))) == ["a", "b", "c", "d", "e"]
+    published.database["b"] = published.database[" b\t"]
+    published.write_annotations()
+    with pytest.raises(InputError, match="video 'b' is there twice, but for blanks around its name: keep one"):
+        read_annotations(published.annotations)
+
+
 def test_instances_that_end_before_they_start_cost_their_times_alone(published: Any, tmp_path: Path) -> None:
     for name in ("a", "d"):
         published.database[name]["annotations"] += [{"label": "Swim", "segment": [3.0, 2.0]}]
