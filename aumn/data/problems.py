@@ -9,6 +9,7 @@ from aumn.records import InputError
 
 SHOWN = 10
 ON_BAD = ("stop", "skip", "swap")
+OR_SKIP = "Or leave bad videos out: --on-bad skip."
 
 
 def check_on_bad(choice: str | None) -> None:
@@ -17,13 +18,16 @@ def check_on_bad(choice: str | None) -> None:
         raise InputError(f"on_bad is {choice!r}: choose {', '.join(ON_BAD[:-1])} or {ON_BAD[-1]}.")
 
 
-def refuse(problems: Sequence[str], headline: str) -> None:
-    """Raise the problems together, the first ten in full; a single one is its own headline; none is no error."""
+def refuse(problems: Sequence[str], headline: str, remedy: str = "") -> None:
+    """Raise the problems together, the first ten in full; a single one is its own headline; none is no error.
+
+    `remedy` is a sentence on what else can be done about all of them.
+    """
     if len(problems) == 1:
-        raise InputError(problems[0])
+        raise InputError(f"{problems[0]} {remedy}".rstrip())
     if problems:
         more = [f"and {len(problems) - SHOWN:,} more."] if len(problems) > SHOWN else []
-        raise InputError(headline, *problems[:SHOWN], *more)
+        raise InputError(headline, *problems[:SHOWN], *more, *filter(None, [remedy]))
 
 
 @contextmanager

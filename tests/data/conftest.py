@@ -59,14 +59,16 @@ class Published:
         return path
 
 
-def write_published(root: Path, ids: dict[str, list[str]], lengths: tuple[int, ...] = (4, 2, 7)) -> Published:
+def write_published(
+    root: Path, ids: dict[str, list[str]], widths: dict[str, int] = WIDTHS, lengths: tuple[int, ...] = (4, 2, 7)
+) -> Published:
     """Write a dataset: `ids` by subset; lengths from 2 snippets on, float32, two labels in turn."""
     rng = np.random.default_rng(7)
     published = Published(root, {})
     videos = [(subset, video) for subset, members in ids.items() for video in members]
     for number, (subset, video) in enumerate(videos):
         snippets = lengths[number % len(lengths)]
-        arrays = {stream: rng.normal(size=(snippets, width)).astype("float32") for stream, width in WIDTHS.items()}
+        arrays = {stream: rng.normal(size=(snippets, width)).astype("float32") for stream, width in widths.items()}
         published.features[video] = arrays
         for stream, features_TD in arrays.items():
             published.save(stream, video, features_TD)

@@ -118,6 +118,20 @@ def test_instances_behind_the_end_are_told_with_the_unit_that_fits(
     assert note.endswith(unit)
 
 
+@pytest.mark.parametrize("streams", [["clip"], ["rgb", "flow", "audio"], list("abcdefgh")])
+def test_sets_of_any_streams(tmp_path: Path, streams: list[str]) -> None:
+    synthesize(tmp_path / "in", videos=4, classes=1, units=3, width=3, mean_snippets=16, streams=streams)
+    for number in range(4):
+        path = tmp_path / "in" / streams[-1] / f"synth_{number:06d}.npy"
+        np.save(path, np.load(path) if number else np.zeros((len(np.load(path)), 3), "float16"))
+    pack(tmp_path / "in", tmp_path / "set", tmp_path / "in/gt.json", streams=",".join(streams), workers=1)
+    found = inspect_shards(tmp_path / "set")
+    assert [(name, facts.width) for name, facts in found.streams.items()] == [(stream, 3) for stream in streams]
+    assert findings(found) == {("constant", "00", f"{streams[-1]} is all zeros")}
+    draw(found, tmp_path / "set.svg")
+    assert all(f"<!--  {stream} -->" in (tmp_path / "set.svg").read_text() for stream in streams)
+
+
 def test_ground_truth_that_is_damaged_is_told_and_the_rest_is_inspected(place: Place) -> None:
     (place.pack() / "annotations.parquet").unlink()
     found = inspect_shards(place.root / "shards")

@@ -29,12 +29,17 @@ class PackOptions:
     annotations: Annotated[Path, "Ground truth: ActivityNet's JSON, a CSV, or W-TALC's folder."]
     name: Annotated[str | None, "Name of the set; default: OUT's."] = None
     layout: Annotated[
-        str | None, "folders (rgb/VIDEO), suffixes (VIDEO_rgb), joint or wtalc; default: found by looking."
+        str | None, "folders (rgb/VIDEO), suffixes (VIDEO_rgb), single, joint or wtalc; default: found by looking."
     ] = None
     joint: Annotated[
-        str | None, "Arrays are joint, with these columns: flow,rgb or rgb=2048,flow=1024; default: rgb,flow."
+        str | None, "Arrays are joint, of these streams' columns: flow,rgb or rgb=1024,flow=1024,audio=128."
     ] = None
-    streams: Annotated[str | None, "The streams' folders or endings, where others than rgb=rgb,flow=flow."] = None
+    streams: Annotated[
+        str | None,
+        "The streams, one to eight, by their folders or endings: rgb,flow,audio, or rgb=RGB,flow=OF where these have "
+        "other names. A single name takes a plain folder of arrays, and clip=. any folder, as that one stream. "
+        "Default: rgb and flow, or the one of them that is there.",
+    ] = None
     prefix: Annotated[str, "What features' names have before the annotations', e.g. v_."] = ""
     suffix: Annotated[str, "What they have after them, e.g. _i3d."] = ""
     crops: Annotated[str | None, "Of several crops of a video: mean, centre, or the number of one."] = None
@@ -43,17 +48,18 @@ class PackOptions:
         bool | None, "Features were resized to one length, whatever a video's; asked for where they look so."
     ] = None
     stride_frames: Annotated[
-        int | None, "Frames from one snippet to the next; default: as an archive tells, else 16."
+        int | None, "Frames from one snippet to the next; default: as extraction.json or an archive tells, else 16."
     ] = None
     window_frames: Annotated[int | None, "Frames that a snippet was read from; default: the stride."] = None
     fps: Annotated[
-        float | None, "Frame rate of the features; default: as an archive tells, else the ground truth's."
+        float | None,
+        "Frame rate of the features; default: as their extraction or an archive tells, else the ground truth's.",
     ] = None
     classes: Annotated[Path | None, "Text file, a class a line, to fix their order."] = None
-    dtype: Annotated[str, "float16 or float32."] = "float16"
+    dtype: Annotated[str | None, "float16 or float32; default: as `aumn extract` wrote, else float16."] = None
     shard_mb: Annotated[float, "Size to aim at for a shard, in MB."] = 256
     workers: Annotated[int | None, "Processes; default: one a core. Changes no byte."] = None
-    trim_streams: Annotated[bool, "Cut a video's longer stream to the shorter."] = False
+    trim_streams: Annotated[bool, "Cut a video's longer streams to the shortest."] = False
     on_bad: Annotated[
         str,
         "Videos with a missing or damaged stream, instances that end before they start: stop, skip (leave them out) or "
@@ -63,11 +69,13 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         """InputError where a value cannot be meant."""
-        if self.dtype not in DTYPES:
+        if self.dtype not in {None, *DTYPES}:
             raise InputError(f"dtype {self.dtype!r} is not one that shards hold: choose {' or '.join(DTYPES)}.")
         check_on_bad(self.on_bad)
         if self.crops not in {None, "mean", "centre"} and not str(self.crops).isdecimal():
             raise InputError(f"crops is {self.crops!r}: choose mean, centre or the number of a crop.")
+        if self.joint and self.streams:
+            raise InputError("--joint names the streams that arrays hold: leave --streams out.")
         if self.rescaled and self.window_frames:
             raise InputError("window_frames has no meaning for rescaled features: leave one of the two out.")
         for name, (least, most) in BOUNDS.items():

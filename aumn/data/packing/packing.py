@@ -21,7 +21,7 @@ from aumn.data.packing.options import PackOptions
 from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse_existing
 from aumn.data.packing.pool import run_in_processes
 from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_finished, write_shard
-from aumn.data.problems import refuse
+from aumn.data.problems import OR_SKIP, refuse
 from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum
 from aumn.data.shards.manifest import Manifest, write_manifest
 from aumn.data.truth.annotations import write_annotations
@@ -110,11 +110,13 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
     in_order = [written[file] for file in videos]
     problems = [problem for shard in in_order for problem in shard.problems.values()]
     finished = sum(not shard.problems for shard in in_order)
-    if plan.on_bad != "skip" or len(problems) == sum(videos.values()):
+    is_all = len(problems) == sum(videos.values())
+    if plan.on_bad != "skip" or is_all:
         refuse(
             problems,
             f"{len(problems):,} videos cannot be packed ({finished} finished shards of {len(videos)} stay in "
             f"{work} for the next run):",
+            "" if is_all else OR_SKIP,
         )
     return in_order
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from aumn.data.packing.options import PackOptions
+from aumn.data.packing.options import DTYPES, PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
-from aumn.data.problems import about, refuse
+from aumn.data.problems import OR_SKIP, about, refuse
 from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
 from aumn.data.sources.containers import PICKLE_SUFFIXES, Containers
-from aumn.data.sources.features import Joint, VideoFeatures, check_features, parse_joint, split_columns
-from aumn.data.sources.releases import JOINT, LAYOUTS, Naming, Release, find_release, parse_streams, read_fact
+from aumn.data.sources.extraction import EXTRACTION, Extraction, Facts, read_extraction, read_facts
+from aumn.data.sources.features import VideoFeatures, check_features
+from aumn.data.sources.releases import JOINT, Naming, Release, find_release, read_fact, say_layout
+from aumn.data.sources.streams import parse_joint, parse_streams, split_columns
 from aumn.data.truth.annotated import AnnotatedVideo, look
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.ends import Length
@@ -39,7 +41,7 @@ class PackingReport:
     bad: dict[str, str]  # video -> why it was left out, where that was asked for
     source: str  # how the features were understood
     coverage: float | None  # of the durations in the ground truth, by the features: the median; None without any
-    notes: list[str]  # what looks wrong with the ground truth of these features
+    notes: list[str]  # what was not taken, and what looks wrong with the ground truth of these features
     kept_shards: int = 0  # of them, those that an earlier, stopped run had finished
     bytes: int = 0
 
@@ -64,23 +66,32 @@ def plan_packing(options: PackOptions) -> Plan:
     refuse_existing(options.out)
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
     classes = _order_classes(truth, options.classes)
-    joint = parse_joint(options.joint or "rgb,flow")
+    extraction = read_extraction(options.features)
+    options = _settle(options, extraction)
     layout = options.layout or (JOINT if options.joint and options.features.suffix != ".npy" else None)
-    naming = Naming(layout, parse_streams(options.streams), options.prefix, options.suffix, options.crops)
+    naming = Naming(
+        layout,
+        parse_streams(options.streams) if options.streams else None,
+        parse_joint(options.joint) if options.joint else None,
+        options.prefix,
+        options.suffix,
+        options.crops,
+    )
     containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
     release = find_release(options.features, containers, naming, truth.videos, is_wtalc=truth.is_wtalc)
     found = check_features(
         release,
         _match(release, truth),
         containers,
-        joint=joint,
         trim_streams=options.trim_streams,
         crops=options.crops,
         transposed=options.transposed,
     )
-    features, streams = found.videos, found.widths
+    facts, unfinished = _read_all_facts(release, found.videos, extraction)
+    features, bad = [video for video in found.videos if video.video not in unfinished], found.bad | unfinished
     if options.on_bad != "skip" or not features:
-        refuse(list(found.bad.values()), f"{len(found.bad):,} videos in {release.path} cannot be packed:")
+        headline = f"{len(bad):,} videos in {release.path} cannot be packed:"
+        refuse(list(bad.values()), headline, OR_SKIP if features else "")
     _refuse_rescaled(features, truth, options)
     # Without a frame rate, that of the ground truth is taken.
     stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
@@ -90,7 +101,7 @@ def plan_packing(options: PackOptions) -> Plan:
     with about(f"{release.path}:"):
         options = replace(options, stride_frames=int(stride), fps=fps)  # what an archive tells has the same bounds
     clock = Clock(int(stride), options.window_frames or int(stride))
-    videos = _plan_videos(features, truth, classes, clock, options)
+    videos = _plan_videos(features, truth, classes, clock, options, facts=facts)
     shards = _plan_shards(videos, options)
     annotated = [truth.videos[found.video] for found in features]
     return Plan(
@@ -101,31 +112,70 @@ def plan_packing(options: PackOptions) -> Plan:
             options.name or options.out.name,
             "",
             classes,
-            streams,
-            options.dtype,
+            found.widths,
+            _dtype(options),
             clock.stride_frames,
             (),
             {},
             window_frames=None if len(set(clock)) == 1 else clock.window_frames,
+            extractor=asdict(extraction) if extraction else None,
         ),
         workers=1 if _is_one_pickle(release) else options.workers,  # each process would hold the whole file
         report=PackingReport(
             path=options.out,
             packed={},
             classes=classes,
-            streams=streams,
+            streams=found.widths,
             shards=len(shards),
             without_features=sorted(truth.videos.keys() - release.places),
             without_annotations=sorted(release.places.keys() - truth.videos),
-            bad=found.bad,
-            source=_say_source(
-                release, joint, streams, options, clock=clock, rates=sorted({video.fps for video in videos})
-            ),
-            notes=_look(videos, annotated, clock, options.on_bad),
+            bad=bad,
+            source=_say_source(release, found.widths, options, clock=clock, rates=sorted({v.fps for v in videos})),
+            notes=[*_say_beside(release), *_look(videos, annotated, clock, options.on_bad)],
             coverage=None if options.rescaled else _measure_coverage(videos, truth, clock),
         ),
         on_bad=options.on_bad,
     )
+
+
+def _settle(options: PackOptions, extraction: Extraction | None) -> PackOptions:
+    """The options with what `aumn extract` tells of the features, which no option may contradict."""
+    if extraction is None:
+        return options
+    told = {name: getattr(extraction, name) for name in ("stride_frames", "window_frames", "dtype", "fps")}
+    for name, value in told.items():
+        if (given := getattr(options, name)) not in {None, value}:
+            raise InputError(
+                f"--{name.replace('_', '-')} {given} contradicts {options.features / EXTRACTION}, which tells "
+                f"{'of each video' if value is None else value}: leave it out."
+            )
+    if options.rescaled:
+        raise InputError(f"--rescaled contradicts {options.features / EXTRACTION}, which tells a stride: leave it out.")
+    streams = options.streams or ",".join(extraction.streams())
+    with about(f"{options.features / EXTRACTION}:"):
+        return replace(options, streams=streams, rescaled=False, **told)
+
+
+def _read_all_facts(
+    release: Release, videos: Sequence[VideoFeatures], extraction: Extraction | None
+) -> tuple[dict[str, Facts], dict[str, str]]:
+    """What `aumn extract` tells of each video, and what is wrong where it does not."""
+    facts: dict[str, Facts] = {}
+    bad: dict[str, str] = {}
+    for found in videos if extraction else ():
+        array = Path(next(iter(found.streams.values())).places[0].file)
+        try:
+            told = read_facts(release.path, array)
+        except InputError as error:
+            bad[found.video] = str(error)
+            continue
+        facts[found.video] = told
+        if told.snippets != found.snippets or (extraction and extraction.fps not in {None, told.fps}):
+            bad[found.video] = (
+                f"{array} has {found.snippets:,} snippets, and its facts tell {told.snippets:,} at {told.fps:g} fps: "
+                "extract it again."
+            )
+    return facts, bad
 
 
 def refuse_existing(out: Path) -> None:
@@ -206,6 +256,8 @@ def _plan_videos(
     classes: Sequence[str],
     clock: Clock,
     options: PackOptions,
+    *,
+    facts: Mapping[str, Facts],
 ) -> list[PlannedVideo]:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error.
 
@@ -214,14 +266,15 @@ def _plan_videos(
     planned, unknown = [], []
     for arrays in features:
         video = annotations.videos[arrays.video]
-        rate = options.fps or video.fps
+        told = facts.get(arrays.video)
+        rate = told.fps if told else options.fps or video.fps
         if options.rescaled:
             rate = clock.lasts_s(arrays.snippets, 1) / video.duration_s if video.duration_s else None
         if not rate:
             unknown.append(video.id)
             continue
         labels = tuple(sorted(map(classes.index, video.labels())))
-        duration_s = video.duration_s or clock.lasts_s(arrays.snippets, rate)
+        duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
         names = tuple(classes[label] for label in labels)
         planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
     if unknown and options.rescaled:
@@ -238,12 +291,14 @@ def _plan_videos(
 
 
 def _say_source(
-    release: Release, joint: Joint, streams: dict[str, int], options: PackOptions, *, clock: Clock, rates: list[float]
+    release: Release, streams: dict[str, int], options: PackOptions, *, clock: Clock, rates: list[float]
 ) -> str:
     how = "found by looking" if release.was_found else "as told"
-    parts = [f"layout {release.layout} ({LAYOUTS[release.layout]}), {how}"]
-    if release.layout in {"joint", "wtalc"}:
-        spans = split_columns(joint, sum(streams.values()))
+    parts = [f"layout {release.layout} ({say_layout(release.layout, release.streams)}), {how}"]
+    if len(streams) == 1:
+        parts.append(f"one stream, {release.streams[0]}")
+    elif release.layout in {"joint", "wtalc"}:
+        spans = split_columns(release.joint, sum(streams.values()))
         columns = [f"{first}-{first + width - 1} {name}" for name, (first, width) in spans.items()]
         parts.append(f"columns {', '.join(columns)}")
     if release.renamed:
@@ -255,6 +310,13 @@ def _say_source(
         return "; ".join([*parts, "resized: a video's snippets share its duration evenly"])
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
     return "; ".join([*parts, f"a snippet {clock} at {shown} fps"])
+
+
+def _say_beside(release: Release) -> Iterator[str]:
+    if release.beside:
+        counts = ", ".join(f"{word} ({count:,} arrays)" for word, count in sorted(release.beside.items()))
+        every = ",".join((*release.streams, *sorted(release.beside)))
+        yield f"Not taken, though of the same videos: {counts}. To take all as streams: --streams {every}."
 
 
 def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, clock: Clock) -> float | None:
@@ -288,7 +350,7 @@ def _look(videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], c
 
 def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[ShardPlan]:
     """Cut the videos, in order, into shards of one subset each and of about `shard_mb` at most."""
-    itemsize, shard_bytes = np.dtype(options.dtype).itemsize, round(options.shard_mb * 10**6)
+    itemsize, shard_bytes = np.dtype(_dtype(options)).itemsize, round(options.shard_mb * 10**6)
     plans: list[ShardPlan] = []
     for subset, of_subset in groupby(videos, key=lambda video: video.subset):
         parts: list[list[PlannedVideo]] = []
@@ -304,8 +366,12 @@ def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[S
         for number, part in enumerate(parts):
             file = f"{sample_key(subset)}-{number:06d}.tar"
             skips_bad = options.on_bad == "skip"
-            plans.append(ShardPlan(file, len(plans), options.dtype, options.allow_pickle, skips_bad, tuple(part)))
+            plans.append(ShardPlan(file, len(plans), _dtype(options), options.allow_pickle, skips_bad, tuple(part)))
     return plans
+
+
+def _dtype(options: PackOptions) -> str:
+    return options.dtype or DTYPES[0]
 
 
 def _examples(names: Collection[str], shown: int = 3) -> str:

@@ -110,20 +110,21 @@ def _write_sample(
         "duration_s": planned.duration_s,
         "fps": planned.fps,
     }
+    key = sample_key(features.video, streams)
     row: Row = facts | {"shard": shard, "labels": planned.labels}
     for stream, features_TD in streams.items():
         content = io.BytesIO()
         np.lib.format.write_array(content, np.ascontiguousarray(features_TD), version=(1, 0), allow_pickle=False)
-        member = _add_member(tar, features.video, f"{stream}.npy", content.getvalue())
+        member = _add_member(tar, f"{key}.{stream}.npy", content.getvalue())
         row |= {f"{stream}_{part}": value for part, value in member.items()}
     facts["labels"] = planned.label_names
-    _add_member(tar, features.video, "json", json.dumps(facts, ensure_ascii=False).encode())
+    _add_member(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
     return row
 
 
-def _add_member(tar: tarfile.TarFile, video: str, extension: str, content: bytes) -> dict[str, int]:
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> dict[str, int]:
     """Append a member of a video's sample, whose members follow one another; its place in the tar, and its xxh3_64."""
-    header = tarfile.TarInfo(f"{sample_key(video)}.{extension}")
+    header = tarfile.TarInfo(name)
     header.size, header.mode, header.mtime = len(content), 0o444, 0
     tar.addfile(header, io.BytesIO(content))
     padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

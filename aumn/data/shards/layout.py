@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import xxhash
 
-from aumn.records import InputError
+from aumn.records import InputError, check_streams
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
 MANIFEST = "manifest.parquet"
 ANNOTATIONS = "annotations.parquet"
-LONGEST_KEY = 91  # `.flow.npy` makes 100 of it, and a tar's plain header has no room for more
+LONGEST_NAME = 100  # of a tar's member: its plain header has no room for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,13 @@ class Description:
     checksums: dict[str, str]  # of the two tables' bytes
     window_frames: int | None = None  # that a snippet was read from; None: the stride
     left_out: tuple[str, ...] = ()  # videos that packing was told to leave out where they are bad
+    extractor: dict[str, Any] | None = None  # the extraction.json of the features, where `aumn extract` made them
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""
         if self.dtype not in {"float16", "float32"}:
             raise ValueError(f"dtype is {self.dtype!r}, which must be float16 or float32")
+        check_streams(self.streams)
         least = min(self.stride_frames, self.window_frames or 1, *self.streams.values())
         if least < 1 or any("/" in shard.file for shard in self.shards):
             raise ValueError("widths and stride_frames must be above 0, and shards lie in the set's own folder")
@@ -124,14 +126,15 @@ def checksum(content: bytes) -> str:
     return xxhash.xxh3_64_hexdigest(content)
 
 
-def sample_key(video: str) -> str:
+def sample_key(video: str, streams: Collection[str] = ()) -> str:
     """A video's id as WebDataset's sample key: percent-encoded, dots and slashes too.
 
     WebDataset cuts a member's name at its first dot and takes a slash for a folder. A longer key than a tar's plain
     header takes, which is all that some readers know, ends in a hash of the id instead. The id is in the sample's JSON.
     """
     key = quote(video, safe="").replace(".", "%2E")
-    return key if len(key) <= LONGEST_KEY else f"{key[: LONGEST_KEY - 17]}~{checksum(video.encode())}"
+    longest = LONGEST_NAME - len("..npy") - max(map(len, ("flow", *streams)))
+    return key if len(key) <= longest else f"{key[: longest - 17]}~{checksum(video.encode())}"
 
 
 def _own_checksum(fields: dict[str, Any]) -> str:

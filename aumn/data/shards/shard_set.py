@@ -38,6 +38,7 @@ class ShardSet:
         self.window_frames = description.window_frames
         self.clock = Clock(self.stride_frames, self.window_frames or self.stride_frames)
         self.left_out = description.left_out
+        self.extractor = description.extractor
         self._tars = [path / shard.file for shard in description.shards]
         self.videos: Sequence[Video] = rows
         """Every video of every subset, in the order that `indices` and `read` count in."""
@@ -123,8 +124,9 @@ class ShardSet:
                 raise InputError(f"{self.tar_of(index)} became shorter while it was read: fetch this shard again.")
             member = memoryview(tar)[first : first + size]
             if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
+                key = layout.sample_key(self._rows.ids[index].as_py(), self.streams)
                 raise InputError(
-                    f"{self.tar_of(index)}: member {layout.sample_key(self._rows.ids[index].as_py())}.{stream}.npy "
+                    f"{self.tar_of(index)}: member {key}.{stream}.npy "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
                 )
             # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.

@@ -18,7 +18,8 @@ from aumn.data.problems import about
 from aumn.data.sources.arrays import Header
 from aumn.data.sources.containers import Containers, Place
 from aumn.data.sources.forms import Form, Shape, find_forms
-from aumn.data.sources.releases import JOINT, STREAMS, Release
+from aumn.data.sources.releases import JOINT, Release
+from aumn.data.sources.streams import split_columns
 from aumn.records import InputError
 
 HEADER_READERS = 16  # opening files on a network's file system is waiting, not work
@@ -45,36 +46,6 @@ class VideoFeatures:
     streams: dict[str, FeatureArray]
 
 
-Joint = dict[str, int | None]
-"""How a joint array's columns are shared out: the streams in order, each with its width or, without, evenly."""
-
-
-def parse_joint(text: str) -> Joint:
-    """Read `rgb,flow`, or `flow=1024,rgb=2048`."""
-    widths: Joint = {}
-    for part in text.split(","):
-        stream, _, width = part.strip().partition("=")
-        widths[stream] = int(width) if width.isdecimal() and int(width) else None
-        if width and widths[stream] is None:
-            raise InputError(f"{text!r}: the width {width!r} of {stream} must be a whole number above 0.")
-    if sorted(widths) != sorted(STREAMS) or len(set(map(bool, widths.values()))) > 1:
-        raise InputError(
-            f"{text!r} does not say how joint arrays hold the streams: name both in the columns' order, as in "
-            "rgb,flow, or with their widths, as in rgb=2048,flow=1024."
-        )
-    return widths
-
-
-def split_columns(joint: Joint, columns: int) -> dict[str, tuple[int, int]]:
-    """First column and width of each stream; InputError, without a subject, where they do not fit."""
-    widths = [width or columns // len(joint) for width in joint.values()]
-    if sum(widths) != columns:
-        wanted = " + ".join(map(str, widths))
-        remedy = "--joint rgb=WIDTH,flow=WIDTH names the streams in the columns' order with their widths"
-        raise InputError(f"has {columns} columns, which {wanted} of {' and '.join(joint)} do not fill: {remedy}.")
-    return dict(zip(joint, zip((0, widths[0]), widths, strict=True), strict=True))
-
-
 class _Found(NamedTuple):
     """What a place's header and file say."""
 
@@ -96,7 +67,6 @@ def check_features(
     videos: Sequence[str],
     containers: Containers,
     *,
-    joint: Joint,
     trim_streams: bool,
     crops: str | None,
     transposed: bool | None,
@@ -123,10 +93,10 @@ def check_features(
     good, bad = [], {}
     for video in videos:
         try:
-            good.append(_check_video(release, video, found, forms, joint=joint, trim_streams=trim_streams))
+            good.append(_check_video(release, video, found, forms, trim_streams=trim_streams))
         except InputError as error:
             bad[video] = str(error)
-    widths = {stream: mode(features.streams[stream].width for features in good) for stream in STREAMS if good}
+    widths = {stream: mode(features.streams[stream].width for features in good) for stream in release.streams if good}
     for features in good:
         for stream, array in features.streams.items():
             if array.width != widths[stream]:
@@ -154,24 +124,20 @@ def _check_video(
     found: Mapping[Place, _Found | str],
     forms: Mapping[str, Mapping[int, Form]],
     *,
-    joint: Joint,
     trim_streams: bool,
 ) -> VideoFeatures:
     places_of = release.places[video]
     lengths: dict[str, int] = {}
     arrays: dict[str, FeatureArray] = {}
-    for name in (JOINT,) if JOINT in places_of else STREAMS:
+    for name in (JOINT,) if JOINT in places_of else release.streams:
         if name not in places_of:
             other, places = next(iter(places_of.items()), ("neither", ("the crops that were asked for",)))
-            raise InputError(
-                f"{release.path} has {other} of video {video!r} ({places[0]}) but no {name}: extract it, or "
-                "leave the video out (--on-bad skip)."
-            )
+            raise InputError(f"{release.path} has {other} of video {video!r} ({places[0]}) but no {name}: extract it.")
         places = places_of[name]
         told = [_unless_bad(found[place]) for place in places]
         form, (snippets, columns) = _check_header(places, [each.header for each in told], forms[name])
         with about(places[0]):
-            spans = split_columns(joint, columns) if name == JOINT else {name: (0, columns)}
+            spans = split_columns(release.joint, columns) if name == JOINT else {name: (0, columns)}
         for stream, (first, width) in spans.items():
             lengths[stream] = snippets
             stamps = tuple(each.stamp for each in told)
@@ -180,9 +146,9 @@ def _check_video(
         counts = ", ".join(f"{length} of {stream}" for stream, length in lengths.items())
         raise InputError(
             f"{release.path}: the streams of video {video!r} differ in length ({counts} snippets): extract them alike, "
-            "or give --trim-streams to cut to the shorter."
+            "or give --trim-streams to cut to the shortest."
         )
-    return VideoFeatures(video, min(lengths.values()), {stream: arrays[stream] for stream in STREAMS})
+    return VideoFeatures(video, min(lengths.values()), {stream: arrays[stream] for stream in release.streams})
 
 
 def _unless_bad(found: _Found | str) -> _Found:
@@ -207,9 +173,7 @@ def _check_header(
     if header.dtype.kind != "f":
         raise InputError(f"{place} has dtype {header.dtype}; features must be floating-point numbers.")
     if 0 in shape:
-        raise InputError(
-            f"{place} is empty, of shape {header.shape}: extract it again, or leave the video out (--on-bad skip)."
-        )
+        raise InputError(f"{place} is empty, of shape {header.shape}: extract it again.")
     snippets, columns = shape
     return form, (snippets, columns)
 
@@ -236,7 +200,7 @@ def _take_stream(whole_TD: np.ndarray, array: FeatureArray, snippets: int, dtype
         bad_T = (~np.isfinite(features_TD)).sum(axis=1)
         raise InputError(
             f"{array.places[0]} has {bad_T.sum():,} NaN or infinite values, the first in snippet "
-            f"{np.flatnonzero(bad_T)[0]}: extract it again, or leave the video out (--on-bad skip)."
+            f"{np.flatnonzero(bad_T)[0]}: extract it again."
         )
     limit = float(np.finfo(dtype).max)
     if largest > limit:

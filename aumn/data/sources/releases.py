@@ -8,28 +8,29 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aumn.data.problems import refuse
 from aumn.data.sources.containers import Containers, Place, list_arrays
-from aumn.records import InputError
+from aumn.data.sources.streams import USUAL, WHOLE, Joint, Words, in_order
+from aumn.records import MOST_STREAMS, STREAM_NAME, InputError
 
-STREAMS = ("rgb", "flow")
-JOINT = "joint"
+JOINT, SINGLE = "joint", "single"
 LAYOUTS = {
-    "folders": "rgb/VIDEO and flow/VIDEO",
-    "suffixes": "VIDEO_rgb and VIDEO_flow",
+    "folders": "{}/VIDEO",
+    "suffixes": "VIDEO_{}",
+    SINGLE: "one array VIDEO, all of it {}",
     JOINT: "one array VIDEO with the streams' columns side by side",
     "wtalc": "one file of joint arrays, named by the annotation folder's videoname.npy",
 }
+"""What arrays are named; {} is a stream."""
 
 Places = dict[str, dict[str, tuple[Place, ...]]]  # video -> stream, or JOINT -> its array, or its crops' arrays
 Parts = tuple[str, ...]
-Words = dict[str, str]  # what names have in lower case -> the stream that it stands for
 _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # what extractors leave beside features
 _WORD_ENDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # RGBTest is rgb, test
-_ENDING = re.compile(r"\.(mp4|avi|mkv|webm|mov|mpe?g|m4v)$", re.IGNORECASE)
+_ENDING = re.compile(r"(\.(mp4|avi|mkv|webm|mov|mpe?g|m4v|npy))+$", re.IGNORECASE)
 _CROP = re.compile(r"(.+)__(\d)", re.DOTALL)
 
 
@@ -38,7 +39,8 @@ class Naming:
     """What a user says of the arrays' names; see PackOptions."""
 
     layout: str | None
-    words: Words
+    words: Words | None
+    joint: Joint | None
     prefix: str
     suffix: str
     crops: str | None
@@ -52,16 +54,16 @@ class Release:
     layout: str  # one of LAYOUTS
     was_found: bool  # by looking, since nobody named it
     places: Places
+    streams: tuple[str, ...]
+    joint: Joint  # how the streams share an array's columns, where they do
+    beside: Mapping[str, int] = field(default_factory=dict)  # what might be more streams -> its arrays
     renamed: tuple[str, str, int] | None = None  # an array's name, the video it was taken for, and how many are so
 
 
-def parse_streams(text: str | None) -> Words:
-    """Read `rgb=RGB,flow=OF`; without, the streams' own names are the words."""
-    pairs = [part.strip().partition("=") for part in (text or "rgb=rgb,flow=flow").split(",")]
-    words = {word.lower(): stream for stream, _, word in pairs if word}
-    if sorted(words.values()) != sorted(STREAMS):
-        raise InputError(f"{text!r} does not name the streams' folders or endings: give --streams rgb=RGB,flow=OF.")
-    return words
+def say_layout(layout: str, streams: Collection[str]) -> str:
+    """What the arrays of such a release are named."""
+    *first, last = (LAYOUTS[layout].format(stream) for stream in streams)
+    return f"{', '.join(first)} and {last}" if "{}" in LAYOUTS[layout] and first else last
 
 
 def find_release(
@@ -78,61 +80,114 @@ def find_release(
         raise InputError(f"There is no layout {layout!r}: choose {', '.join(names_of)} or {last}.")
     if not path.exists():
         raise InputError(f"There are no features at {path}: give their folder, archive or W-TALC file.")
+    words = naming.words or USUAL
+    joint = naming.joint or dict.fromkeys(words.values())
     if path.is_file() and path.suffix == ".npy":
         places = _wtalc_places(path, containers, list(videos) if is_wtalc else None)
-        return Release(path, "wtalc", layout is None, places)
+        return Release(path, "wtalc", layout is None, places, in_order(joint), joint)
     arrays = [(parts, place) for parts, place in list_arrays(path, containers) if not _NOT_FEATURES.search(parts[-1])]
     if not arrays or layout == "wtalc":
         raise InputError(f"{path} holds no features{' in one .npy file' * (layout == 'wtalc')}: give what holds them.")
-    chosen = layout or _look(path, [parts for parts, _ in arrays], naming.words)
-    named = [(name, place) for parts, place in arrays if (name := _READERS[chosen](parts, naming.words))]
-    found = {stream for (_, stream), _ in named}
-    missing = [stream for stream in STREAMS if stream not in found and chosen != JOINT]
-    if missing:
+    names = [parts for parts, _ in arrays]
+    chosen, words = (layout, words) if layout else _look(path, names, words, is_told=naming.words is not None)
+    if chosen == SINGLE and len(words) > 1:
+        raise InputError(f"{path}: layout {SINGLE!r} is of one stream: name it, as in --streams rgb.")
+    fitting = _read_names(chosen, names, words)
+    there = {stream for _, stream in fitting.values()}
+    found = in_order(joint if chosen == JOINT else [stream for stream in words.values() if stream in there])
+    missing = [stream for stream in words.values() if stream not in found and chosen != JOINT]
+    if missing and (naming.words or not found):
         raise InputError(
-            f"{path} holds no {' and no '.join(missing)} features (layout {chosen!r}: {LAYOUTS[chosen]}): both "
-            "streams are needed; where they have other names, give --streams rgb=NAME,flow=NAME; where one array holds "
-            "both, give --layout joint."
+            f"{path} holds no {' and no '.join(missing)} features (layout {chosen!r}: "
+            f"{say_layout(chosen, words.values())}): where they have other names, give --streams "
+            f"{','.join(f'{stream}=NAME' for stream in words.values())}; where one array holds all, --layout joint."
         )
-    return _gather(path, chosen, named, naming, videos)
+    beside = {word: len(more) for word, more in _find_beside(chosen, names, fitting).items()}
+    named = [(fitting[parts], place) for parts, place in arrays if parts in fitting]
+    was_found = layout is None and not (chosen == SINGLE and naming.words)
+    return _gather(Release(path, chosen, was_found, {}, found, joint, beside), named, naming, videos)
 
 
-def _look(path: Path, names: Sequence[Parts], words: Words) -> str:
-    """The layout that all names follow; where only some do, or one of them would be cut in two, none is guessed."""
+def _look(path: Path, names: Sequence[Parts], words: Words, *, is_told: bool) -> tuple[str, Words]:
+    """The layout that all names follow, and the words of its streams; none is guessed where only some follow one, and
+    no array is cut in two.
+    """
+    if WHOLE in words:
+        return SINGLE, words
     streams = _propose_streams(names)
     for layout in ("folders", "suffixes"):
-        fitting = [parts for parts in names if _READERS[layout](parts, words)]
-        if len(fitting) == len(names):
-            return layout
+        fitting = _read_names(layout, names, words)
+        others = [parts for parts in names if parts not in fitting]
+        beside = _find_beside(layout, names, fitting)
+        has_all = is_told or len({stream for _, stream in fitting.values()}) == len(words)
+        if fitting and (not others or (has_all and set().union(*beside.values()).issuperset(others))):
+            return layout, words
         if fitting:
-            other = next(parts for parts in names if not _READERS[layout](parts, words))
+            alone = f", or take that stream alone with --streams {next(iter(fitting.values()))[1]}" * bool(beside)
             raise InputError(
                 f"{path}: {len(fitting):,} of {len(names):,} arrays are named as layout {layout!r} has it, such as "
-                f"{'/'.join(fitting[0])!r}, and others not, such as {'/'.join(other)!r}: take the others out, name "
-                f"the layout with --layout, one of {', '.join(LAYOUTS)}, or the streams with "
-                f"{streams or '--streams rgb=NAME,flow=NAME'}."
+                f"{'/'.join(next(iter(fitting)))!r}, and others not, such as {'/'.join(others[0])!r}: take the others "
+                f"out, name the layout with --layout, one of {', '.join(LAYOUTS)}, or the streams with "
+                f"{streams or '--streams rgb=NAME,flow=NAME'}{alone}."
             )
     if streams:
-        raise InputError(f"{path} has every video in two folders, and neither is named rgb or flow: give {streams}.")
-    if not any(JOINT in _words(name) for name in {path.name, *(part for parts in names for part in parts[:-1])}):
         raise InputError(
-            f"{path} has one array a video, such as {'/'.join(names[0])!r}: give --layout joint if it holds both "
-            "streams' columns side by side, and --joint flow,rgb or --joint rgb=WIDTH,flow=WIDTH if they are not two "
-            "halves, RGB first; a single stream cannot be packed, since the network needs both."
+            f"{path} has every video in several folders, and none is named {' or '.join(words)}: give {streams}."
         )
-    return JOINT
+    if is_told and len(words) == 1 and [*words] == [stream.lower() for stream in words.values()]:
+        return SINGLE, words  # it has a name, and no place
+    above = {path.name, *(part for parts in names for part in parts[:-1])}
+    if any(JOINT in _words(name) for name in above):
+        return JOINT, words
+    if is_told:
+        return "folders", words
+    if len(told := _words(path.name) & words.keys()) == 1:
+        return SINGLE, {word: words[word] for word in told}
+    raise InputError(
+        f"{path} has one array a video, such as {'/'.join(names[0])!r}: give --streams rgb, or another name, if it is "
+        "one stream, or --layout joint if it holds the columns of rgb and flow side by side (--joint flow,rgb or "
+        "--joint rgb=WIDTH,flow=WIDTH if they are not two halves, RGB first)."
+    )
+
+
+def _read_names(layout: str, names: Sequence[Parts], words: Words) -> dict[Parts, tuple[Parts, str]]:
+    """The video and the stream of every array whose name follows the layout."""
+    return {parts: found for parts in names if (found := _READERS[layout](parts, words))}
+
+
+def _find_beside(
+    layout: str, names: Sequence[Parts], fitting: Mapping[Parts, tuple[Parts, str]]
+) -> dict[str, list[Parts]]:
+    """What stands where a stream's word would in other arrays, of the same videos: more streams, perhaps."""
+    videos = {video for video, _ in fitting.values()}
+    under: dict[str, list[tuple[Parts, Parts]]] = {}
+    for parts in names:
+        if parts in fitting:
+            continue
+        if layout == "folders":
+            cuts = [(part, parts[:index] + parts[index + 1 :]) for index, part in enumerate(parts[:-1])]
+        else:
+            ends = re.fullmatch(r"(.+)[/_.-]([^/_.-]+)", "/".join(parts), re.DOTALL)
+            cuts = [(ends[2], tuple(ends[1].split("/")))] if ends else []
+        for word, video in cuts:
+            under.setdefault(word, []).append((parts, video))
+    return {word: [parts for parts, _ in of] for word, of in under.items() if any(video in videos for _, video in of)}
 
 
 def _propose_streams(names: Sequence[Parts]) -> str | None:
-    """The option that names the streams' folders, where two folders at one depth hold arrays of the same names."""
+    """The option that names the streams' folders, where several at one depth hold arrays of the same names."""
     for depth in range(min(map(len, names)) - 1):
         below: dict[str, set[Parts]] = {}
         for parts in names:
             below.setdefault(parts[depth], set()).add(parts[:depth] + parts[depth + 1 :])
-        if len(below) == 2 and set.intersection(*below.values()):
-            first, second = sorted(below, key=lambda name: ("rgb" not in name.lower(), "flow" in name.lower(), name))
-            is_told = "rgb" in first.lower() or "flow" in second.lower()
-            return f"--streams rgb={first},flow={second}{'' if is_told else ', or the other way round'}"
+        if not 2 <= len(below) <= MOST_STREAMS or not set.intersection(*below.values()):
+            continue
+        first, *rest = sorted(below, key=lambda name: ("rgb" not in name.lower(), "flow" in name.lower(), name))
+        if len(rest) > 1:
+            told = [name if STREAM_NAME.fullmatch(name) else f"NAME={name}" for name in (first, *rest)]
+            return f"--streams {','.join(told)}"
+        is_told = "rgb" in first.lower() or "flow" in rest[0].lower()
+        return f"--streams rgb={first},flow={rest[0]}{'' if is_told else ', or the other way round'}"
     return None
 
 
@@ -142,7 +197,8 @@ def _words(name: str) -> set[str]:
 
 def _by_folder(parts: Parts, words: Words) -> tuple[Parts, str] | None:
     for index, part in enumerate(parts[:-1]):
-        streams = {words[word] for word in _words(part) & words.keys()}
+        found = _words(part) & words.keys()
+        streams = {words[word] for word in found & {part.lower()} or found}  # the whole name, before parts of it
         if len(streams) == 1:
             return parts[:index] + parts[index + 1 :], streams.pop()
     return None
@@ -150,20 +206,23 @@ def _by_folder(parts: Parts, words: Words) -> tuple[Parts, str] | None:
 
 def _by_suffix(parts: Parts, words: Words) -> tuple[Parts, str] | None:
     ends = "|".join(map(re.escape, words))
-    found = re.fullmatch(rf"(.+)[/_.-]({ends})", "/".join(parts), re.IGNORECASE | re.DOTALL)
+    found = re.fullmatch(rf"(.+?)[/_.-]({ends})", "/".join(parts), re.IGNORECASE | re.DOTALL)
     return (tuple(found[1].split("/")), words[found[2].lower()]) if found else None
 
 
 _READERS: dict[str, Callable[[Parts, Words], tuple[Parts, str] | None]] = {
     "folders": _by_folder,
     "suffixes": _by_suffix,
+    SINGLE: lambda parts, words: (parts, next(iter(words.values()))),
     JOINT: lambda parts, _: (parts, JOINT),
 }
 
 
 def _gather(
-    path: Path, layout: str, named: Sequence[tuple[tuple[Parts, str], Place]], naming: Naming, videos: Collection[str]
+    release: Release, named: Sequence[tuple[tuple[Parts, str], Place]], naming: Naming, videos: Collection[str]
 ) -> Release:
+    """The release with its places."""
+    path = release.path
     known = {_ENDING.sub("", video): video for video in videos} | {video: video for video in videos}
     found: dict[str, dict[str, dict[str, Place]]] = {}  # video -> stream -> crop -> its array
     problems, renamed = [], []
@@ -179,7 +238,7 @@ def _gather(
         video: {stream: chosen for stream, crops in streams.items() if (chosen := _choose_crops(path, crops, naming))}
         for video, streams in found.items()
     }
-    return Release(path, layout, naming.layout is None, places, (*min(renamed), len(renamed)) if renamed else None)
+    return replace(release, places=places, renamed=(*min(renamed), len(renamed)) if renamed else None)
 
 
 def _identify(parts: Parts, naming: Naming, known: Mapping[str, str]) -> tuple[str, str]:

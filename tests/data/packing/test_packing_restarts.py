@@ -39,8 +39,8 @@ def test_a_bad_video_among_several_workers_is_one_sentence(publish: Callable[...
     assert ended.returncode == 2
     assert ended.stderr.count("aumn: ") == 1
     assert ended.stderr.rstrip().endswith(
-        "b.npy has 2 NaN or infinite values, the first in snippet 0: extract it again, or leave the video out "
-        "(--on-bad skip)."
+        "b.npy has 2 NaN or infinite values, the first in snippet 0: extract it again. Or leave bad "
+        "videos out: --on-bad skip."
     )
 
 

@@ -3,17 +3,20 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aumn.data.shards.layout import sample_key
 from aumn.data.shards.shard_set import ShardSet
+from aumn.records import NO_STREAMS, STREAM_NAME
+from tests.data.conftest import write_published
 
 ODD_IDS = [
     "v.1.2",
@@ -63,6 +66,32 @@ def test_the_bytes_of_tars_stay_those_that_were_packed_before(published: Any, tm
         "checksum",
     ]  # fmt: skip
     assert fields["identity"] == "f20fe2d2006cead6"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its tars open
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.from_regex(STREAM_NAME, fullmatch=True), min_size=1, max_size=8, unique=True).filter(
+        lambda names: not set(names) & set(NO_STREAMS.split())
+    ),
+    st.lists(st.integers(1, 9), min_size=8, max_size=8),
+)
+def test_any_streams_come_back_as_they_were(names: list[str], widths: list[int]) -> None:
+    import webdataset
+
+    with TemporaryDirectory() as folder:
+        ids = {"training": ["a.b", "x" * 120]}
+        published = write_published(Path(folder) / "in", ids, dict(zip(names, widths, strict=False)))
+        published.pack(Path(folder) / "out", streams=",".join(names), dtype="float32")
+        shards, tars = ShardSet.open(Path(folder) / "out"), sorted(map(str, Path(folder).glob("out/*.tar")))
+        samples = {s["json"]["id"]: s for s in webdataset.WebDataset(tars, shardshuffle=False).decode()}
+        assert set(shards.streams) == set(names)
+        for index, video in enumerate(shards.videos):
+            for stream, expected_TD in published.features[video.id].items():
+                np.testing.assert_array_equal(shards.read(index)[stream], expected_TD)
+                np.testing.assert_array_equal(samples[video.id][f"{stream}.npy"], expected_TD)
+        for name in names_in_plain_headers(tars[0]):
+            assert name.rpartition(".json")[0] or name.removesuffix(".npy").rpartition(".")[2] in names
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its tars open

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from scipy.io import savemat
 from aumn.data.packing.packing import pack
 from aumn.data.packing.planning import PackingReport
 from aumn.data.shards.shard_set import ShardSet
-from aumn.records import InputError
+from aumn.data.sources.streams import parse_joint, parse_streams
+from aumn.records import STREAM_NAME, InputError, check_streams
 
 Arrays = dict[str, dict[str, np.ndarray]]  # video -> stream -> T x D
 
@@ -141,6 +143,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path, Arrays], object]]] = {
     "train/rgb/VIDEO": ("folders", lambda root, f: as_files(root, split_above(by_stream(f, "{stream}/{video}")))),
     "train/VIDEO": ("joint", lambda root, f: as_files(root, split_above(halves(f)))),
     "RGBTest folders": ("folders", lambda root, f: as_files(root, split_after(by_stream(f, "{Stream}/{video}")))),
+    "VIDEO.mp4.npy": ("folders", lambda root, f: as_npz(root / "all.npz", by_stream(f, "{stream}/{video}.mp4.npy"))),
     "VIDEO.mp4": ("folders", lambda root, f: as_files(root, by_stream(f, "{stream}/{video}.mp4"))),
     "mat a video": ("suffixes", lambda root, f: [as_mat(root / f"{v}.mat", streams) for v, streams in f.items()]),
     "MATLAB 7.3": ("suffixes", lambda root, f: [as_mat73(root / f"{v}.mat", streams) for v, streams in f.items()]),
@@ -265,7 +268,7 @@ def test_an_array_of_one_dimension_is_one_snippet(even: Any, tmp_path: Path) -> 
         (
             lambda root, _: as_files(root, {name: np.ones((4, 16)) for name in "abcde"}),
             {},
-            "has one array a video, such as '.': give --layout joint if it holds both streams' columns",
+            "one array a video, such as '.': give --streams rgb, or another name, if .*, or --layout joint if it holds",
         ),
         (
             lambda root, f: as_files(root, each(f, lambda a: np.stack([a] * 10, 1))),
@@ -295,7 +298,7 @@ def test_an_array_of_one_dimension_is_one_snippet(even: Any, tmp_path: Path) -> 
         (
             lambda root, f: as_files(root, by_stream(f, "net_{stream}s/{video}")),
             {},
-            "every video in two folders, .*: give --streams rgb=net_rgbs,flow=net_flows[.]",
+            "video in several folders, and none is named rgb or flow: give --streams rgb=net_rgbs,flow=net_flows[.]",
         ),
         (
             lambda root, f: as_files(root, as_of(by_stream(f, "{Stream}/{video}"))),
@@ -338,7 +341,7 @@ def test_an_array_of_one_dimension_is_one_snippet(even: Any, tmp_path: Path) -> 
             "a.csv is no table of numbers .*could not convert string 'x'",
         ),
         (lambda root, f: as_files(root, halves(f)), {"layout": "wtalc"}, "holds no features in one .npy file"),
-        (lambda root, f: as_files(root, halves(f)), {"streams": "rgb=RGB"}, "'rgb=RGB' does not name the streams'"),
+        (lambda root, f: as_files(root, halves(f)), {"streams": "rgb=OF"}, "holds no rgb features"),
         (lambda root, f: as_files(root, halves(f)), {"crops": "left"}, "crops is 'left': choose mean, centre"),
         (lambda root, f: as_files(root, halves(f)), {"on_bad": "hide"}, "on_bad is 'hide': choose stop, skip or swap"),
     ],
@@ -358,6 +361,96 @@ def test_features_resized_to_one_length_last_as_long_as_their_videos(even: Any, 
     assert lasts_s == pytest.approx({video: facts["duration"] for video, facts in even.database.items()})
     assert report.source.endswith("resized: a video's snippets share its duration evenly")
     assert len({video.fps for video in pack_from(even, source, "not", rescaled=False)[1].videos}) == 1
+
+
+def named(features: Arrays, pattern: str, *streams: str) -> dict[str, np.ndarray]:
+    """The small dataset's arrays under other streams' names: those of even number are rgb's, the others flow's."""
+    return {
+        pattern.format(video=video, stream=stream): arrays[("rgb", "flow")[number % 2]]
+        for video, arrays in features.items()
+        for number, stream in enumerate(streams)
+    }
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "streams", "said"),
+    [
+        (lambda f: named(f, "{stream}/{video}", "rgb"), {}, "rgb 5", r"folders \(rgb/VIDEO\), found by .* one stream"),
+        (lambda f: named(f, "{video}_{stream}", "flow"), {}, "flow 5", r"suffixes \(VIDEO_flow\), .* one stream"),
+        (lambda f: named(f, "{video}", "_"), {"streams": "clip"}, "clip 5", r"single \(one array VIDEO, all of it cl"),
+        (lambda f: named(f, "{stream}/{video}", "B16"), {"streams": "clip=."}, "clip 5", r"all of it clip\), as told"),
+        (lambda f: named(f, "{stream}/{video}", "B16"), {"streams": "clip=B16/"}, "clip 5", r"folders \(clip/VIDEO"),
+        (lambda f: named(f, "{video}", "_"), {"joint": "clip"}, "clip 5", "layout joint .* one stream, clip; "),
+        (lambda f: named(f, "{video}", "_"), {"joint": "a=1,rgb=3,b=1"}, "rgb 3, a 1, b 1", "columns 0-0 a, 1-3 rgb,"),
+        (
+            lambda f: named(f, "{stream}/{video}", "rgb", "flow", "audio"),
+            {"streams": "audio,rgb,flow"},
+            "rgb 5, flow 3, audio 5",
+            r"folders \(rgb/VIDEO, flow/VIDEO and audio/VIDEO\), ",
+        ),
+        (
+            lambda f: named(f, "{video}/{stream}", "rgb", "flow", "audio", "rgb_b"),
+            {"streams": "rgb_b,audio,rgb,flow"},
+            "rgb 5, flow 3, rgb_b 3, audio 5",
+            r"suffixes \(VIDEO_rgb, VIDEO_flow, VIDEO_rgb_b and VIDEO_audio\), ",
+        ),
+        (
+            lambda f: named(f, "{stream}/{video}", "rgb", "flow", "audio", "old"),
+            {},
+            "rgb 5, flow 3",
+            r"audio \(5 arrays\), old \(5 arrays\). To take all as streams: --streams rgb,flow,audio,old[.]",
+        ),
+        (
+            lambda f: named(f, "{video}_{stream}", "rgb", "OF"),
+            {"streams": "rgb"},
+            "rgb 5",
+            r"OF \(5 arrays\). To take all as streams: --streams rgb,OF[.]",
+        ),
+    ],
+)  # fmt: skip
+def test_sets_of_one_stream_or_of_several(
+    published: Any, tmp_path: Path, arrays: Callable[[Arrays], Any], options: dict[str, Any], streams: str, said: str
+) -> None:
+    source = as_files(tmp_path / "release", arrays(published.features))
+    report, shards = pack_from(published, source, **options)
+    assert ", ".join(f"{stream} {width}" for stream, width in shards.streams.items()) == streams
+    text = f"{report.source} {' '.join(report.notes)}"
+    assert re.search(said, text), text
+    (index,) = [index for index, video in enumerate(shards.videos) if video.id == "c"]
+    assert sum(len(array.T) for array in shards.read(index).values()) == sum(shards.streams.values())
+    np.testing.assert_array_equal(shards.read(index)[streams.partition(" ")[0]].T[0] != 0, True)
+
+
+def test_a_folder_that_is_named_like_a_stream_is_that_stream(published: Any) -> None:
+    report, shards = pack_from(published, published.root / "flow")
+    assert (shards.streams, report.source[:46]) == ({"flow": 3}, "layout single (one array VIDEO, all of it flow")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "message"),
+    [
+        (parse_streams, "rgb=a,flow=A", "give each stream a folder or an ending of its own"),
+        (parse_streams, "rgb=", "give each stream a folder or an ending of its own"),
+        (parse_streams, "rgb=features/rgb", "give each stream a folder or an ending of its own"),
+        (parse_streams, "rgb=.,flow=of", "'?. is all of the features, which leaves none for another stream"),
+        (parse_streams, "rgb,RGB=b", "rgb, rgb cannot be the streams of a set: give one to 8, each once"),
+        (parse_streams, "a,b,c,d,e,f,g,h,i", "cannot be the streams of a set: give one to 8, each once"),
+        (parse_joint, "rgb,rgb", "rgb, rgb cannot be the streams of a set"),
+        (parse_joint, "rgb,", "A stream cannot be named ''"),
+        *((parse_streams, name, f"A stream cannot be named {name!r}: give a small letter and up to 15 more")
+          for name in ("2d", "a.b", "a/b", "a b", "über", "json", "joint", "default", "keys", "a" * 17)),
+    ],
+)  # fmt: skip
+def test_streams_that_cannot_be(parse: Callable[[str], object], text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(text)
+
+
+def test_every_name_that_streams_may_have_is_one_that_torch_has_not() -> None:
+    for name in dir(torch.nn.ModuleDict()):
+        if STREAM_NAME.fullmatch(name):
+            with pytest.raises(InputError, match=f"A stream cannot be named '{name}'"):
+                check_streams([name])
 
 
 def test_stream_folders_may_be_links(even: Any, tmp_path: Path) -> None:
@@ -384,12 +477,8 @@ def test_the_order_and_widths_of_joint_columns(published: Any, tmp_path: Path) -
             "rgb=4,flow=3",
             r"a.npy has 8 columns, which 4 \+ 3 of rgb and flow do not fill: --joint rgb=WIDTH,flow=WIDTH",
         ),
-        (
-            "rgb",
-            "'rgb' does not say how joint arrays hold the streams: name both in the columns' order, as in rgb,flow",
-        ),
         ("rgb=5,flow", "'rgb=5,flow' does not say how joint arrays hold the streams"),
-        ("rgb,flow,audio", "does not say how joint arrays hold the streams"),
+        ("rgb,flow,audio", r"8 columns, which 2 \+ 2 \+ 2 of rgb and flow and audio do not fill: --joint rgb=WIDTH"),
         ("rgb=five,flow=3", "the width 'five' of rgb must be a whole number above 0"),
         ("rgb=0,flow=8", "the width '0' of rgb must be a whole number above 0"),
     ],
@@ -429,7 +518,7 @@ def test_sources_without_features(published: Any, tmp_path: Path, make: Callable
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ("tarball", "There is no layout 'tarball': choose folders, suffixes, joint or wtalc"),
+        ("tarball", "There is no layout 'tarball': choose folders, suffixes, single, joint or wtalc"),
         ("suffixes", "holds no rgb and no flow features"),
     ],
 )

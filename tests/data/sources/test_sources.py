@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aumn.data.problems import OR_SKIP
 from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_annotations
@@ -34,9 +35,9 @@ def read_video(shards: ShardSet, video: str) -> dict[str, np.ndarray]:
 def test_a_missing_folder(published: Any) -> None:
     (published.root / "flow").rename(published.root / "optical")
     assert "5 of 10 arrays are named as layout 'folders' has it, such as " in refusal(published)
-    assert refusal(published, layout="folders").endswith(
-        "published holds no flow features (layout 'folders': rgb/VIDEO and flow/VIDEO): both streams are needed; where "
-        "they have other names, give --streams rgb=NAME,flow=NAME; where one array holds both, give --layout joint."
+    assert refusal(published, streams="rgb,flow,audio").endswith(
+        "no flow and no audio features (layout 'folders': rgb/VIDEO, flow/VIDEO and audio/VIDEO): where they have "
+        "other names, give --streams rgb=NAME,flow=NAME,audio=NAME; where one array holds all, --layout joint."
     )
 
 
@@ -44,14 +45,14 @@ def test_a_missing_stream(published: Any) -> None:
     published.path("flow", "b").unlink()
     message = refusal(published)
     assert "published has rgb of video 'b' (" in message
-    assert message.endswith("rgb/b.npy) but no flow: extract it, or leave the video out (--on-bad skip).")
+    assert message.endswith(f"rgb/b.npy) but no flow: extract it. {OR_SKIP}")
 
 
 def test_streams_of_different_lengths_are_refused_or_trimmed(published: Any) -> None:
     published.save("flow", "a", published.features["a"]["flow"][:3])
     message = refusal(published)
     assert "the streams of video 'a' differ in length (4 of rgb, 3 of flow snippets)" in message
-    assert "give --trim-streams to cut to the shorter" in message
+    assert "give --trim-streams to cut to the shortest" in message
     trimmed = read_video(published.open(**FLOAT32, trim_streams=True), "a")
     for stream, original_TD in published.features["a"].items():
         np.testing.assert_array_equal(trimmed[stream], original_TD[:3])
@@ -61,7 +62,8 @@ def test_another_width(published: Any) -> None:
     published.save("rgb", "c", np.zeros((7, 6), "float32"))
     message = refusal(published)
     assert message.endswith(
-        "rgb/c.npy has width 6 where the other videos' rgb features have 5: extract it with the same network."
+        "rgb/c.npy has width 6 where the other videos' rgb features have 5: extract it with the same network. "
+        "Or leave bad videos out: --on-bad skip."
     )
 
 
@@ -70,10 +72,10 @@ def test_another_width(published: Any) -> None:
     [
         (
             np.zeros((0, 5), "float32"),
-            r"is empty, of shape (0, 5): extract it again, or leave the video out (--on-bad skip).",
+            f"is empty, of shape (0, 5): extract it again. {OR_SKIP}",
         ),
         (np.zeros((4, 0), "float32"), r"is empty, of shape (4, 0)"),
-        (np.zeros(0, "float32"), "is empty, of shape (0,): extract it again, or leave the video out (--on-bad skip)."),
+        (np.zeros(0, "float32"), f"is empty, of shape (0,): extract it again. {OR_SKIP}"),
         (np.zeros((2, 4, 5), "float32"), "has shape (2, 4, 5); features must be two-dimensional, snippets x width."),
         (np.zeros((4, 5), "int64"), "has dtype int64; features must be floating-point numbers."),
         (np.zeros((4, 5), "complex64"), "has dtype complex64; features must be floating-point numbers."),
@@ -91,8 +93,8 @@ def test_values_that_are_not_finite(published: Any, value: float) -> None:
     published.save("flow", "c", features)
     message = refusal(published)
     assert message.endswith(
-        "flow/c.npy has 3 NaN or infinite values, the first in snippet 3: extract it again, or leave the video out "
-        "(--on-bad skip)."
+        "flow/c.npy has 3 NaN or infinite values, the first in snippet 3: extract it again. Or leave bad videos "
+        "out: --on-bad skip."
     )
 
 
@@ -102,7 +104,7 @@ def test_values_beyond_float16(published: Any, value: float) -> None:
     features[6, 2] = value
     published.save("flow", "c", features)
     message = refusal(published, dtype="float16")
-    assert message.endswith(f"{abs(value):g}, beyond float16's 65504: give --dtype float32.")
+    assert message.endswith(f"{abs(value):g}, beyond float16's 65504: give --dtype float32. {OR_SKIP}")
     assert "flow/c.npy has a value of magnitude" in message
     assert read_video(published.open(**FLOAT32), "c")["flow"][6, 2] == np.float32(value)
 
@@ -172,7 +174,7 @@ def test_all_bad_videos_are_reported_together(publish: Callable[..., Any]) -> No
     lines = refusal(published).splitlines()
     assert lines[0] == f"12 videos in {published.root} cannot be packed:"
     assert [f"has flow of video 'v{number:02}' (" in lines[number] for number in range(1, 11)] == [True] * 10
-    assert lines[11:] == ["  and 2 more."]
+    assert lines[11:] == ["  and 2 more.", f"  {OR_SKIP}"]
 
 
 def as_objects(features_TD: np.ndarray, shape: str) -> np.ndarray:
