@@ -66,7 +66,7 @@ def refusal(sentence: str) -> PydanticCustomError:
     return PydanticCustomError("settings", "{sentence}", {"sentence": sentence})
 
 
-def check_streams(name: str, given: Iterable[str], streams: Iterable[str], *, remedy: str) -> None:
+def refuse_unknown(name: str, given: Iterable[str], streams: Iterable[str], *, remedy: str) -> None:
     """InputError where a setting, a mapping of streams, names some that there are not."""
     streams = tuple(streams)
     if unknown := [stream for stream in given if stream not in (*streams, EVERY_STREAM)]:

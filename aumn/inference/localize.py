@@ -175,6 +175,12 @@ def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
             f"{shards.path} has features {shards.streams} wide, the model {model} was trained on {card.streams}: "
             "use features of the same extractor."
         )
+    ours, theirs = ((told or {}).get("extractor") for told in (shards.extractor, card.extractor))
+    if ours and theirs and ours != theirs:
+        raise InputError(
+            f"{shards.path} has features by {ours}, the model {model} was trained on features by {theirs}: extract "
+            "with the same extractor and weights."
+        )
     if shards.clock != card.clock:
         raise InputError(
             f"{shards.path} has a snippet {shards.clock}, the model {model} was trained on one {card.clock}: extract "

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from aumn.config.section import Section, Share, check_streams, refusal, setting
+from aumn.config.section import Section, Share, refusal, refuse_unknown, setting
 
 PAPER = {"rgb": 0.3, "flow": 0.7}
 
@@ -32,7 +32,7 @@ class LocalizeSettings(Section):
     def shares(self, streams: Iterable[str]) -> dict[str, float]:
         """Each stream's share in Eq. 16; InputError for one that `weights` names and that is none of them."""
         streams = tuple(streams)
-        check_streams("localize.weights", self.weights, streams, remedy="name these, or leave it out")
+        refuse_unknown("localize.weights", self.weights, streams, remedy="name these, or leave it out")
         weights = self.weights or (PAPER if set(streams) == set(PAPER) else dict.fromkeys(streams, 1 / len(streams)))
         return {stream: weights.get(stream, 0.0) for stream in streams}
 

@@ -17,8 +17,8 @@ from aumn.config.section import (
     Size,
     StreamWeights,
     Weight,
-    check_streams,
     refusal,
+    refuse_unknown,
     setting,
 )
 from aumn.records import InputError
@@ -118,7 +118,7 @@ class LossSettings(Section):
     def check(self, streams: Iterable[str]) -> None:
         """InputError unless every stream of a shard set, and none beside, has its gamma."""
         if self.sparsity != LossSettings().sparsity:
-            check_streams("loss.sparsity", self.sparsity, streams, remedy="name these, or give one number for all")
+            refuse_unknown("loss.sparsity", self.sparsity, streams, remedy="name these, or give one number for all")
         if missing := [stream for stream in streams if not {stream, EVERY_STREAM} & self.sparsity.keys()]:
             raise InputError(f"loss.sparsity has none for {', '.join(missing)}: add it, or `default` for all others.")
 

@@ -64,6 +64,8 @@ class ModelCard(BaseModel):
     """Frames from one snippet's start to the next one's."""
     window_frames: int | None = None
     """Frames that a snippet was read from; None: the stride."""
+    extractor: dict[str, Any] | None = None
+    """What `aumn extract` told of the features, where it made them: extraction.json."""
     dataset: str
     """Name of the training data."""
     dataset_identity: str
@@ -217,7 +219,7 @@ def _last_whole(run_dir: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
 
 def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
     _write_tensors(folder / "model.safetensors", weights)
-    unsaid = {"window_frames"} if card.window_frames is None else set()  # as in cards from before there were windows
+    unsaid = {name for name in ("window_frames", "extractor") if getattr(card, name) is None}  # as in older cards
     _write_facts(folder / "model.json", card.model_dump(exclude=unsaid))
 
 

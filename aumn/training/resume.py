@@ -144,6 +144,7 @@ def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
         streams=shards.streams,
         stride_frames=shards.stride_frames,
         window_frames=shards.window_frames,
+        extractor=shards.extractor,
         dataset=shards.name,
         dataset_identity=shards.identity,
         metrics={},
