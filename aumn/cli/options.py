@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
 from inspect import Parameter, Signature
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -14,10 +14,9 @@ TrackingUri = Annotated[
 
 def signature_of(options: type, arguments: Collection[str]) -> Signature:
     """A command's parameters, from a dataclass whose fields are annotated with their help."""
-    hints = get_type_hints(options, include_extras=True)
 
     def parameter(field: Field[Any]) -> Parameter:
-        kind, text = get_args(hints[field.name])
+        kind, text = get_args(field.type)
         shown = typer.Argument(help=text) if field.name in arguments else typer.Option(help=text)
         default = Parameter.empty if field.default is MISSING else field.default
         return Parameter(

@@ -1,6 +1,7 @@
-"""What a user may say about packing, declared once; `aumn pack` has its arguments and their help from here."""
+"""What a user may say about packing, declared once; `aumn pack` has its arguments and their help from here.
 
-from __future__ import annotations
+Every start of every command reads this, so annotations are left as they are, and nothing is made that nobody uses.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ BOUNDS = {
 """Far beyond what anybody needs, and within what the arithmetic and a machine can bear."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PackOptions:
     """What to pack, from where and how; what is None is found out."""
 

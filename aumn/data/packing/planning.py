@@ -17,7 +17,7 @@ from aumn.data.sources.containers import PICKLE_SUFFIXES, Containers
 from aumn.data.sources.extraction import EXTRACTION, Extraction, Facts, read_extraction, read_facts
 from aumn.data.sources.features import VideoFeatures, check_features
 from aumn.data.sources.releases import JOINT, Naming, Release, find_release, read_fact, say_layout
-from aumn.data.sources.streams import parse_joint, parse_streams, split_columns
+from aumn.data.sources.streams import parse_joint, parse_streams, say_streams, split_columns
 from aumn.data.truth.annotated import AnnotatedVideo, look
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.ends import Length
@@ -315,8 +315,9 @@ def _say_source(
 def _say_beside(release: Release) -> Iterator[str]:
     if release.beside:
         counts = ", ".join(f"{word} ({count:,} arrays)" for word, count in sorted(release.beside.items()))
-        every = ",".join((*release.streams, *sorted(release.beside)))
-        yield f"Not taken, though of the same videos: {counts}. To take all as streams: --streams {every}."
+        words = {word: stream for word, stream in release.words.items() if stream in release.streams}
+        every = say_streams(words, sorted(release.beside))
+        yield f"Not taken, though of the same videos: {counts}. To take all as streams: {every}."
 
 
 def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, clock: Clock) -> float | None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from aumn.data.problems import refuse
 from aumn.data.sources.containers import Containers, Place, list_arrays
-from aumn.data.sources.streams import USUAL, WHOLE, Joint, Words, in_order
-from aumn.records import MOST_STREAMS, STREAM_NAME, InputError
+from aumn.data.sources.streams import USUAL, WHOLE, Joint, Words, in_order, say_streams
+from aumn.records import MOST_STREAMS, InputError
 
 JOINT, SINGLE = "joint", "single"
 LAYOUTS = {
@@ -56,6 +56,7 @@ class Release:
     places: Places
     streams: tuple[str, ...]
     joint: Joint  # how the streams share an array's columns, where they do
+    words: Words
     beside: Mapping[str, int] = field(default_factory=dict)  # what might be more streams -> its arrays
     renamed: tuple[str, str, int] | None = None  # an array's name, the video it was taken for, and how many are so
 
@@ -84,7 +85,7 @@ def find_release(
     joint = naming.joint or dict.fromkeys(words.values())
     if path.is_file() and path.suffix == ".npy":
         places = _wtalc_places(path, containers, list(videos) if is_wtalc else None)
-        return Release(path, "wtalc", layout is None, places, in_order(joint), joint)
+        return Release(path, "wtalc", layout is None, places, in_order(joint), joint, words)
     arrays = [(parts, place) for parts, place in list_arrays(path, containers) if not _NOT_FEATURES.search(parts[-1])]
     if not arrays or layout == "wtalc":
         raise InputError(f"{path} holds no features{' in one .npy file' * (layout == 'wtalc')}: give what holds them.")
@@ -105,7 +106,7 @@ def find_release(
     beside = {word: len(more) for word, more in _find_beside(chosen, names, fitting).items()}
     named = [(fitting[parts], place) for parts, place in arrays if parts in fitting]
     was_found = layout is None and not (chosen == SINGLE and naming.words)
-    return _gather(Release(path, chosen, was_found, {}, found, joint, beside), named, naming, videos)
+    return _gather(Release(path, chosen, was_found, {}, found, joint, words, beside), named, naming, videos)
 
 
 def _look(path: Path, names: Sequence[Parts], words: Words, *, is_told: bool) -> tuple[str, Words]:
@@ -184,8 +185,7 @@ def _propose_streams(names: Sequence[Parts]) -> str | None:
             continue
         first, *rest = sorted(below, key=lambda name: ("rgb" not in name.lower(), "flow" in name.lower(), name))
         if len(rest) > 1:
-            told = [name if STREAM_NAME.fullmatch(name) else f"NAME={name}" for name in (first, *rest)]
-            return f"--streams {','.join(told)}"
+            return say_streams({}, (first, *rest))
         is_told = "rgb" in first.lower() or "flow" in rest[0].lower()
         return f"--streams rgb={first},flow={rest[0]}{'' if is_told else ', or the other way round'}"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate
 
-from aumn.records import InputError, check_streams
+from aumn.records import STREAM_NAME, InputError, check_streams
 
 USUAL = {"rgb": "rgb", "flow": "flow"}
 WHOLE = "."  # in place of a word: all arrays there are
@@ -32,6 +32,13 @@ def parse_streams(text: str) -> Words:
     if WHOLE in words and len(words) > 1:
         raise InputError(f"--streams {text}: {WHOLE} is all of the features, which leaves none for another stream.")
     return words
+
+
+def say_streams(words: Words, more: Iterable[str]) -> str:
+    """The option that takes these streams, and more that were found under these names."""
+    told = [stream if word == stream else f"{stream}={word}" for word, stream in words.items()]
+    told += [name if STREAM_NAME.fullmatch(name.lower()) else f"NAME={name}" for name in more]
+    return f"--streams {','.join(told)}"
 
 
 def parse_joint(text: str) -> Joint:
