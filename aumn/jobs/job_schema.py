@@ -23,7 +23,7 @@ OURS = (
 )  # fmt: skip
 """Options of sbatch that `aumn submit` sets itself, or that would take the place of the script."""
 
-COMMANDS = ("evaluate", "localize", "models", "pack", "report", "scaling", "synth", "train")
+COMMANDS = ("evaluate", "extract", "localize", "models", "pack", "report", "scaling", "synth", "train")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Ranks:
     size: int = 1
     local_rank: int = 0
     sums_s: float = field(default=0.0, compare=False, repr=False)  # spent in `sum_` so far, on the host's clock
+    store: Any = field(default=None, compare=False, repr=False)  # by which the ranks met; alone, there is none
+    counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -111,6 +114,13 @@ class Ranks:
         _dist().broadcast_object_list(box, src=0)
         return box[0]
 
+    def count(self, name: str, number: int = 1) -> int:
+        """Add to a number that all ranks share; the sum so far, whoever added to it. No rank waits for another."""
+        if self.size > 1:
+            return int(self.store.add(f"count/{name}", number))
+        self.counts[name] += number
+        return self.counts[name]
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
@@ -159,6 +169,7 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S, start_s: float = 
     ending = Ending(_store(ranks, start_s, serves=serves), ranks.rank, ranks.size, serves=serves)
     try:
         ending.wait_for_all(start_s)
+        ranks.store = ending.store
         dist.init_process_group(
             _backend(cuda),
             store=ending.store,
