@@ -31,6 +31,12 @@ NO_STREAMS = (
 )
 """What stands beside streams in a sample or a setting, and what a torch module with a part a stream has of its own."""
 
+VIDEO_ENDINGS = frozenset({
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
+    ".vob", ".webm", ".wmv",
+})  # fmt: skip
+"""Of files that are taken for videos."""
+
 
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""

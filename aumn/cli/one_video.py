@@ -1,15 +1,20 @@
-"""`aumn localize MODEL --video FILE ...`: one video's detections as a table and a timeline."""
+"""`aumn localize MODEL --video FILE ...`: a video's detections, of its features or itself, as table and timeline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aumn.cli.console import progress
 from aumn.cli.printing import print_table
-from aumn.records import Detections, InputError
+from aumn.records import VIDEO_ENDINGS, Detections, InputError
+
+if TYPE_CHECKING:
+    from aumn.runfolder.checkpoint import ModelCard
 
 DTYPES = ("float16", "float32")
 SHADES = " ░▒▓█"
@@ -27,8 +32,10 @@ def localize_one(
     dtype: str,
     top: int,
     json_file: Path | None,
+    weights: Sequence[str] = (),
+    device: str = "cpu",
 ) -> None:
-    """Localize in one video's feature files, and print what was found; see `_by_stream` for `files`."""
+    """Localize in one video, and print what was found; `files` are a video, or see `_by_stream`."""
     from aumn.data.sources.arrays import read_array
     from aumn.inference.detections import export_json
     from aumn.inference.one_video import load_network, localize_video
@@ -36,8 +43,14 @@ def localize_one(
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; give that of the shards trained on, {' or '.join(DTYPES)}.")
     network, card = load_network(folder)
-    paths = _by_stream(files, list(card.streams))
-    features = {stream: read_array(path, allow_pickle=False).astype(dtype) for stream, path in paths.items()}
+    if Path(files[0]).suffix.lower() in VIDEO_ENDINGS:
+        if fps or duration_s or len(files) > 1:
+            raise InputError(f"--video {files[0]} tells its own times: leave out --fps, --duration and other files.")
+        paths = {"": Path(files[0])}
+        features, fps, duration_s = _extract(folder, card, paths[""], weights, device)
+    else:
+        paths = _by_stream(files, list(card.streams))
+        features = {stream: read_array(path, allow_pickle=False).astype(dtype) for stream, path in paths.items()}
     found = localize_video(network, card, features, fps=fps, duration_s=duration_s)
     name, snippets = next(iter(paths.values())).stem, len(next(iter(features.values())))
     detections = Detections((name,), card.classes, np.zeros(len(found.score_N), np.int32), *found)
@@ -47,6 +60,26 @@ def localize_one(
     print(f"{name}: {snippets:,} snippets, {lasts_s:,.1f} s; {len(detections):,} detections")
     _print_best(detections, top)
     _print_timeline(detections, lasts_s)
+
+
+def _extract(
+    folder: Path, card: ModelCard, video: Path, weights: Sequence[str], device: str
+) -> tuple[dict[str, np.ndarray], float, float]:
+    """The features that the model takes of a video, as those it was trained on were made; their rate, and seconds."""
+    from aumn.video.extract import extract_video
+    from aumn.video.extractor import open_extractor, read_settings
+    from aumn.video.options import weights_of
+
+    if card.extractor is None:
+        raise InputError(
+            f"{folder} was trained on features that `aumn extract` did not make, so that how to make a video's is not "
+            "known: make them as those were, and give them as --video RGB.npy FLOW.npy."
+        )
+    settings = read_settings(card.extractor["extractor"], f"{folder / 'model.json'}")
+    extractor = open_extractor(settings, weights_of(weights), device)
+    with progress("extracting", "%") as advance:
+        found = extract_video(video, extractor, advance=lambda share: advance(int(100 * share), 100))
+    return found.streams, found.fps, found.duration_s
 
 
 def _by_stream(files: Sequence[str], streams: Sequence[str]) -> dict[str, Path]:

@@ -67,8 +67,8 @@ def localize(
     video: Annotated[
         str | None,
         typer.Option(
-            help="Or one video, shown here: its features, a file a stream in the model's order (RGB.npy FLOW.npy) or "
-            "by name (flow=FLOW.npy rgb=RGB.npy).",
+            help="Or one video, shown here: itself (CLIP.mp4), where `aumn extract` made the model's training data; "
+            "or its features, a file a stream in the model's order (RGB.npy FLOW.npy) or by name (flow=FLOW.npy ...).",
             metavar="FILE [FILE]...",
         ),
     ] = None,
@@ -77,6 +77,9 @@ def localize(
         float | None, typer.Option(help="With --video: seconds it lasts, where --fps is not known.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="With --video: that of the shards trained on.")] = "float16",
+    weights: Annotated[
+        list[str] | None, typer.Option(help="With --video CLIP.mp4: the extractor's, STREAM=FILE, as for aumn extract.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="With --video: how many detections to list.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write ActivityNet's results JSON.")] = None,
     scores: Annotated[
@@ -94,11 +97,14 @@ def localize(
     places = shards or []
     if video:
         if subset or out or any(Path(place).is_dir() for place in places):
-            raise InputError("--video is one video's features: leave out the shard set, --subset and --out.")
+            raise InputError("--video is one video: leave out the shard set, --subset and --out.")
         from aumn.cli.one_video import localize_one
 
         folder, files = _model_folder(model, tracking_uri), [video, *places]
-        localize_one(folder, files, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file)
+        localize_one(
+            folder, files, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file,
+            weights=weights or (), device=device,
+        )  # fmt: skip
         return
     if len(places) > 1:
         raise InputError(f"{', '.join(places)}: name one shard set.")

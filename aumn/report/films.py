@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from aumn.records import InputError
-
-ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"})
+from aumn.records import VIDEO_ENDINGS, InputError
 
 
 def find_films(folder: Path) -> dict[str, Path]:
@@ -17,9 +15,11 @@ def find_films(folder: Path) -> dict[str, Path]:
 
     ActivityNet's files are `v_VIDEO`. InputError where there is none.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS and path.is_file())
     if not files:
-        raise InputError(f"{folder} has no video file ({', '.join(sorted(ENDINGS))}): name the folder they lie in.")
+        raise InputError(
+            f"{folder} has no video file ({', '.join(sorted(VIDEO_ENDINGS))}): name the folder they lie in."
+        )
     found: dict[str, Path] = {}
     for path in files:
         for name in (path.name, path.stem, path.stem.removeprefix("v_")):

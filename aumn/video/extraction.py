@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from aumn.files import hold, remove_leftovers, whole_file
-from aumn.records import InputError
+from aumn.records import VIDEO_ENDINGS, InputError
 from aumn.runtime.ranks import Ranks
 from aumn.video.extract import VideoFeatures, extract_video
 from aumn.video.extractor import open_extractor, read_settings
@@ -28,10 +28,6 @@ from aumn.video.options import ExtractOptions
 from aumn.video.settings import ExtractorSettings
 
 FORMAT = 1
-ENDINGS = {
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
-    ".vob", ".webm", ".wmv",
-}  # fmt: skip
 KB = 1000
 
 
@@ -80,10 +76,10 @@ def find_videos(place: Path) -> dict[str, Path]:
         raise InputError(f"{place} does not exist: name a folder of videos, or a video.")
     found = defaultdict(list)
     for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-        if path == place or (path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()):
+        if path == place or (path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".") and path.is_file()):
             found[path.stem].append(path)
     if not found:
-        raise InputError(f"{place} holds no video: none of its files ends in {', '.join(sorted(ENDINGS))}.")
+        raise InputError(f"{place} holds no video: none of its files ends in {', '.join(sorted(VIDEO_ENDINGS))}.")
     if twice := [paths for paths in found.values() if len(paths) > 1]:
         raise InputError(
             f"{len(twice)} names in {place} are those of several videos, such as {twice[0][0]} and {twice[0][1]}: "

@@ -1,7 +1,6 @@
 """What a user may say about extraction, declared once; `aumn extract` has its arguments and their help from here."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -54,12 +53,17 @@ class ExtractOptions:
             raise InputError(f"--on-bad is {self.on_bad!r}; choose stop or skip.")
         if self.batch < 1:
             raise InputError(f"--batch is {self.batch}; give 1 or more.")
-        found = {}
-        for given in self.weights or ():
-            stream, equals, file = given.partition("=")
-            if stream not in {"rgb", "flow"} or not equals or not file:
-                raise InputError(f"--weights {given!r} must read rgb=FILE or flow=FILE.")
-            if not Path(file).is_file():
-                raise InputError(f"--weights {given}: there is no file {file}.")
-            found[stream] = Path(file)
-        return found
+        return weights_of(self.weights or ())
+
+
+def weights_of(given: Iterable[str]) -> dict[str, Path]:
+    """Files of weights by stream, of each `STREAM=FILE`."""
+    found = {}
+    for text in given:
+        stream, equals, file = text.partition("=")
+        if stream not in {"rgb", "flow"} or not equals or not file:
+            raise InputError(f"--weights {text!r} must read rgb=FILE or flow=FILE.")
+        if not Path(file).is_file():
+            raise InputError(f"--weights {text}: there is no file {file}.")
+        found[stream] = Path(file)
+    return found

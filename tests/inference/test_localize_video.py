@@ -122,7 +122,7 @@ def test_a_video_and_a_shard_set_exclude_each_other(place):
     both = aumn("localize", place / "model", place / "shards", "--video", "a.npy", "b.npy")
     neither = aumn("localize", place / "model", "--subset", "testing")
     assert (both.returncode, neither.returncode) == (2, 2)
-    assert "--video is one video's features: leave out the shard set, --subset and --out." in both.stderr
+    assert "--video is one video: leave out the shard set, --subset and --out." in both.stderr
     assert (
         "Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy." in neither.stderr
     )

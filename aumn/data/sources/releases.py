@@ -14,7 +14,7 @@ from pathlib import Path
 from aumn.data.problems import refuse
 from aumn.data.sources.containers import Containers, Place, list_arrays
 from aumn.data.sources.streams import USUAL, WHOLE, Joint, Words, in_order, say_streams
-from aumn.records import MOST_STREAMS, InputError
+from aumn.records import MOST_STREAMS, VIDEO_ENDINGS, InputError
 
 JOINT, SINGLE = "joint", "single"
 LAYOUTS = {
@@ -30,7 +30,7 @@ Places = dict[str, dict[str, tuple[Place, ...]]]  # video -> stream, or JOINT ->
 Parts = tuple[str, ...]
 _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # what extractors leave beside features
 _WORD_ENDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # RGBTest is rgb, test
-_ENDING = re.compile(r"(\.(mp4|avi|mkv|webm|mov|mpe?g|m4v|npy))+$", re.IGNORECASE)
+_ENDING = re.compile(rf"({'|'.join(re.escape(end) for end in (*VIDEO_ENDINGS, '.npy'))})+$", re.IGNORECASE)
 _CROP = re.compile(r"(.+)__(\d)", re.DOTALL)
 
 
