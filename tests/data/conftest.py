@@ -60,7 +60,7 @@ class Published:
 
 
 def write_published(
-    root: Path, ids: dict[str, list[str]], widths: dict[str, int] = WIDTHS, lengths: tuple[int, ...] = (4, 2, 7)
+    root: Path, ids: dict[str, list[str]], lengths: tuple[int, ...] = (4, 2, 7), widths: dict[str, int] = WIDTHS
 ) -> Published:
     """Write a dataset: `ids` by subset; lengths from 2 snippets on, float32, two labels in turn."""
     rng = np.random.default_rng(7)

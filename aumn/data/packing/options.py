@@ -75,8 +75,8 @@ class PackOptions:
         check_on_bad(self.on_bad)
         if self.crops not in {None, "mean", "centre"} and not str(self.crops).isdecimal():
             raise InputError(f"crops is {self.crops!r}: choose mean, centre or the number of a crop.")
-        if self.joint and self.streams:
-            raise InputError("--joint names the streams that arrays hold: leave --streams out.")
+        if self.joint and (self.streams or self.layout not in {None, "joint", "wtalc"}):
+            raise InputError("--joint names the streams that each array holds: leave --streams or --layout out.")
         if self.rescaled and self.window_frames:
             raise InputError("window_frames has no meaning for rescaled features: leave one of the two out.")
         for name, (least, most) in BOUNDS.items():

@@ -135,7 +135,7 @@ def _look(path: Path, names: Sequence[Parts], words: Words, *, is_told: bool) ->
         raise InputError(
             f"{path} has every video in several folders, and none is named {' or '.join(words)}: give {streams}."
         )
-    if is_told and len(words) == 1 and [*words] == [stream.lower() for stream in words.values()]:
+    if is_told and len(words) == 1 and [*words] == [*words.values()]:
         return SINGLE, words  # it has a name, and no place
     above = {path.name, *(part for parts in names for part in parts[:-1])}
     if any(JOINT in _words(name) for name in above):

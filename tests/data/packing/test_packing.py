@@ -100,6 +100,14 @@ def test_several_labels_a_video_are_a_set(published: Any, tmp_path: Path) -> Non
         ({"stride_frames": 0}, "stride_frames is 0; it must be from 1 to 100,000"),
         ({"stride_frames": 10**9}, "stride_frames is 1000000000; it must be from 1 to 100,000"),
         ({"window_frames": 0}, "window_frames is 0; it must be from 1 to 100,000"),
+        (
+            {"joint": "rgb,flow", "streams": "rgb"},
+            "--joint names the streams that each array holds: leave --streams or",
+        ),
+        (
+            {"joint": "rgb,flow", "layout": "folders"},
+            "--joint names the streams that each array holds: leave --streams",
+        ),
         ({"window_frames": 64, "rescaled": True}, "window_frames has no meaning for rescaled features: leave one of"),
         ({"shard_mb": 1e-300}, "shard_mb is 1e-300; it must be from 1e-06 to 1,000,000"),
         ({"shard_mb": float("inf")}, "shard_mb is inf; it must be from 1e-06 to 1,000,000"),

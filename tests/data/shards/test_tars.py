@@ -81,7 +81,7 @@ def test_any_streams_come_back_as_they_were(names: list[str], widths: list[int])
 
     with TemporaryDirectory() as folder:
         ids = {"training": ["a.b", "x" * 120]}
-        published = write_published(Path(folder) / "in", ids, dict(zip(names, widths, strict=False)))
+        published = write_published(Path(folder) / "in", ids, widths=dict(zip(names, widths, strict=False)))
         published.pack(Path(folder) / "out", streams=",".join(names), dtype="float32")
         shards, tars = ShardSet.open(Path(folder) / "out"), sorted(map(str, Path(folder).glob("out/*.tar")))
         samples = {s["json"]["id"]: s for s in webdataset.WebDataset(tars, shardshuffle=False).decode()}
