@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def plan_packing(options: PackOptions) -> Plan:
             (),
             {},
             window_frames=None if len(set(clock)) == 1 else clock.window_frames,
-            extractor=asdict(extraction) if extraction else None,
+            extractor=extraction.extractor if extraction else None,
         ),
         workers=1 if _is_one_pickle(release) else options.workers,  # each process would hold the whole file
         report=PackingReport(

@@ -48,7 +48,7 @@ class Description:
     checksums: dict[str, str]  # of the two tables' bytes
     window_frames: int | None = None  # that a snippet was read from; None: the stride
     left_out: tuple[str, ...] = ()  # videos that packing was told to leave out where they are bad
-    extractor: dict[str, Any] | None = None  # the extraction.json of the features, where `aumn extract` made them
+    extractor: dict[str, Any] | None = None  # what made the features, where `aumn extract` did
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""

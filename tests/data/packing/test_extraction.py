@@ -41,7 +41,7 @@ def tell(published: Any, video: str, **facts: Any) -> None:
 
 def test_an_extraction_is_packed_as_it_tells(extracted: Any) -> None:
     shards = extracted.open()
-    assert (shards.clock, shards.dtype, shards.extractor) == ((8, 16), "float32", EXTRACTION)
+    assert (shards.clock, shards.dtype, shards.extractor) == ((8, 16), "float32", EXTRACTION["extractor"])
     assert {video.id: video.fps for video in shards.videos} == {"a": 24, "b": 25, "c": 26, "d": 27, "e": 28}
     assert {video.id: video.duration_s for video in shards.videos}["a"] == 4.5
     assert extracted.open(stride_frames=8, window_frames=16, dtype="float32").identity == shards.identity
