@@ -533,6 +533,15 @@ def test_a_stream_twice(even: Any, tmp_path: Path) -> None:
         pack_from(even, even.root)
 
 
+@pytest.mark.parametrize("ending", [".npy", ".mp4", ".mp4.npy"])
+def test_annotated_names_that_end_as_files_do(published: Any, ending: str) -> None:
+    """BBFormer's ground truth names its feature files."""
+    published.database = {f"{video}{ending}": entry for video, entry in published.database.items()}
+    published.write_annotations()
+    shards = pack_from(published, published.root)[1]
+    assert sorted(shards.ids(range(5))) == [f"{video}{ending}" for video in "abcde"]
+
+
 def test_a_prefix_that_only_the_features_have(even: Any, tmp_path: Path) -> None:
     source = as_files(tmp_path / "named", by_stream(even.features, "{stream}/v_{video}"))
     with pytest.raises(
