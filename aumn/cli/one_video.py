@@ -75,7 +75,7 @@ def _extract(
             f"{folder} was trained on features that `aumn extract` did not make, so that how to make a video's is not "
             "known: make them as those were, and give them as --video RGB.npy FLOW.npy."
         )
-    settings = read_settings(card.extractor["extractor"], f"{folder / 'model.json'}")
+    settings = read_settings(card.extractor, f"{folder / 'model.json'}")
     extractor = open_extractor(settings, weights_of(weights), device)
     with progress("extracting", "%") as advance:
         found = extract_video(video, extractor, advance=lambda share: advance(int(100 * share), 100))

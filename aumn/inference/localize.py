@@ -175,7 +175,7 @@ def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
             f"{shards.path} has features {shards.streams} wide, the model {model} was trained on {card.streams}: "
             "use features of the same extractor."
         )
-    ours, theirs = ((told or {}).get("extractor") for told in (shards.extractor, card.extractor))
+    ours, theirs = shards.extractor, card.extractor
     if ours and theirs and ours != theirs:
         raise InputError(
             f"{shards.path} has features by {ours}, the model {model} was trained on features by {theirs}: extract "

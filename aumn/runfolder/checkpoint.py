@@ -65,7 +65,7 @@ class ModelCard(BaseModel):
     window_frames: int | None = None
     """Frames that a snippet was read from; None: the stride."""
     extractor: dict[str, Any] | None = None
-    """What `aumn extract` told of the features, where it made them: extraction.json."""
+    """What made the features, where `aumn extract` did: the object `extractor` of extraction.json."""
     dataset: str
     """Name of the training data."""
     dataset_identity: str

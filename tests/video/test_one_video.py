@@ -53,7 +53,7 @@ def test_a_clip_is_localized_in_as_its_extracted_features_are(model, shared_data
     clip, settings = shared_data / "clips/bbformer_tennis26.mp4", read_settings(EXTRACTOR, "test")
     extractor = open_extractor(settings, {})
     known = json.loads(extractor.settings.model_dump_json())
-    folder = model({"format": 1, "extractor": known})
+    folder = model(known)
     localize_one(folder, [str(clip)], **ARGUMENTS | {"json_file": tmp_path / "found.json"})
     assert capsys.readouterr().out.startswith("bbformer_tennis26: 25 snippets, 11.2 s;")
     features = extract_video(clip, extractor)
