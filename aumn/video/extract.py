@@ -18,6 +18,7 @@ from aumn.records import InputError
 from aumn.video.extractor import Extractor
 from aumn.video.flow import centre, with_flow
 from aumn.video.frames import Frames
+from aumn.video.settings import ExtractorSettings
 
 BATCH = 4
 AHEAD = 2  # batches that wait for the network
@@ -46,10 +47,7 @@ def extract_video(
     parts: dict[str, list[np.ndarray]] = {stream: [] for stream in settings.streams}
     done = 0
     try:
-        windows = _windows(
-            _streams(frames, tuple(parts), settings.crop), settings.window_frames, settings.stride_frames
-        )
-        for group in _ahead(_batched(windows, batch)):
+        for group in _ahead(_batched(windows(frames, settings), batch)):
             for stream, part in parts.items():
                 part.append(_read(np.stack([window[stream] for window in group]), extractor, stream))
             done += len(group)
@@ -61,7 +59,8 @@ def extract_video(
                 f"lasts {frames.duration_s:.2f} s, less than one window of {settings.window_frames} frames at "
                 f"{frames.fps:g} a second: leave it out."
             )
-        features = {stream: np.concatenate(part).astype(settings.dtype) for stream, part in parts.items()}
+        with np.errstate(over="ignore"):
+            features = {stream: np.concatenate(part).astype(settings.dtype) for stream, part in parts.items()}
         for stream, values_TD in features.items():
             if not np.isfinite(values_TD).all():
                 raise InputError(f"makes values of stream {stream} that are no {settings.dtype}: try --dtype float32.")
@@ -70,24 +69,22 @@ def extract_video(
     return VideoFeatures(features, frames.fps, frames.frames, frames.duration_s)
 
 
-def _streams(frames: Iterable[np.ndarray], streams: tuple[str, ...], crop: int) -> Iterator[dict[str, np.ndarray]]:
-    """Each frame's crop by stream, H x W x C."""
-    if "flow" not in streams:
-        yield from ({"rgb": centre(frame, crop)} for frame in frames)
-        return
-    for frame, flow in with_flow(frames, crop):
-        yield {"rgb": centre(frame, crop), "flow": flow}
-
-
-def _windows(
-    frames: Iterable[dict[str, np.ndarray]], window_frames: int, stride_frames: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """T x H x W x C by stream."""
-    kept: deque[dict[str, np.ndarray]] = deque(maxlen=window_frames)
-    for number, frame in enumerate(frames, 1):
+def windows(frames: Iterable[np.ndarray], settings: ExtractorSettings) -> Iterator[dict[str, np.ndarray]]:
+    """T x H x W x C by stream: RGB as uint8, flow in [-1, 1]."""
+    kept: deque[dict[str, np.ndarray]] = deque(maxlen=settings.window_frames)
+    for number, frame in enumerate(_cropped(frames, settings), 1):
         kept.append(frame)
-        if number >= window_frames and (number - window_frames) % stride_frames == 0:
+        if number >= settings.window_frames and (number - settings.window_frames) % settings.stride_frames == 0:
             yield {stream: np.stack([one[stream] for one in kept]) for stream in frame}
+
+
+def _cropped(frames: Iterable[np.ndarray], settings: ExtractorSettings) -> Iterator[dict[str, np.ndarray]]:
+    """Each frame's middle by stream, H x W x C."""
+    wanted, crop = settings.streams.keys(), settings.crop
+    pairs = with_flow(frames, crop) if "flow" in wanted else ((frame, frame) for frame in frames)
+    for frame, flow in pairs:
+        made = {"rgb": centre(frame, crop), "flow": flow}
+        yield {stream: made[stream] for stream in wanted}
 
 
 def _batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -115,8 +112,8 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _read(windows_NTHWC: np.ndarray, extractor: Extractor, stream: str) -> np.ndarray:
-    windows = torch.from_numpy(windows_NTHWC).to(extractor.device).permute(0, 4, 1, 2, 3)
+    windows_NCTHW = torch.from_numpy(windows_NTHWC).to(extractor.device).permute(0, 4, 1, 2, 3)
     if stream == "rgb":
-        windows = windows.float() / 127.5 - 1
+        windows_NCTHW = windows_NCTHW.float() / 127.5 - 1
     with torch.inference_mode():
-        return extractor.readers[stream](windows).float().cpu().numpy()
+        return extractor.readers[stream](windows_NCTHW).float().cpu().numpy()

