@@ -24,6 +24,8 @@ from aumn.records import VIDEO_ENDINGS, InputError
 from aumn.runtime.ranks import Ranks
 from aumn.video.extract import VideoFeatures, extract_video
 from aumn.video.extractor import open_extractor, read_settings
+from aumn.video.flow import opencv
+from aumn.video.frames import pyav
 from aumn.video.options import ExtractOptions
 from aumn.video.settings import ExtractorSettings
 
@@ -44,6 +46,9 @@ class ExtractReport:
 def extract(options: ExtractOptions, ranks: Ranks, advance: Callable[[int, int], None]) -> ExtractReport:
     """Extract what is not done yet; `advance` is told of kilobytes of video files."""
     files, asked = options.files(), read_settings(options.facts(), "the options")
+    pyav()
+    if "flow" in asked.streams:
+        opencv()
     videos = find_videos(options.videos)
     extractor = open_extractor(asked, files, ranks.device(options.device))
     lock = hold(options.out / ".lock", f"{options.out} is being written by another aumn: wait until it is done")

@@ -5,14 +5,15 @@ OpenCV's own threads gain little on pictures of this size; a pair a thread gives
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 
 from aumn.records import InputError
 from aumn.video.frames import INSTALL
@@ -26,8 +27,8 @@ def with_flow(frames: Iterable[np.ndarray], crop: int) -> Iterator[tuple[np.ndar
 
     Flow is found on the whole frame and cropped then. The last frame has no next: it has the flow of the one before.
     """
-    cv2 = _opencv()
-    workers = len(os.sched_getaffinity(0))
+    cv2 = opencv()
+    workers = torch.get_num_threads()
     threads, mine = ThreadPoolExecutor(workers), threading.local()
 
     def flow(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -65,12 +66,13 @@ def centre(picture: np.ndarray, crop: int) -> np.ndarray:
     return picture[top : top + crop, left : left + crop]
 
 
-def _opencv() -> Any:
-    try:
+def opencv() -> Any:
+    """The library that finds flow; InputError where it, or its contributed part, is not installed."""
+    found: Any = None
+    with suppress(ImportError):
         import cv2
 
-        if hasattr(cv2, "optflow"):
-            return cv2
-    except ImportError:
-        pass
-    raise InputError(f"needs OpenCV with its contributed modules for stream flow: {INSTALL}.")
+        found = cv2
+    if not hasattr(found, "optflow"):
+        raise InputError(f"Stream flow needs OpenCV with its contributed modules: {INSTALL}.")
+    return found

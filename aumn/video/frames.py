@@ -48,10 +48,7 @@ class Frames:
         self._starts_s = array("d")
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        try:
-            import av
-        except ImportError:
-            raise InputError(f"needs PyAV and OpenCV to be decoded: {INSTALL}.") from None
+        av = pyav()
         try:
             with av.open(str(self._path)) as container:
                 stream: Any = container.streams.best("video")
@@ -132,6 +129,15 @@ class Frames:
             raise InputError(f"is to be turned by {frame.rotation} degrees, not by a right angle: {AGAIN}.")
         scaled = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
         return np.ascontiguousarray(np.rot90(scaled, turns)) if turns else scaled
+
+
+def pyav() -> Any:
+    """The library that decodes; InputError where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(f"Decoding videos needs PyAV: {INSTALL}.") from None
+    return av
 
 
 def _slot(time_s: Fraction, fps: Fraction) -> int:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -137,3 +138,14 @@ def test_names_of_videos_must_differ_and_there_must_be_some(videos, tmp_path, ca
     assert "holds no video" in capsys.readouterr().err
     assert extract(tmp_path / "nowhere", tmp_path / "out", *QUICK) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("library", "needs"), [("av", "Decoding videos needs PyAV"), ("cv2", "Stream flow needs OpenCV")]
+)
+def test_what_to_install_is_said_without_the_libraries(videos, tmp_path, capsys, monkeypatch, library, needs):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert extract(videos, tmp_path / "out", "--streams", "rgb,flow") == 2
+    told = capsys.readouterr().err
+    assert needs in told
+    assert "pip install 'aumn[video]'" in told
