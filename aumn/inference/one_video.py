@@ -1,6 +1,6 @@
 """One video's arrays through a model: no shard set, no ranks, nothing of training.
 
-A registered model ships this file with those it imports (see `tracking.packaging`), so it stays free of the rest.
+A registered model ships this file and the rooms that it imports (`SHIPPED` of `tracking.registration`), and no others.
 """
 
 from __future__ import annotations

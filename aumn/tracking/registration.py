@@ -1,36 +1,48 @@
-"""Putting a model artifact into the registry, once.
+"""Making a model artifact a version in the registry, once.
 
-A version's files (see `packaging`) are uploaded as an MLflow logged model, tied to the run that trained it.
+A version's files are uploaded as an MLflow logged model, tied to the run that trained it:
+
+    model.safetensors  model.json  SHA256SUMS          the artifact as training wrote it, which `aumn localize` reads
+    config.yaml        MODEL_CARD.md                   all settings of the run; the facts for people
+    MLmodel  requirements.txt  input_example.json ...  MLflow's: signature, requirements, an example
+    code/                                              `aumn.tracking.pyfunc` and what of aumn localization imports
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aumn.files import CHECKSUMS
 from aumn.runfolder.checkpoint import ModelCard, read_card
-from aumn.tracking.model_card import summarize
-from aumn.tracking.packaging import packaged
+from aumn.tracking.model_card import summarize, write_model_card
 from aumn.tracking.registry import check_names, pages
 from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
 
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+"""All that loading and predicting imports beside the standard library; each is listed with the version it has here."""
+SHIPPED = ("__init__.py", "files.py", "records.py", "config", "inference", "model", "runfolder")
+"""What of aumn `inference/one_video` imports, at any depth: files and whole rooms."""
+
+_PACKAGE = Path(__file__).parents[1]
 _DIGEST = "files_sha256"
 
 
 def register(
-    folder: Path,
-    name: str,
-    *,
-    run_id: str,
-    config: Mapping[str, Any] | None = None,
-    uri: str | None = None,
+    folder: Path, name: str, *, run_id: str, config: Mapping[str, Any] | None = None, uri: str | None = None
 ) -> int:
     """Upload a model artifact as the next version of a name, new or not; the version's number.
 
@@ -40,14 +52,17 @@ def register(
     check_names(name)
     card = read_card(folder)
     digest = hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
+    facts = card.model_dump(include={"dataset", "dataset_identity", "aumn_version", "commit"}, exclude_none=True)
+    tags = {_DIGEST: digest, **facts, **{metric: repr(value) for metric, value in card.metrics.items()}}
     with connected(uri) as client:
-        if not _registered(client, name, run_id, digest):
-            _upload(client, folder, name, card, config, run_id=run_id, digest=digest)
+        if not _registered(client, name, run_id, digest):  # and nothing will be, before all files are in the store
+            model = _upload(client, folder, card, config, run_id=run_id, tags=tags)
+            _add_version(client, name, model, run_id=run_id, tags=tags, description=summarize(card, config))
         # A store that hung may have taken an upload given up long since: the first one counts.
-        version, *doubles = _registered(client, name, run_id, digest)
+        number, *doubles = _registered(client, name, run_id, digest)
         for double in doubles:
             client.delete_model_version(name, double)
-        return int(version)
+        return int(number)
 
 
 def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> list[str]:
@@ -58,39 +73,101 @@ def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> li
 
 def _upload(
     client: MlflowClient,
-    folder: Path,
-    name: str,
+    artifact: Path,
     card: ModelCard,
     config: Mapping[str, Any] | None,
     *,
     run_id: str,
-    digest: str,
-) -> None:
-    """A new version. Nothing is in the registry before all files are in the store."""
+    tags: dict[str, str],
+) -> LoggedModel:
     from mlflow.entities import LoggedModelOutput
-    from mlflow.exceptions import MlflowException
 
-    facts = card.model_dump(include={"dataset", "dataset_identity", "aumn_version", "commit"}, exclude_none=True)
-    tags = {_DIGEST: digest, **facts, **{metric: repr(value) for metric, value in card.metrics.items()}}
     experiment_id = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment_id, "localizer", run_id, tags, model_type="AUMN")
-    with packaged(folder, card, config, run_id=run_id, model_id=model.model_id) as files:
+    with _packaged(artifact, card, config, run_id=run_id, model_id=model.model_id) as files:
         client.log_model_artifacts(model.model_id, str(files))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model
+
+
+def _add_version(client: MlflowClient, name: str, model: LoggedModel, **facts: Any) -> None:
+    from mlflow.exceptions import MlflowException
+
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(
-        name,
-        model.artifact_location,
-        run_id=run_id,
-        tags=tags,
-        description=summarize(card, config),
-        model_id=model.model_id,
-    ).version
+    found = client.create_model_version(name, model.artifact_location, model_id=model.model_id, **facts)
     # As mlflow.register_model does: its UI leads from the logged model to the version by this.
-    link = json.dumps([{"name": name, "version": version}])
+    link = json.dumps([{"name": name, "version": found.version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+
+
+@contextmanager
+def _packaged(
+    artifact: Path, card: ModelCard, config: Mapping[str, Any] | None, *, run_id: str, model_id: str
+) -> Iterator[Path]:
+    """A folder beside the artifact with all of a version's files, for as long as the block lasts."""
+    import yaml
+
+    folder = artifact.with_name(f".{artifact.name}.version.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
+    try:
+        _save_pyfunc(folder, card, run_id, model_id)
+        shutil.copytree(artifact, folder, dirs_exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config or {}), sort_keys=False), encoding="utf-8")
+        (folder / "MODEL_CARD.md").write_text(write_model_card(card, config), encoding="utf-8")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_pyfunc(folder: Path, card: ModelCard, run_id: str, model_id: str) -> None:
+    warnings.filterwarnings("ignore", r".*Any type hint is inferred as AnyType", UserWarning)  # in MLflow's own classes
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as code:
+        _copy_code(Path(code))
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module="aumn_pyfunc",
+            code_paths=[str(path) for path in Path(code).iterdir()],
+            signature=_signature(card),
+            input_example=_example(card),
+            # a local suffix such as +cpu is known to some package indices only
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            metadata={"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit},
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+        )
+
+
+def _copy_code(code: Path) -> None:
+    """`aumn_pyfunc.py`, and what its one import leads to."""
+    shutil.copy(_PACKAGE / "tracking" / "pyfunc.py", code / "aumn_pyfunc.py")
+    shipped = code / "shipped" / "aumn"
+    shipped.mkdir(parents=True)
+    for name in SHIPPED:
+        copy = shutil.copytree if (_PACKAGE / name).is_dir() else shutil.copy
+        copy(_PACKAGE / name, shipped / name)
+
+
+def _signature(card: ModelCard) -> ModelSignature:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    streams = [TensorSpec(np.dtype(np.float32), (-1, width), stream) for stream, width in card.streams.items()]
+    seconds = [ColSpec("double", name) for name in ("score", "start_s", "end_s")]
+    clock = [ParamSpec(name, "double", None) for name in ("fps", "duration_s")]
+    return ModelSignature(Schema(streams), Schema([ColSpec("string", "label"), *seconds]), ParamSchema(clock))
+
+
+def _example(card: ModelCard) -> tuple[dict[str, Any], dict[str, float]]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    arrays = {stream: rng.random((2, width)).round(3).astype(np.float32) for stream, width in card.streams.items()}
+    return arrays, {"fps": 25.0, "duration_s": 2 * card.stride_frames / 25.0}

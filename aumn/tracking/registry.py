@@ -1,4 +1,4 @@
-"""The model registry, looked into: versions by name, number and alias, and their files. See `packaging` for those."""
+"""The model registry, looked into: versions by name, number and alias, and their files (see `registration`)."""
 
 from __future__ import annotations
 
