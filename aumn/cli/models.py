@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,11 @@ def list_models(tracking_uri: TrackingUri = None) -> None:
     """
     from aumn.tracking import registry
 
-    rows = [
-        (found.name, str(found.newest_version or "-"), ", ".join(f"{a}: {v}" for a, v in sorted(found.aliases.items())))
-        for found in registry.list_models(tracking_uri)
-    ]
+    rows = []
+    for found in registry.list_models(tracking_uri):
+        newest = max((int(version.version) for version in found.latest_versions), default="-")  # of each stage
+        aliases = ", ".join(f"{alias}: {version}" for alias, version in sorted(found.aliases.items()))
+        rows.append((found.name, str(newest), aliases))
     print_table(("model", "newest version", "aliases"), rows) if rows else print("No model is registered yet.")
 
 
@@ -38,7 +40,8 @@ def show_model(name: Annotated[str, typer.Argument(help="Registered name.")], tr
 
     for version in registry.show_model(name, tracking_uri):
         aliases = f" @{', @'.join(version.aliases)}" if version.aliases else ""
-        print(f"models:/{name}/{version.version}{aliases}  {version.created:%Y-%m-%d %H:%M} UTC  run {version.run_id}")
+        created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        print(f"models:/{name}/{version.version}{aliases}  {created:%Y-%m-%d %H:%M} UTC  run {version.run_id or '-'}")
         for tag, value in sorted(version.tags.items()):
             print(f"    {tag}: {value}")
 

@@ -10,7 +10,7 @@ from aumn.config.run_config import says, settings_of
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.tracking.model_card import measure, why_incomparable
-from aumn.tracking.registry import Description, check_names, describe, find_model, find_version, read_description
+from aumn.tracking.registry import Description, check_names, describe, find_aliases, find_version, read_description
 from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def promote(name: str, which: str, alias: str, uri: str | None = None, *, force:
     check_names(alias=alias)
     with connected(uri) as client:
         version = find_version(client, name, which)
-        before = find_model(client, name).aliases.get(alias)
+        before = find_aliases(client, name).get(alias)
         remark = None
         if before not in {None, version} and not force:
             remark = _judge(client, name, version, before, alias)

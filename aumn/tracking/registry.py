@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,33 +20,9 @@ from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 _SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredModel:
-    """A name in the registry."""
-
-    name: str
-    newest_version: int | None
-    aliases: dict[str, int]  # alias -> version
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """A version of a registered model. `tags` holds what the registration said of it; others may have added to them.
-
-    Ours are dataset, dataset_identity, commit, aumn_version and each metric at full precision, such as
-    held_out/mAP/average.
-    """
-
-    name: str
-    version: int
-    aliases: tuple[str, ...]
-    created: datetime
-    run_id: str | None
-    tags: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +67,22 @@ def describe(model_uri: str, uri: str | None = None) -> Description:
 
 
 def list_models(uri: str | None = None) -> list[RegisteredModel]:
-    """Every name in the registry, alphabetically."""
+    """Every model in the registry, alphabetically."""
     with connected(uri) as client:
-        return [_model(found) for found in pages(client.search_registered_models, order_by=["name ASC"])]
+        return list(_find_models(client))
 
 
 def show_model(name: str, uri: str | None = None) -> list[ModelVersion]:
-    """A model's versions, newest first."""
+    """A model's versions, newest first. Their tags hold what the registration said; others may have added to them.
+
+    Ours are dataset, dataset_identity, commit, aumn_version and each metric at full precision, such as
+    held_out/mAP/average.
+    """
     with connected(uri) as client:
-        aliases = find_model(client, name).aliases
-        return [
-            ModelVersion(
-                name,
-                int(found.version),
-                tuple(sorted(alias for alias, version in aliases.items() if version == int(found.version))),
-                datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-                found.run_id or None,
-                dict(found.tags),
-            )
-            for found in _find_versions(client, name)
-        ]
+        aliases, versions = find_aliases(client, name), _find_versions(client, name)
+    for found in versions:  # MLflow's search leaves them out
+        found.aliases = sorted(alias for alias, version in aliases.items() if version == int(found.version))
+    return versions
 
 
 def read_description(client: MlflowClient, name: str, version: int) -> Description:
@@ -138,36 +109,42 @@ def _parse(model_uri: str) -> tuple[str, str]:
     return match["name"], match["which"].removeprefix("/")
 
 
-def find_model(client: MlflowClient, name: str) -> RegisteredModel:
-    """A model that must be there."""
+def find_aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    """The version that each alias of a model stands for; the model must be there."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return _model(client.get_registered_model(name))
+        found = client.get_registered_model(name).aliases
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    names = [model.name for model in pages(client.search_registered_models, order_by=["name ASC"])]
-    raise InputError(f"No model is registered as {name} in {public(client.tracking_uri)}; {_choices('names', names)}.")
+        names = [model.name for model in _find_models(client)]
+        raise InputError(
+            f"No model is registered as {name} in {public(client.tracking_uri)}; {_choices('names', names)}."
+        ) from None
+    return {alias: int(version) for alias, version in found.items()}  # sqlite and a server differ in types
 
 
 def find_version(client: MlflowClient, name: str, which: str) -> int:
     """The version of a model that must be there: by its number, or by @alias."""
+    aliases = find_aliases(client, name)
     if which.startswith("@"):
-        aliases = find_model(client, name).aliases
         if which[1:] not in aliases:
             raise InputError(f"Model {name} has no alias {which[1:]}; {_choices('aliases', sorted(aliases))}.")
         return aliases[which[1:]]
     if not which.isdecimal():
         raise InputError(f"{which!r} is no version of {name}: give its number, or an alias of it such as @challenger.")
-    find_model(client, name)
     versions = [int(found.version) for found in _find_versions(client, name)]
     if int(which) not in versions:
         raise InputError(f"Model {name} has no version {which}; {_choices('versions', versions)}.")
     return int(which)
 
 
-def _find_versions(client: MlflowClient, name: str) -> list[Any]:
+def _find_models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    yield from pages(client.search_registered_models, order_by=["name ASC"])
+
+
+def _find_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     return list(pages(client.search_model_versions, f"name = '{name}'", order_by=["version_number DESC"]))
 
 
@@ -186,12 +163,6 @@ def pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterat
         yield from page
         if not (token := page.token):
             return
-
-
-def _model(found: Any) -> RegisteredModel:
-    """MLflow says the newest version of each stage, of which ours have none; sqlite and a server differ in types."""
-    newest = max((int(version.version) for version in found.latest_versions or []), default=None)
-    return RegisteredModel(found.name, newest, {alias: int(version) for alias, version in found.aliases.items()})
 
 
 def _fetch(source: str, address: str, readable: str) -> Path:

@@ -8,6 +8,7 @@ import torch
 
 from aumn.runfolder.checkpoint import ModelCard, save_model
 from aumn.tracking.registration import register
+from aumn.tracking.registry import find_aliases
 from aumn.tracking.store import open_store
 from tests.tracking.runs import TrackedRun
 
@@ -73,3 +74,8 @@ def add_version(artifact: Path, run: TrackedRun, alias: str | None = None, *, na
     if alias:
         open_store(run.sent.store).set_registered_model_alias(name, alias, str(version))
     return version
+
+
+def aliases(store: str, name: str) -> dict[str, int]:
+    """The versions that a model's aliases stand for."""
+    return find_aliases(open_store(store), name)

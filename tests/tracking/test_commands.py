@@ -1,24 +1,10 @@
 """The commands of the registry and of delivery, as they answer."""
 
 import pytest
-from typer.testing import CliRunner
 
-from aumn.cli import app
-from aumn.records import InputError
+from tests.launching import answer, refusal
 from tests.tracking.conftest import add_version, save_card
 from tests.tracking.test_promotion import CONFIG, measured
-
-
-def answer(*arguments: object) -> list[str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return [" ".join(line.split()) for line in result.output.splitlines()]
-
-
-def refusal(*arguments: object) -> str:
-    with pytest.raises(InputError) as error:
-        answer(*arguments)
-    return str(error.value)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_for_good_the_end_says_what_is_missing_and_one_command_delivers_it(
     assert (found.info.status, found.data.params["seed"]) == ("FINISHED", "1")
     assert found.info.end_time < ended_ms
     (version,) = show_model("aumn", store)
-    assert (version.aliases, version.run_id) == (("champion",), run.sent.run)
+    assert (version.aliases, version.run_id) == (["champion"], run.sent.run)
 
 
 SETTINGS = """

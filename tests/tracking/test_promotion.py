@@ -4,10 +4,8 @@ import pytest
 
 from aumn.records import InputError
 from aumn.tracking.promotion import Promotion, compare, promote
-from aumn.tracking.registry import find_model
-from aumn.tracking.store import open_store
-from tests.launching import aumn, succeed
-from tests.tracking.conftest import add_version, save_card
+from tests.launching import answer, refusal
+from tests.tracking.conftest import add_version, aliases, save_card
 
 DATA = {"subset": "training", "holdout_share": 0.2, "holdout_seed": 0}
 CONFIG = {"data": DATA, "optimizer": {"learning_rate": 0.1}, "run": {"folder": "x"}}
@@ -28,17 +26,13 @@ def add(track, tmp_path):
     return add
 
 
-def holder(store) -> int:
-    return find_model(open_store(store), "aumn").aliases["champion"]
-
-
 def test_a_version_as_good_as_the_one_before_takes_over_the_alias(add, store):
     add(metrics=measured(0.3))
     add(metrics=measured(0.3))
     assert promote("aumn", "1", "champion", store) == Promotion(1, None, None)
     assert promote("aumn", "2", "champion", store) == Promotion(2, 1, None)
     assert promote("aumn", "2", "champion", store) == Promotion(2, 2, None)
-    assert holder(store) == 2
+    assert aliases(store, "aumn")["champion"] == 2
 
 
 WORSE = {
@@ -67,9 +61,9 @@ def test_a_version_that_is_not_known_to_be_better_is_refused_unless_forced(case,
     add(**changes)
     with pytest.raises(InputError, match=message):
         promote("aumn", "2", "champion", store)
-    assert holder(store) == 1
+    assert aliases(store, "aumn")["champion"] == 1
     assert promote("aumn", "2", "champion", store, force=True) == Promotion(2, 1, None)
-    assert holder(store) == 2
+    assert aliases(store, "aumn")["champion"] == 2
 
 
 def test_held_out_videos_are_the_same_only_for_the_same_share_and_seed(add, store):
@@ -117,9 +111,9 @@ def test_a_pipeline_promotes_by_alias_and_takes_a_worse_version_for_no_failure(a
     add("champion", metrics=measured(0.3))
     add("challenger", metrics=measured(0.2))
     command = ("models", "promote", "aumn", "@challenger", "champion", "--tracking-uri", store)
-    assert aumn(*command).returncode == 2
-    kept = succeed(aumn(*command, "--if-better")).stdout
+    assert "less than the 30.0% of version 1" in refusal(*command)
+    (kept,) = answer(*command, "--if-better")
     assert kept.startswith("models:/aumn@champion stays as it is: models:/aumn/2 has mAP 20.0%")
-    assert holder(store) == 1
+    assert aliases(store, "aumn")["champion"] == 1
     add("challenger", metrics=measured(0.4))
-    assert "models:/aumn@champion is version 3 now; it was 1." in succeed(aumn(*command, "--if-better")).stdout
+    assert answer(*command, "--if-better") == ["models:/aumn@champion is version 3 now; it was 1."]

@@ -14,8 +14,9 @@ from aumn.inference.one_video import load_network, localize_video
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.promotion import Promotion, compare, promote
-from aumn.tracking.registry import list_models, resolve, show_model
-from tests.tracking.conftest import add_version
+from aumn.tracking.registry import resolve, show_model
+from tests.launching import answer
+from tests.tracking.conftest import add_version, aliases
 from tests.tracking.servers import Server
 from tests.tracking.test_pyfunc import make_model
 
@@ -51,11 +52,11 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
 
     history = MlflowClient(server).get_metric_history(run.sent.run, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.5), (1, 0.25)]
-    listed = {model.name: (model.newest_version, model.aliases) for model in list_models(server)}
-    assert listed["aumn"] == (2, {"champion": 2})
+    assert aliases(server, "aumn") == {"champion": 2}
+    assert "aumn 2 champion: 2" in answer("models", "list", "--tracking-uri", server)
     assert promote("aumn", "1", "champion", server) == Promotion(1, 2, None)
-    assert [version.aliases for version in show_model("aumn", server)] == [(), ("champion",)]
-    assert show_model("aumn", server)[0].tags["dataset"] == "spliced"
+    newest, older = show_model("aumn", server)
+    assert (newest.aliases, older.aliases, newest.tags["dataset"]) == ([], ["champion"], "spliced")
 
     with ThreadPoolExecutor(3) as ranks:  # they ask at once
         found = list(ranks.map(resolve, ["models:/aumn@champion"] * 3, [server] * 3))
