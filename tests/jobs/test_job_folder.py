@@ -23,7 +23,7 @@ from aumn.jobs.submit import submit
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import MetricsWriter
-from tests.launching import aumn, succeed
+from tests.launching import answer, aumn, refusal, succeed
 
 CONFIG = {"data": {"shards": "shards"}, "run": {"folder": "run", "steps": 3}}
 STEPS = {
@@ -161,13 +161,12 @@ def test_a_store_that_is_away_costs_a_record_and_holds_up_neither_a_submission_n
 
 
 def test_the_end_of_a_job_is_recorded_once(place):
-    job = place.write(tracking={})
-    succeed(aumn("submit", job))
+    answer("submit", place.write(tracking={}))
     for step, index in (("train", 0), ("train", 1), ("evaluate", 0)):
         place.end(step, index, 0)
 
     def recorded() -> tuple[str, int]:
-        succeed(aumn("jobs", "runs/jobs/mine"))
+        answer("jobs", "runs/jobs/mine")
         with closing(sqlite3.connect(place.root / "mlflow.db")) as store:
             (found,) = store.execute("select status, end_time from runs").fetchall()
         return found
@@ -214,10 +213,10 @@ def test_a_folder_of_an_older_aumn_is_taken_over_by_submitting_again(place):
     assert "train, 1 point (seed=1): submitted as job 41" in said
 
 
-def test_one_submission_at_a_time(place):
+def test_one_submission_at_a_time(place, monkeypatch):
+    monkeypatch.setattr("aumn.files.LOCK_WAIT_S", 0.2)
     job = place.write()
     with JobFolder.lock(place.root / "runs/jobs/mine"):
-        refused = aumn("submit", job)
-    assert refused.returncode == 2
-    assert "runs/jobs/mine is being submitted or run by another aumn: wait until that is done" in refused.stderr
+        refused = refusal("submit", job)
+    assert "runs/jobs/mine is being submitted or run by another aumn: wait until that is done" in refused
     assert not place.lines("submitted")

@@ -14,6 +14,7 @@ CONFIG = {
     "model": {"embedding_width": 16, "units": 3, "bottleneck": 4},
     "batch": {"global_videos": 8},
     "run": {"folder": "unused", "steps": 2},
+    "tracking": {"enabled": False},
 }
 STEPS = {
     "pack": {"run": "pack {features} shards --annotations {features}/gt.json"},
@@ -35,10 +36,8 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("local")
     succeed(aumn("synth", root / "f $(touch pwned)", "--videos", 12, "--classes", 2, "--width", 8, cwd=root))
     (root / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
-    settings = {"features": "f $(touch pwned)"}
-    (root / "mine.yaml").write_text(
-        yaml.safe_dump({"name": "mine", "settings": settings, "steps": STEPS}, sort_keys=False)
-    )
+    job = {"settings": {"features": "f $(touch pwned)"}, "tracking": {"enabled": False}, "steps": STEPS}
+    (root / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", **job}, sort_keys=False))
     return root
 
 

@@ -194,7 +194,8 @@ def test_without_mirror_json_a_new_run_gets_all(finished, store):
     assert registered(finished.path, "aumn") == "models:/aumn/2"  # of another run
 
 
-def test_a_deleted_run_gets_nothing_until_it_is_restored(track, store):
+def test_a_deleted_run_gets_nothing_until_it_is_restored(track, store, monkeypatch):
+    monkeypatch.setattr("aumn.tracking.mirror.HASTY_END_S", 0.5)
     run = track()
     run.log({"loss": 1.0}, 0)
     run.mirror.publish()
@@ -270,37 +271,35 @@ from aumn.tracking.sent import Sent
 from aumn.tracking.settings import TrackingSettings
 assert not {"mlflow", "torch"} & sys.modules.keys(), "imported before it is used"
 
-run = Path("run").absolute()
+run = Path(sys.argv[1]).absolute()
 mirror = Mirror(run, TrackingSettings())
 os.chdir("/")
 mirror.wake()
 sent = Sent.read(run)
-attach(sent.run, Path(sys.argv[1]), "code", sent.store)
+attach(sent.run, Path(sys.argv[2]), "code", sent.store)
 mirror.close(hasty=False)
 from mlflow.telemetry.utils import is_telemetry_disabled
 assert is_telemetry_disabled()
 """
 
 
-def test_the_default_store_is_quiet_and_private_and_leaves_two_names_beside_the_run(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "DO_NOT", "CI"))}
-    command = [sys.executable, "-c", DEFAULT_STORE, __file__]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
-    assert sorted(os.listdir(tmp_path)) == ["mlartifacts", "mlflow.db", "run"]
-    assert os.listdir(tmp_path / "run") == ["mirror.json"]
-
-
-BEGIN = "import sys; from aumn.tracking.store import open_store; open_store(sys.argv[1])"
-
-
 @pytest.mark.slow
-def test_processes_that_make_one_sqlite_store_at_once_all_begin(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", BEGIN, f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * 4, said
-    assert os.listdir(tmp_path) == ["mlflow.db"]
+def test_the_default_store_is_quiet_and_private_and_leaves_two_names_beside_the_runs_that_make_it_at_once(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "DO_NOT", "CI"))}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", DEFAULT_STORE, name, __file__],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("one", "other")
+    ]
+    assert [(run.communicate(timeout=300)[0], run.returncode) for run in runs] == [("", 0)] * 2
+    assert sorted(os.listdir(tmp_path)) == ["mlartifacts", "mlflow.db", "one", "other"]
+    assert os.listdir(tmp_path / "one") == ["mirror.json"]
 
 
 # Stores that cannot be used
