@@ -1,4 +1,4 @@
-"""A store that goes away, for a while or for good, under a run that goes on."""
+"""A store that goes away, for a while or for good, under a run that goes on; test_server.py has a server that does."""
 
 import os
 import signal
@@ -18,7 +18,6 @@ from aumn.tracking.registry import describe, show_model
 from tests.launching import answer, aumn, succeed
 from tests.tracking.conftest import save_card
 from tests.tracking.runs import TrackedRun, read_history, read_run
-from tests.tracking.servers import Server
 
 STEPS = 40
 
@@ -63,40 +62,6 @@ def wait_until(condition, limit_s: float = 60) -> None:
 def assert_complete(run: TrackedRun, store: str, last_step: int = STEPS) -> None:
     assert read_history(run.path, store, "loss") == [(step, 1 / (step + 1)) for step in range(last_step)]
     assert read_history(run.path, store, "rate") == [(step, 0.1) for step in range(last_step)]
-
-
-@pytest.mark.slow
-def test_a_server_that_is_killed_or_hangs_stalls_no_step_and_misses_nothing(
-    blank_database, track, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    server, said = Server(tmp_path, blank_database), []
-    try:
-        run = track(tmp_path / "run", uri=server.address, say=said.append)
-        log_steps(run, range(10))
-        server.hang()
-        assert log_steps(run, range(10, 20)) < 1
-        wait_until(lambda: len(said) == 1)
-        server.go_on()
-        wait_until(lambda: len(said) == 2)
-        server.kill()
-        assert log_steps(run, range(20, 30)) < 1
-        wait_until(lambda: len(said) == 3)
-        server.start()
-        wait_until(lambda: len(said) == 4)
-        log_steps(run, range(30, STEPS))
-        run.end()
-        assert_complete(run, server.address)
-        assert read_run(run.path, server.address).info.status == "FINISHED"
-    finally:
-        server.end()
-    assert "timed out" in said[0]
-    assert "Connection refused" in said[2]
-    for gone, back in (said[:2], said[2:]):
-        assert f"Training goes on; {tmp_path / 'run'} keeps its metrics until the store answers again" in gone
-        assert "The tracking store is back after" in back
-        assert "the metrics of step" in back
-    assert push(run.path) is None
 
 
 def test_for_good_the_end_says_what_is_missing_and_one_command_delivers_it(

@@ -3,6 +3,7 @@
 import base64
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -13,20 +14,23 @@ from mlflow import MlflowClient
 from aumn.inference.one_video import load_network, localize_video
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
+from aumn.tracking.mirror import push
 from aumn.tracking.promotion import Promotion, compare, promote
 from aumn.tracking.registry import resolve, show_model
 from tests.launching import answer
 from tests.tracking.conftest import add_version, aliases
+from tests.tracking.runs import read_run
 from tests.tracking.servers import Server
+from tests.tracking.test_outages import STEPS, assert_complete, log_steps, wait_until
 from tests.tracking.test_pyfunc import make_model
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def running(blank_database, tmp_path_factory):
+def running(blank_database, tmp_path_factory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"), blank_database)
-    yield server.address
+    yield server
     server.end()
 
 
@@ -34,7 +38,7 @@ def running(blank_database, tmp_path_factory):
 def server(running, tmp_path, monkeypatch) -> str:
     """The address of a server that holds all files itself; they are cached anew."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return running
+    return running.address
 
 
 def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
@@ -111,3 +115,31 @@ def test_credentials_reach_the_server_and_nobody_else(where, track, monkeypatch)
         server.shutdown()
     assert set(server.seen) == {"Basic " + base64.b64encode(b"me:s3cret").decode()}
     assert "s3cret" not in str(error.value)
+
+
+def test_a_server_that_is_killed_or_hangs_stalls_no_step_and_misses_nothing(running, track, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    said = []
+    run = track(tmp_path / "run", uri=running.address, say=said.append)
+    log_steps(run, range(10))
+    running.hang()
+    assert log_steps(run, range(10, 20)) < 1
+    wait_until(lambda: len(said) == 1)
+    running.go_on()
+    wait_until(lambda: len(said) == 2)
+    running.kill()
+    assert log_steps(run, range(20, 30)) < 1
+    wait_until(lambda: len(said) == 3)
+    running.start()
+    wait_until(lambda: len(said) == 4)
+    log_steps(run, range(30, STEPS))
+    run.end()
+    assert_complete(run, running.address)
+    assert read_run(run.path, running.address).info.status == "FINISHED"
+    assert "timed out" in said[0]
+    assert "Connection refused" in said[2]
+    for gone, back in (said[:2], said[2:]):
+        assert f"Training goes on; {tmp_path / 'run'} keeps its metrics until the store answers again" in gone
+        assert "The tracking store is back after" in back
+        assert "the metrics of step" in back
+    assert push(run.path) is None
