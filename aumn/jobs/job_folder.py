@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -41,15 +41,8 @@ _STATES: Mapping[str, State] = {
 """What we make of SLURM's words; any other says that the point has failed."""
 
 
-class Sent(NamedTuple):
-    """The last submission of a point: the comment that SLURM knows it by, and its number once that is known."""
-
-    comment: str = "no comment of ours"
-    job_id: str = ""
-
-
-class _Submission(BaseModel):
-    """A line of `submitted.jsonl`."""
+class Submitted(BaseModel):
+    """A line of `submitted.jsonl`: points of a step, the comment that SLURM knows their job by, its number if known."""
 
     step: str
     points: list[int]
@@ -204,16 +197,15 @@ class JobFolder:
         """Where a point's last end is noted."""
         return self.path / "outcomes" / f"{step}.{index}"
 
-    def sent(self) -> dict[Key, Sent]:
+    def sent(self) -> dict[Key, Submitted]:
         """The last submission of each point, by step and index."""
-        found: dict[Key, Sent] = {}
+        found: dict[Key, Submitted] = {}
         file = self.path / "submitted.jsonl"
         for line in file.read_bytes().splitlines() if file.exists() else ():
             if not line.endswith(b"}"):
                 continue  # cut short by a kill, before anything was submitted
-            facts = typed(_Submission, line, file, "mend the line, or remove it if no such job runs")
-            last = Sent(facts.comment, facts.job_id)
-            found |= dict.fromkeys(((facts.step, index) for index in facts.points), last)
+            last = typed(Submitted, line, file, "mend the line, or remove it if no such job runs")
+            found |= dict.fromkeys(((last.step, index) for index in last.points), last)
         return found
 
     def statuses(self) -> list[PointStatus]:
@@ -229,8 +221,10 @@ class JobFolder:
         numbers = {task.comment: task.job_id for task in tasks.values()}
         found = []
         for step, index in self._points():
-            last, end = sent.get((step.name, index), Sent()), ends.get((step.name, index))
-            job_id = last.job_id or numbers.get(last.comment, end.job_id if end else "")
+            last, end = sent.get((step.name, index)), ends.get((step.name, index))
+            job_id = end.job_id if end else ""
+            if last:
+                job_id = last.job_id or numbers.get(last.comment, job_id)
             known = tasks.get((job_id, index))
             state, reason = _state(job_id, end, known)
             known = known or end or Task("", "")  # SLURM may have forgotten it

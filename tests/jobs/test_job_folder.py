@@ -18,7 +18,7 @@ import yaml
 from aumn.files import started_at
 from aumn.jobs import queue
 from aumn.jobs.job import load_job
-from aumn.jobs.job_folder import JobFolder, Sent
+from aumn.jobs.job_folder import JobFolder, Submitted
 from aumn.jobs.submit import submit
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, Status
@@ -194,7 +194,7 @@ def test_a_line_cut_short_by_a_kill_is_no_submission_and_one_that_was_edited_is_
     file.write_text('{"step": "train", "points": [0], "comment": "aumn:')
     assert folder.sent() == {}
     folder.record("train", [1], job_id="41")
-    assert folder.sent() == {("train", 1): Sent("", "41")}
+    assert folder.sent() == {("train", 1): Submitted(step="train", points=[1], job_id="41")}
     file.write_text('{"step": "train", "points": "all", "job_id": "7"}\n')
     with pytest.raises(InputError, match=r"submitted\.jsonl is damaged or of another aumn \(points: .* mend the line"):
         folder.sent()
