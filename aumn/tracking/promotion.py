@@ -32,17 +32,19 @@ class Comparison:
 def compare(first_uri: str, second_uri: str, uri: str | None = None) -> Comparison:
     """Two versions, each `models:/name/version` or `models:/name@alias`."""
     first, second = describe(first_uri, uri), describe(second_uri, uri)
-    metrics, other_metrics = first.card.metrics, second.card.metrics
-    ours, theirs = _settings(first, second), _settings(second, first)
-    facts, other_facts = _facts(first.card), _facts(second.card)
+    settings = _side_by_side(_settings(first, second), _settings(second, first))
     return Comparison(
         first,
         second,
-        [(name, metrics.get(name), other_metrics.get(name)) for name in {**metrics, **other_metrics}],
-        [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)],
-        [(name, fact, other_facts[name]) for name, fact in facts.items()],
+        _side_by_side(first.card.metrics, second.card.metrics),
+        [(name, ours, theirs) for name, ours, theirs in settings if ours != theirs],
+        _side_by_side(_facts(first.card), _facts(second.card)),
         why_incomparable(measure(first.card, first.config), measure(second.card, second.config)),
     )
+
+
+def _side_by_side(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]
 
 
 @dataclass(frozen=True, slots=True)
