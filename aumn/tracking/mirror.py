@@ -11,13 +11,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from aumn.addresses import public
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder
-from aumn.tracking.mirrored_run import MirroredRun
+from aumn.tracking.mirrored_run import MirroredRun, Say
 from aumn.tracking.registry import check_names
 from aumn.tracking.sent import NAME, Sent, Waiting, run_before
 from aumn.tracking.settings import TrackingSettings
@@ -38,12 +37,7 @@ class Mirror:
     """The mirror of a run that is training; for the process that holds the folder's lock."""
 
     def __init__(
-        self,
-        folder: Path,
-        tracking: TrackingSettings,
-        *,
-        resumed: bool = True,
-        say: Callable[[str], None] = logger.warning,
+        self, folder: Path, tracking: TrackingSettings, *, resumed: bool = True, say: Say = logger.warning
     ) -> None:
         """Begin a new MLflow run, or go on with the folder's own, for which the store need not answer.
 
@@ -55,7 +49,7 @@ class Mirror:
         address = find_address(tracking.uri)
         if not resumed:
             _deliver_earlier(RunFolder(folder), address, say)
-        run = _prepare(RunFolder(folder), tracking, address, say, resumed=resumed)
+        run = MirroredRun(RunFolder(folder), tracking, address, say, resumed=resumed)
         if not run.sent.run or run.sent.store != public(address):
             run.connect()
         self._run, self._folder, self._say = run, folder, say
@@ -168,7 +162,7 @@ def registered(folder: Path, name: str) -> str | None:
     return f"models:/{name}/{found.version}" if found and found.step == step else None
 
 
-def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = logger.warning) -> Waiting | None:
+def push(folder: Path, uri: str | None = None, *, say: Say = logger.warning) -> Waiting | None:
     """Send what a run's folder holds and its store lacks; what was sent; None: nothing waits.
 
     `uri` None: the store that the run wrote to. Another store gets a new MLflow run with all of the folder. Interrupted
@@ -183,7 +177,7 @@ def push(folder: Path, uri: str | None = None, *, say: Callable[[str], None] = l
         return _push(RunFolder(folder), uri, say)
 
 
-def push_rest(folder: RunFolder, say: Callable[[str], None]) -> None:
+def push_rest(folder: RunFolder, say: Say) -> None:
     """Send what a kill at a finished run's end left unsent; a store that is away is told, and is no error."""
     try:
         _push(folder, None, say)
@@ -191,7 +185,7 @@ def push_rest(folder: RunFolder, say: Callable[[str], None]) -> None:
         say(f"{error} The run itself is complete: aumn deliver {folder.path} sends the rest.")
 
 
-def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Waiting | None:
+def _push(folder: RunFolder, uri: str | None, say: Say) -> Waiting | None:
     settings = folder.config()
     tracking, sent = TrackingSettings(**settings.get("tracking", {})), Sent.read(folder.path)
     if sent is None and uri is None and not (settings and tracking.enabled):
@@ -200,7 +194,7 @@ def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Wai
     if sent and not (missing(sent.store) and not missing(store)):  # else the run and its store were moved
         store = sent.store
     address = find_address(uri) if uri else _find_named(folder.path, store)
-    run = _prepare(folder, tracking, address, say)
+    run = MirroredRun(folder, tracking, address, say)
     if run.sent.store != public(address):
         run.connect(folder.status().started_ms)
     waiting = run.waiting()
@@ -208,7 +202,7 @@ def _push(folder: RunFolder, uri: str | None, say: Callable[[str], None]) -> Wai
     return waiting or None
 
 
-def _deliver_earlier(folder: RunFolder, address: str, say: Callable[[str], None]) -> None:
+def _deliver_earlier(folder: RunFolder, address: str, say: Say) -> None:
     """Send what an earlier run left in a folder that a new run begins in."""
     if (sent := Sent.read(folder.path)) is None:
         return
@@ -220,14 +214,6 @@ def _deliver_earlier(folder: RunFolder, address: str, say: Callable[[str], None]
             f"{folder.path / NAME} to go on without what the earlier run left."
         ) from None
     (folder.path / NAME).unlink()
-
-
-def _prepare(
-    folder: RunFolder, tracking: TrackingSettings, address: str, say: Callable[[str], None], *, resumed: bool = True
-) -> MirroredRun:
-    before = run_before(folder.path)
-    sent = Sent.read(folder.path) or Sent(run=before if resumed else "", store=public(address))
-    return MirroredRun(folder, tracking, address, sent, say)
 
 
 def _find_named(folder: Path, store: str) -> str:

@@ -18,7 +18,7 @@ from aumn.addresses import hide, public
 from aumn.runfolder.folder import RunFolder, State, Status
 from aumn.runfolder.metrics import NO_METRICS
 from aumn.tracking.registration import register
-from aumn.tracking.sent import Sent, Version, Waiting, find_waiting, line_key
+from aumn.tracking.sent import Sent, Version, Waiting, find_waiting, line_key, run_before
 from aumn.tracking.settings import TrackingSettings
 from aumn.tracking.store import RefusedForGoodError, StoreError, explain, find_experiment, open_store, reason
 
@@ -31,6 +31,9 @@ MOST_METRICS = 1000
 _MOST_OTHERS = 100
 _MOST_PARAM_CHARACTERS = 6000
 
+Say = Callable[[str], None]
+"""Takes a line for people."""
+
 _STATUS: dict[State, str] = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -38,10 +41,12 @@ class MirroredRun:
     """Not safe for several threads, but for `close` and for reading `sent`."""
 
     def __init__(
-        self, folder: RunFolder, tracking: TrackingSettings, address: str, sent: Sent, say: Callable[[str], None]
+        self, folder: RunFolder, tracking: TrackingSettings, address: str, say: Say, *, resumed: bool = True
     ) -> None:
-        self.folder, self.tracking, self.address, self.sent = folder, tracking, address, sent
-        self._say = say
+        """Of a folder's run in the store at `address`; with `resumed` False, nothing of it is anywhere yet."""
+        self.folder, self.tracking, self.address, self._say = folder, tracking, address, say
+        before = run_before(folder.path)
+        self.sent = Sent.read(folder.path) or Sent(run=before if resumed else "", store=public(address))
         self._client: MlflowClient | None = None
         self._writing = threading.Lock()
         self._closed = False
