@@ -124,7 +124,7 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
     kind, tiny
 ):
     folder = tiny.root / kind.replace(" ", "-")
-    run, settings = f"{folder.name}/run", [*SETTINGS, *(TRACKED if kind in {"forbidden", "broken fsync"} else [])]
+    run, settings = f"{folder.name}/run", [*SETTINGS, *(TRACKED if kind == "forbidden" else [])]
     with closing(disks(folder, kind)) as disk:
         with tiny.start(run, *settings, prefix=disk.prefix, **disk.environment) as process:
             process.wait_for("step 12/300")
