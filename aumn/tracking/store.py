@@ -15,7 +15,7 @@ import re
 import sqlite3
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -70,9 +70,7 @@ def open_store(uri: str | None = None) -> MlflowClient:
     with explain(address):
         from mlflow import MlflowClient
 
-        with _one_at_a_time(address):
-            if address.startswith(_SQLITE):
-                _look_into(address)
+        with _database_at_hand(address) if address.startswith(_SQLITE) else nullcontext():
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     return client
@@ -143,28 +141,23 @@ def find_address(uri: str | None) -> str:
 
 
 @contextmanager
-def _one_at_a_time(address: str) -> Iterator[None]:
-    """Several processes that make a new sqlite store's tables at once break it, so its folder is locked meanwhile."""
-    if not address.startswith(_SQLITE):
-        yield
-        return
-    folder = None
-    with suppress(OSError):  # a folder that is not there is told by MLflow; some file systems have no flock
-        folder = os.open(_database(address).parent, os.O_RDONLY)
-        fcntl.flock(folder, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.close(folder)
+def _database_at_hand(address: str) -> Iterator[None]:
+    """A sqlite store's file, as MLflow will find it: made where there is none, and followed where it was moved.
 
-
-def _look_into(address: str) -> None:
-    """Raise at once what is wrong with a database, where MLflow would try for minutes; follow a project that moved."""
+    What is wrong with it is raised at once, where MLflow would try for minutes. Several processes that make a new
+    store's tables at once break it, so its folder is locked meanwhile.
+    """
     database = _database(address)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(str(database).partition("?")[0], timeout=30)) as connection, connection:
-        _follow(connection, database)
+    folder = os.open(database.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no flock
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        with closing(sqlite3.connect(str(database).partition("?")[0], timeout=30)) as connection, connection:
+            _follow(connection, database)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _follow(connection: sqlite3.Connection, database: Path) -> None:
