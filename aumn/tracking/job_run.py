@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def record_step(
         run = client.create_run(experiment_id, started_ms, run_name=name, tags={**mine, **tags})
         for key, value in metrics.items():
             client.log_metric(run.info.run_id, key, value)
-        client.set_terminated(run.info.run_id, "FAILED" if code else "FINISHED", time.time_ns() // 1_000_000)
+        client.set_terminated(run.info.run_id, "FAILED" if code else "FINISHED")
 
 
 def attach(run_id: str, file: Path, name: str, uri: str | None = None) -> None:

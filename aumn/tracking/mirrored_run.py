@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -153,8 +152,7 @@ class MirroredRun:
             if status.state == "running":
                 client.update_run(self.sent.run, _STATUS["running"])
             else:
-                ended_ms = status.ended_ms or time.time_ns() // 1_000_000
-                client.set_terminated(self.sent.run, _STATUS[status.state], ended_ms)
+                client.set_terminated(self.sent.run, _STATUS[status.state], status.ended_ms)
         self._note(state=status.state, ended_ms=status.ended_ms)
 
     def _send_model(self, client: MlflowClient, name: str) -> None:
