@@ -1,16 +1,10 @@
-"""The command line for tests: in a real process or under torchrun, always with a timeout; or quicker, in this one."""
+"""Real processes for tests: torchrun and the command line, always with a timeout."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-import pytest
-from typer.testing import CliRunner
-
-from aumn.cli import app
-from aumn.records import InputError
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -49,17 +43,3 @@ def succeed(process: subprocess.CompletedProcess[str]) -> subprocess.CompletedPr
     """The process, after showing what it printed if it failed."""
     assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr}"
     return process
-
-
-def answer(*arguments: object) -> list[str]:
-    """What a command that succeeds prints, when it is run in this process: its lines, with single spaces."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return [" ".join(line.split()) for line in result.output.splitlines()]
-
-
-def refusal(*arguments: object) -> str:
-    """What a command that refuses says, when it is run in this process."""
-    with pytest.raises(InputError) as error:
-        answer(*arguments)
-    return str(error.value)

@@ -23,7 +23,8 @@ from aumn.jobs.submit import submit
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import MetricsWriter
-from tests.launching import answer, aumn, refusal, succeed
+from tests.answering import answer, refusal
+from tests.launching import aumn, succeed
 
 CONFIG = {"data": {"shards": "shards"}, "run": {"folder": "run", "steps": 3}}
 STEPS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.launching import answer, refusal
+from tests.answering import answer, refusal
 from tests.tracking.conftest import add_version, save_card
 from tests.tracking.test_promotion import CONFIG, measured
 

@@ -15,7 +15,8 @@ from aumn.records import InputError
 from aumn.synth import synthesize
 from aumn.tracking.mirror import push
 from aumn.tracking.registry import describe, show_model
-from tests.launching import answer, aumn, succeed
+from tests.answering import answer
+from tests.launching import aumn, succeed
 from tests.tracking.conftest import save_card
 from tests.tracking.runs import TrackedRun, read_history, read_run
 

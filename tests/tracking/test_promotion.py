@@ -4,7 +4,7 @@ import pytest
 
 from aumn.records import InputError
 from aumn.tracking.promotion import Promotion, compare, promote
-from tests.launching import answer, refusal
+from tests.answering import answer, refusal
 from tests.tracking.conftest import add_version, aliases, save_card
 
 DATA = {"subset": "training", "holdout_share": 0.2, "holdout_seed": 0}

@@ -13,7 +13,7 @@ from aumn.tracking.job_run import attach
 from aumn.tracking.mirror import push
 from aumn.tracking.promotion import promote
 from aumn.tracking.registry import check_names, list_models, resolve, show_model
-from tests.launching import answer
+from tests.answering import answer
 from tests.tracking.conftest import add_version, aliases, save_card
 from tests.tracking.runs import TrackedRun
 

@@ -17,7 +17,7 @@ from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.mirror import push
 from aumn.tracking.promotion import Promotion, compare, promote
 from aumn.tracking.registry import resolve, show_model
-from tests.launching import answer
+from tests.answering import answer
 from tests.tracking.conftest import add_version, aliases
 from tests.tracking.runs import read_run
 from tests.tracking.servers import Server
