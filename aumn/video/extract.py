@@ -59,8 +59,7 @@ def extract_video(
                 f"lasts {frames.duration_s:.2f} s, less than one window of {settings.window_frames} frames at "
                 f"{frames.fps:g} a second: leave it out."
             )
-        with np.errstate(over="ignore"):
-            features = {stream: np.concatenate(part).astype(settings.dtype) for stream, part in parts.items()}
+        features = {stream: np.concatenate(part) for stream, part in parts.items()}
         for stream, values_TD in features.items():
             if not np.isfinite(values_TD).all():
                 raise InputError(f"makes values of stream {stream} that are no {settings.dtype}: try --dtype float32.")
@@ -115,5 +114,8 @@ def _read(windows_NTHWC: np.ndarray, extractor: Extractor, stream: str) -> np.nd
     windows_NCTHW = torch.from_numpy(windows_NTHWC).to(extractor.device).permute(0, 4, 1, 2, 3)
     if stream == "rgb":
         windows_NCTHW = windows_NCTHW.float() / 127.5 - 1
-    with torch.inference_mode():
-        return extractor.readers[stream](windows_NCTHW).float().cpu().numpy()
+    with torch.inference_mode(), np.errstate(over="ignore"):
+        found_ND = extractor.readers[stream](windows_NCTHW).float().cpu().numpy()
+        return found_ND.astype(
+            extractor.settings.dtype
+        )  # a copy: what a reader answers with may be a part of much more

@@ -151,7 +151,7 @@ def _timed(container: Any, stream: Any) -> Iterator[tuple[Any, int]]:
     """
     is_avi, ticks = container.format.name == "avi", deque[int]()
     for packet in container.demux(stream):
-        if packet.dts is not None and packet.size:
+        if is_avi and packet.dts is not None and packet.size:
             ticks.append(packet.dts)
         for frame in packet.decode():
             if not ticks if is_avi else frame.pts is None:
