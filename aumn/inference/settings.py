@@ -32,13 +32,15 @@ class LocalizeSettings(Section):
     def shares(self, streams: Iterable[str]) -> dict[str, float]:
         """Each stream's share in Eq. 16; InputError for one that `weights` names and that is none of them."""
         streams = tuple(streams)
-        refuse_unknown("localize.weights", self.weights, streams, remedy="name these, or leave it out")
+        refuse_unknown("localize.weights", self.weights, streams, remedy="name these, or give {} for the default")
         weights = self.weights or (PAPER if set(streams) == set(PAPER) else dict.fromkeys(streams, 1 / len(streams)))
         return {stream: weights.get(stream, 0.0) for stream in streams}
 
     @classmethod
     def modern(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """In place of `theta`, as RGB's share was called up to commit 497c31b."""
+        """In place of `theta`, as RGB's share was called up to commit 497c31b; null stands for {}."""
+        if given.get("weights", {}) is None:
+            given = {**given, "weights": {}}
         if not isinstance(theta := given.get("theta"), int | float):
             return given
         if "weights" in given:

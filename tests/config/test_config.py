@@ -54,6 +54,7 @@ STREAMS = {"one": ["rgb"], "two": ["rgb", "flow"], "three": ["rgb", "flow", "aud
         ([], "two", [0.05, 0.03], [0.3, 0.7]),
         ([], "three", [0.05, 0.03, 0.05], [1 / 3, 1 / 3, 1 / 3]),
         (["loss.sparsity=0.2", "localize.weights={audio: 1}"], "three", [0.2, 0.2, 0.2], [0, 0, 1]),
+        (["localize.weights=null"], "two", [0.05, 0.03], [0.3, 0.7]),
         (["loss.sparsity={default: 0.2, audio: 0}"], "three", [0.2, 0.2, 0], [1 / 3, 1 / 3, 1 / 3]),
         (["loss.sparsity={rgb: 1, flow: 2}", "localize.weights={rgb: 0.9, flow: 0.1}"], "two", [1, 2], [0.9, 0.1]),
         # by their names up to commit 497c31b
