@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.answering import answer
 from tests.launching import aumn, succeed
 
 SMALL = ("model.embedding_width=8", "model.units=3", "model.bottleneck=2", "batch.global_videos=4", "data.snippets=16")
@@ -20,10 +21,11 @@ tracking: {uri: "sqlite:///mlflow.db", model_name: streams, alias: now}
 @pytest.mark.parametrize(
     ("streams", "engine"), [(("clip",), "ddp"), (("rgb", "flow", "audio"), "deepspeed")], ids=["one", "three"]
 )
-def test_every_command_takes_any_streams(streams, engine, tmp_path):
-    def run(command, *arguments, ranks=1):
-        done = succeed(aumn(*command.split(), *arguments, cwd=tmp_path, ranks=ranks, timeout_s=240))
-        return done.stdout + done.stderr
+def test_every_command_takes_any_streams(streams, engine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *arguments):
+        return "\n".join(answer(*command.split(), *arguments))
 
     names, truth = ",".join(streams), ("--annotations", "features/gt.json")
     run("synth features --videos 12 --classes 2 --width 6 --snippets 30 --streams", names)
@@ -36,7 +38,8 @@ def test_every_command_takes_any_streams(streams, engine, tmp_path):
     weights = dict.fromkeys(streams[1:], share) | {streams[0]: 1 - share * (len(streams) - 1)}
     chosen = (f"localize.weights={json.dumps(weights)}", f"loss.sparsity={json.dumps({'default': 0.1, streams[0]: 0})}")
     assert "parameters" in run("train config.yaml --dry-run", *SMALL, *chosen)
-    trained = run("train config.yaml", f"run.engine={engine}", *SMALL, *chosen, ranks=2)
+    training = ("train", "config.yaml", f"run.engine={engine}", *SMALL, *chosen)
+    trained = succeed(aumn(*training, cwd=tmp_path, ranks=2, timeout_s=240)).stderr
     last = [line for line in trained.splitlines() if "attention" in line][-1]
     assert re.findall(r"(\w+) [01]\.\d\d", last.partition("attention ")[2]) == list(streams)
     run("localize run shards --subset testing --scores --json found.json")
