@@ -1,7 +1,6 @@
 """The page as a reader meets it, in a real browser: it opens from disk, and everything on it works."""
 
 import pytest
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from aumn.records import InputError
@@ -167,6 +166,10 @@ def test_it_works_in_mlflows_frame_that_has_no_address_and_no_storage(browser, c
 
 
 CLIP = "bbformer_tennis26"
+CLICK = """
+const [canvas, x, y] = arguments, box = canvas.getBoundingClientRect();
+canvas.dispatchEvent(new MouseEvent('click', { bubbles: true, clientX: box.left + x, clientY: box.top + y }));
+"""
 PLAYING = "const film = document.querySelector('video.film'); return [film.currentTime, film.paused, film.readyState]"
 
 
@@ -186,9 +189,8 @@ def test_a_detection_plays_in_its_video(browser, shared_data, tmp_path):
     browser.wait(lambda: browser.run(PLAYING)[1])  # it stops
     assert 1.6 <= browser.run(PLAYING)[0] < 2.2
     canvas = browser.one(".stage canvas")
-    at_s, (width, height) = 1.3, (canvas.size["width"], canvas.size["height"])
-    x = 168 + at_s / 20 * (width - 168) - width / 2  # in the lane of the ground truth, of twenty seconds
-    ActionChains(browser.driver).move_to_element_with_offset(canvas, round(x), 30 - height // 2).click().perform()
+    x = 168 + 1.3 / 20 * (canvas.size["width"] - 168)  # 1.3 s in the lane of the ground truth, of twenty seconds
+    browser.run(CLICK, canvas, x, 30)
     browser.wait(lambda: not browser.run(PLAYING)[1])
     browser.press("p")
     browser.wait(lambda: browser.run(PLAYING)[1])

@@ -172,6 +172,7 @@ async function showVideo(detail, index, at) {
   function play(from, to) {
     seek(from);
     if (!film) return;
+    film.scrollIntoView({ block: 'nearest' });
     film.currentTime = from;
     last = to;
     film.play().catch(() => {});
