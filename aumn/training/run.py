@@ -176,7 +176,10 @@ def _publish(run: Run, mirror: Mirror | None) -> None:
                 f"{again}."
             ) from error
         run.say(f"model: {folder}")
-        run.writer.note(published_step=run.config.run.steps)
+        steps = run.config.run.steps
+        run.writer.note(
+            step=steps, published_step=steps
+        )  # the disk may have refused the last checkpoint, and not the model
         if mirror and run.config.tracking.model_name and (version := mirror.publish()):
             name, alias = run.config.tracking.model_name, run.config.tracking.alias
             run.say(f"registered: {version}{f', which is now models:/{name}@{alias}' if alias else ''}")

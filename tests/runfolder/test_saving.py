@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from aumn.runfolder.checkpoint import read_checkpoint, read_last_checkpoint
+from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.saving import RunWriter
 from tests.launching import succeed
 from tests.refusing import BrokenDisk, ForbiddenFolder, FullDisk, ReadOnlyDisk
@@ -156,6 +157,17 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
         succeed(tiny.train(run, *settings, "--resume"))
         assert tiny.model(run) == tiny.model("undisturbed")
         assert not [leftover for leftover in folder.rglob("run/**/.*") if leftover.name.endswith(".partial")]
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_its_last_step_though_no_checkpoint_could_be_written(tiny):
+    run = tiny.root / "checkpointless"
+    run.mkdir()
+    (run / "checkpoints").touch()  # where a folder should be
+    ended = succeed(tiny.train("checkpointless", *SETTINGS, "run.steps=6", "evaluation.every=6"))
+    assert "there is no whole one yet" in ended.stderr
+    status = RunFolder(run).status()
+    assert (status.state, status.step, status.published_step) == ("finished", 6, 6)
 
 
 @pytest.mark.slow
