@@ -116,6 +116,5 @@ def _read(windows_NTHWC: np.ndarray, extractor: Extractor, stream: str) -> np.nd
         windows_NCTHW = windows_NCTHW.float() / 127.5 - 1
     with torch.inference_mode(), np.errstate(over="ignore"):
         found_ND = extractor.readers[stream](windows_NCTHW).float().cpu().numpy()
-        return found_ND.astype(
-            extractor.settings.dtype
-        )  # a copy: what a reader answers with may be a part of much more
+        # A copy in any case: what a reader answers with may be a part of much more.
+        return found_ND.astype(extractor.settings.dtype)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -57,14 +58,14 @@ def extract(options: ExtractOptions, ranks: Ranks, advance: Callable[[int, int],
         if ranks.is_first:
             _open(options.out, extractor.settings)
             todo = [name for name in videos if not facts_of(options.out, name).exists()]
-        todo = ranks.broadcast(todo)
+        todo, count = ranks.broadcast((todo, uuid4().hex))  # the count is this call's own: a launch may have several
         assert todo is not None
         sizes = {name: videos[name].stat().st_size // KB for name in todo}
         total = sum(sizes.values())
         bad: dict[str, str] = {}
         advance(0, total)
-        for name in _dealt(sorted(todo, key=lambda name: -sizes[name]), ranks):
-            with _counted(sizes[name], total, ranks, advance) as told:
+        for name in _dealt(sorted(todo, key=lambda name: -sizes[name]), ranks, count):
+            with _counted(sizes[name], total, ranks, count, advance) as told:
                 try:
                     found = extract_video(videos[name], extractor, batch=options.batch, advance=told)
                 except InputError as error:
@@ -131,15 +132,15 @@ def _differences(before: Any, now: Any, where: str = "") -> str:
     return "" if before == now else f"{where} is {json.dumps(before)} there, {json.dumps(now)} here"
 
 
-def _dealt(names: list[str], ranks: Ranks) -> Iterator[str]:
+def _dealt(names: list[str], ranks: Ranks, count: str) -> Iterator[str]:
     """Each name on one rank, the one that is ready for it first."""
-    while (index := ranks.count("videos") - 1) < len(names):
+    while (index := ranks.count(f"{count}/videos") - 1) < len(names):
         yield names[index]
 
 
 @contextmanager
 def _counted(
-    size_kb: int, total_kb: int, ranks: Ranks, advance: Callable[[int, int], None]
+    size_kb: int, total_kb: int, ranks: Ranks, count: str, advance: Callable[[int, int], None]
 ) -> Iterator[Callable[[float], None]]:
     """Takes the share of a video that is done, and counts all of it in the end."""
     told_kb = 0
@@ -148,7 +149,7 @@ def _counted(
         nonlocal told_kb
         more_kb = max(int(share * size_kb) - told_kb, 0)
         told_kb += more_kb
-        advance(ranks.count("kb", more_kb), total_kb)
+        advance(ranks.count(f"{count}/kb", more_kb), total_kb)
 
     yield tell
     tell(1.0)
@@ -163,7 +164,7 @@ def _write(out: Path, name: str, file_name: str, found: VideoFeatures) -> None:
         "file": file_name,
         "frames": found.frames,
         "fps": found.fps,
-        "snippets": len(values_TD),
+        "snippets": len(next(iter(found.streams.values()))),
         "duration_s": round(found.duration_s, 6),
     }
     with whole_file(facts_of(out, name)) as partial:

@@ -61,6 +61,10 @@ class Frames:
                 with closing(self._shown(container, stream)) as shown:
                     yield from self._at_rate(shown) if self._fps else (self._pixels(frame) for frame, *_ in shown)
         except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise InputError(f"cannot be read ({error.strerror}): check the path and its permissions.") from None
+            if self.frames == 0:
+                raise InputError(f"is no video, or was cut short ({error.strerror}): fetch it again.") from None
             raise InputError(f"cannot be decoded behind {self.duration_s:.2f} s ({error.strerror}): {AGAIN}.") from None
         if self.frames == 0:
             raise InputError("holds no frame.")

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from aumn.cli import _run
+from aumn.runtime.ranks import Ranks
+from aumn.video.extraction import extract as extract_folder
+from aumn.video.options import ExtractOptions
 from tests.launching import aumn, succeed
 from tests.running import start
 
@@ -66,6 +69,14 @@ def test_the_folder_is_as_pack_reads_it(whole):
     assert values.dtype == np.float16
 
 
+def test_ranks_that_have_extracted_one_folder_extract_the_next_one_too(videos, whole, tmp_path):
+    ranks = Ranks()
+    for out in (tmp_path / "one", tmp_path / "two"):
+        options = ExtractOptions(videos, out, streams="rgb", extractor=QUICK[1], side=36, crop=32, batch=1)
+        extract_folder(options, ranks, lambda _done, _total: None)
+        assert files(out) == files(whole)
+
+
 def test_two_ranks_killed_and_gone_on_with_leave_the_same_bytes(videos, whole, tmp_path):
     """`jobs/extract.yaml` goes on with what a kill has left, by its own command line."""
     out = tmp_path / "features"
@@ -97,7 +108,7 @@ def test_bad_videos_are_told_behind_the_good_ones(videos, tmp_path, capsys):
     told = capsys.readouterr()
     assert "features: 1 videos; rgb 48 wide" in told.out
     assert "2 of 3 videos could not be extracted" in told.err
-    assert f"{mixed}/empty.mp4 cannot be decoded" in told.err
+    assert f"{mixed}/empty.mp4 is no video, or was cut short" in told.err
     assert f"{mixed}/tiny.mp4 lasts 0.08 s, less than one window" in told.err
     assert sorted(files(out)) == ["facts/long.json", "rgb/long.npy"]
     assert extract(mixed, out, *QUICK, "--on-bad", "skip") == 0
