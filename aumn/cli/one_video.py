@@ -84,19 +84,15 @@ def _extract(
 
 def _by_stream(files: Sequence[str], streams: Sequence[str]) -> dict[str, Path]:
     """Each stream's file: as given, `stream=FILE`, or else in the model's order."""
-    named = [
-        (stream, path) if stream in streams else ("", file)
-        for file in files
-        for stream, _, path in [file.partition("=")]
-    ]
-    if not all(stream for stream, _ in named):
-        named = list(zip(streams, files, strict=False))
-    if len(files) != len(streams) or {stream for stream, _ in named} != set(streams):
+    named = {stream: path for stream, _, path in (file.partition("=") for file in files) if stream in streams}
+    if not named and len(files) == len(streams):
+        named = dict(zip(streams, files, strict=True))
+    if len(files) != len(streams) or len(named) != len(streams):
         order = " ".join(f"{stream}=FILE" for stream in streams)
         raise InputError(
             f"--video has {len(files)} files ({', '.join(files)}), and the model takes {order}: give these."
         )
-    return {stream: Path(path) for stream, path in named}
+    return {stream: Path(path) for stream, path in named.items()}
 
 
 def _print_best(found: Detections, top: int) -> None:

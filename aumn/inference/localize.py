@@ -175,11 +175,12 @@ def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
             f"{shards.path} has features {shards.streams} wide, the model {model} was trained on {card.streams}: "
             "use features of the same extractor."
         )
-    ours, theirs = shards.extractor, card.extractor
-    if ours and theirs and ours != theirs:
+    ours, theirs = shards.extractor or {}, card.extractor or {}
+    if differing := [name for name in ours.keys() & theirs if ours[name] != theirs[name]]:
+        facts = "; ".join(f"{name} {ours[name]} and {theirs[name]}" for name in sorted(differing))
         raise InputError(
-            f"{shards.path} has features by {ours}, the model {model} was trained on features by {theirs}: extract "
-            "with the same extractor and weights."
+            f"The features of {shards.path} and those that the model {model} was trained on were extracted otherwise "
+            f"({facts}): extract with the same extractor and weights."
         )
     if shards.clock != card.clock:
         raise InputError(

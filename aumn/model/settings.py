@@ -112,8 +112,8 @@ class LossSettings(Section):
     )
 
     def gamma(self, stream: str) -> float:
-        """A stream's share of Eq. 13."""
-        return self.sparsity.get(stream, self.sparsity.get(EVERY_STREAM, 0.0))
+        """What Eq. 13 counts in a stream's loss; `check` has seen that there is one."""
+        return self.sparsity[stream if stream in self.sparsity else EVERY_STREAM]
 
     def check(self, streams: Iterable[str]) -> None:
         """InputError unless every stream of a shard set, and none beside, has its gamma."""

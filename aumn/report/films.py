@@ -15,6 +15,8 @@ def find_films(folder: Path) -> dict[str, Path]:
 
     ActivityNet's files are `v_VIDEO`. InputError where there is none.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name the one that the video files lie in.")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS and path.is_file())
     if not files:
         raise InputError(

@@ -50,10 +50,6 @@ class Choices:
         """The subset's; InputError for what is wrong with it."""
         return read_ground_truth(self.annotations, subset, allow_pickle=self.allow_pickle, on_bad=self.on_bad)
 
-    def films(self) -> dict[str, Path]:
-        """The videos' files; InputError where they are asked for and there is none."""
-        return find_films(self.videos) if self.videos else {}
-
 
 def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say, advance: Advance) -> None:
     """Report on a run, or on detections.
@@ -64,7 +60,7 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the file to write, such as {out / 'report.html'}.")
     run, detections = None, choices.detections or what
-    films = choices.films()
+    films = find_films(choices.videos) if choices.videos else {}
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
         if is_run(what):
             run = open_run(what, None if choices.detections else Path(temporary) / "model")
@@ -73,7 +69,7 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
         if run and not choices.detections:
             detections = Path(temporary) / "detections"
             _localize(run, detections, choices, advance)
-        measured = _write(out, run, detections, tious, choices)
+        measured = _write(out, run, detections, tious, choices, films=films)
     evaluation, population = measured.evaluation, measured.evaluation.population
     say(
         f"{out}: mAP {100 * evaluation.average:.1f} (tIoU {tious[0]} to {tious[-1]}) on {population.videos:,} videos, "
@@ -125,7 +121,15 @@ def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
     )
 
 
-def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...], choices: Choices) -> Measured:
+def _write(
+    out: Path,
+    run: Run | None,
+    detections: Path,
+    tious: tuple[float, ...],
+    choices: Choices,
+    *,
+    films: Mapping[str, Path],
+) -> Measured:
     found, metadata = read_detections(detections)
     subset = choices.subset or metadata.get("subset")
     facts = run.facts() if run else {"Detections": str(detections), "Model": metadata.get("model", "not said")}
@@ -141,7 +145,7 @@ def _write(out: Path, run: Run | None, detections: Path, tious: tuple[float, ...
         facts=facts,
         scores=detections / FOLDER if (detections / FOLDER).is_dir() else None,
         training=run.training() if run else None,
-        films=choices.films(),
+        films=films,
     )
 
 

@@ -10,7 +10,7 @@ from aumn.cli.one_video import localize_one
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.detections import read_detections
-from aumn.inference.localize import localize_subset
+from aumn.inference.localize import check_fit, localize_subset
 from aumn.inference.one_video import load_network, localize_video
 from aumn.model.aumn import StreamNetworks
 from aumn.records import InputError
@@ -126,6 +126,25 @@ def test_a_video_and_a_shard_set_exclude_each_other(place):
     assert (
         "Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy." in neither.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({"name": "i3d", "fps": 25.0}, {"name": "i3d", "fps": 10.0}, "(fps 25.0 and 10.0)"),
+        ({"streams": {"rgb": {"weights": "a"}}}, {"streams": {"rgb": {"weights": "b"}}}, "{'weights': 'b'}"),
+    ],
+)
+def test_features_of_another_extractor_are_refused(place, ours, theirs, said):
+    _, card = load_network(place / "model")
+    shards = ShardSet.open(place / "shards")
+    for made in (None, theirs):  # of the one it is not known who made them
+        shards.extractor = made
+        check_fit(card.model_copy(update={"extractor": theirs}), "m", shards)
+    shards.extractor = ours
+    with pytest.raises(InputError, match="were extracted otherwise") as error:
+        check_fit(card.model_copy(update={"extractor": theirs}), "m", shards)
+    assert said in str(error.value)
 
 
 def features(**lengths) -> dict[str, np.ndarray]:

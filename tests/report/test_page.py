@@ -203,3 +203,5 @@ def test_a_detection_plays_in_its_video(browser, shared_data, tmp_path):
 def test_a_folder_without_videos_is_told(tmp_path):
     with pytest.raises(InputError, match=r"has no video file \(\.3gp, "):
         find_films(tmp_path)
+    with pytest.raises(InputError, match="is no folder: name the one that the video files lie in"):
+        find_films(tmp_path / "nowhere")
