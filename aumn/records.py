@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ VIDEO_ENDINGS = frozenset({
 """Of files that are taken for videos."""
 
 
+Place = Path | str
+"""Where a shard set lies: a folder, or an address of a store such as s3://bucket/set; see `place_of`."""
+
+
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names it, its value, the rule and the remedy (exit code 2)."""
 
@@ -46,6 +51,13 @@ class InputError(ValueError):
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__("\n  ".join((message, *details)))
+
+
+def place_of(text: str | Path) -> Place:
+    """A user's words for where a shard set lies: what has :// is an address, which no Path could hold."""
+    if isinstance(text, Path) or "://" not in text:
+        return Path(text)
+    return Path(text.removeprefix("file://")) if text.startswith("file://") else text.rstrip("/")
 
 
 def check_streams(names: Collection[str]) -> None:
@@ -144,6 +156,8 @@ class Step:
     epoch: int
     global_videos: int
     micro_batches: tuple[Batch, ...]
+    damaged: Mapping[str, str] = field(default_factory=dict)  # videos that are left out, and why; of this rank alone
+    problem: InputError | None = None  # why there are no micro-batches
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aumn.addresses import public
 from aumn.cli.console import progress
 from aumn.cli.options import signature_of
 from aumn.cli.printing import print_packing, print_table
 from aumn.data.packing.options import PackOptions
-from aumn.records import Clock
+from aumn.records import Clock, place_of
 
 if TYPE_CHECKING:
     from aumn.inspect.inspection import Inspection
@@ -79,7 +80,7 @@ pack.__signature__ = signature_of(PackOptions, arguments=("features", "out"))  #
 
 
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="Shard set.")],
+    shards: Annotated[str, typer.Argument(help="Shard set: a folder or an address, such as s3://bucket/set.")],
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .svg or .pdf.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it as JSON.")] = None,
     sample: Annotated[int | None, typer.Option(help="Look at the values of so many videos only.")] = None,
@@ -99,7 +100,7 @@ def inspect(
     if picture:
         check_picture(picture)
     with progress("inspecting", "videos") as advance:
-        found = inspect_shards(shards, sample=sample, workers=workers, advance=advance)
+        found = inspect_shards(place_of(shards), sample=sample, workers=workers, advance=advance)
     if json_file:
         with whole_file(json_file) as file:
             file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
@@ -111,7 +112,7 @@ def inspect(
 def print_inspection(found: Inspection) -> None:
     """Tables of counts and values, then what looks wrong."""
     clock = Clock(found.stride_frames, found.window_frames)
-    print(f"{found.path}: {found.name}, {len(found.classes)} classes, a snippet {clock}")
+    print(f"{public(str(found.path))}: {found.name}, {len(found.classes)} classes, a snippet {clock}")
     header = ("subset", "videos", "hours", "snippets", "shortest", "median", "longest", "labels", "no label")
     print_table(header, [
         (name, f"{s.videos:,}", f"{s.hours:,.1f}", f"{s.snippets:,}", f"{s.shortest:,}", f"{s.median:,.0f}",

@@ -11,7 +11,7 @@ import typer
 from aumn.cli.console import progress
 from aumn.cli.options import TrackingUri
 from aumn.cli.printing import print_evaluation
-from aumn.records import InputError
+from aumn.records import InputError, place_of
 
 GROUND_TRUTH = "Ground truth: JSON in ActivityNet's layout, a CSV, W-TALC's folder, or a shard set."
 AllowPickle = Annotated[
@@ -33,7 +33,7 @@ def evaluate(
             help="Folder of Parquet parts, ActivityNet results JSON, THUMOS14's run text, or a run's folder."
         ),
     ],
-    annotations: Annotated[Path, typer.Option(help=GROUND_TRUTH)],
+    annotations: Annotated[str, typer.Option(help=GROUND_TRUTH)],
     subset: Annotated[
         str | None, typer.Option(help="Subset to measure on; default: the one that was localized.")
     ] = None,
@@ -59,7 +59,7 @@ def evaluate(
     with connect() as ranks:
         found, metadata = read_detections(detections, ranks.rank, ranks.size)
         chosen = subset or metadata.get("subset")
-        truth = read_ground_truth(annotations, chosen, allow_pickle=allow_pickle, on_bad=on_bad)
+        truth = read_ground_truth(place_of(annotations), chosen, allow_pickle=allow_pickle, on_bad=on_bad)
         result = evaluate(found, truth, tious, ranks)
     if ranks.is_first:
         if json_file:
@@ -71,7 +71,7 @@ def evaluate(
 def report(
     what: Annotated[list[Path], typer.Argument(help="A run's folder, or detections; or several runs, to compare.")],
     out: Annotated[Path, typer.Option(help="The page to write.")],
-    annotations: Annotated[Path | None, typer.Option(help=f"{GROUND_TRUTH} Not for several runs.")] = None,
+    annotations: Annotated[str | None, typer.Option(help=f"{GROUND_TRUTH} Not for several runs.")] = None,
     subset: Annotated[
         str | None, typer.Option(help="Default: the one that was localized, or the one the run did not train on.")
     ] = None,
@@ -80,7 +80,7 @@ def report(
     detections: Annotated[
         Path | None, typer.Option(help="The run's detections, localized with --scores; default: localize now.")
     ] = None,
-    shards: Annotated[Path | None, typer.Option(help="Shard set to localize in; default: the run's own.")] = None,
+    shards: Annotated[str | None, typer.Option(help="Shard set to localize in; default: the run's own.")] = None,
     videos: Annotated[
         Path | None, typer.Option(help="Folder of the video files, which the page then plays; it links them.")
     ] = None,
@@ -110,7 +110,17 @@ def report(
     if annotations is None:
         raise InputError("--annotations is missing: give the ground truth, an ActivityNet-layout JSON or a shard set.")
     choices = Choices(
-        annotations, allow_pickle, on_bad, subset, protocol, tiou, detections, shards, tracking_uri, device, videos
+        place_of(annotations),
+        allow_pickle,
+        on_bad,
+        subset,
+        protocol,
+        tiou,
+        detections,
+        place_of(shards) if shards else None,
+        tracking_uri,
+        device,
+        videos,
     )
     with progress("localizing", "videos") as advance:
         report_of(what[0], out, choices, attach=attach, say=print, advance=advance)

@@ -12,7 +12,7 @@ import typer
 from aumn.cli.console import progress, say
 from aumn.cli.options import TrackingUri
 from aumn.cli.printing import print_footprint
-from aumn.records import InputError
+from aumn.records import InputError, place_of
 
 
 def train(
@@ -121,7 +121,7 @@ def localize(
         folder = _model_folder(model, tracking_uri)
         model = model if model.startswith("models:") else str(folder)
         count = localize_subset(
-            folder, Path(place), out, ranks, model=model, subset=subset, device=device, advance=advance,
+            folder, place_of(place), out, ranks, model=model, subset=subset, device=device, advance=advance,
             with_scores=scores, json_file=json_file,
         )  # fmt: skip
     if first:

@@ -128,8 +128,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise InputError(
                 f"override {override!r} must read section.field=value, e.g. optimizer.learning_rate=0.001."
             )
-        (section, *field), value = parse_value(override)
-        settings.setdefault(section, {})[".".join(field)] = value
+        (*parents, field), value = parse_value(override)
+        within = settings
+        for parent in parents:
+            within = within.setdefault(parent, {})
+            if not isinstance(within, dict):
+                raise InputError(f"override {override!r}: {parent} is a single value, which has no {field}.")
+        within[field] = value
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -163,7 +168,10 @@ def _describe(problem: Any) -> list[str]:
     if where in REMOVED:
         return [f"{where} is no setting any more: {REMOVED[where]}"]
     if problem["type"] == "extra_forbidden":
-        fields = list(SECTIONS[parents[0]].model_fields if parents else SECTIONS)
+        within: Any = RunConfig
+        for parent in parents:
+            within = within.model_fields[parent].annotation
+        fields = list(within.model_fields)
         near = difflib.get_close_matches(name, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(fields)}."
         return [f"{where} is not a setting: {hint}"]

@@ -58,7 +58,7 @@ def setting(
             or `section.field=value`. A value other than the default is then an error.
     """
     facts: dict[str, JsonValue] = {"may_change": may_change or same_model, "same_model": same_model, "needs": needs}
-    return Field(default, description=description, json_schema_extra=facts)
+    return Field(default, description=description, validate_default=True, json_schema_extra=facts)
 
 
 def refusal(sentence: str) -> PydanticCustomError:

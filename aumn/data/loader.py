@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, closing
 from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache
-from hashlib import blake2b
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from aumn.data.buffers import Buffers
+from aumn.data.order import EpochOrder, hash63
+from aumn.data.problems import DamagedVideoError, StoreGoneError
 from aumn.records import Batch, InputError, Step
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 THREADS = 2
 STEPS_AHEAD = 2
+GIVE_UP_POLL_S = 0.5
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -40,7 +43,7 @@ def split_holdout(indices: Sequence[int], ids: Sequence[str], share: float, seed
 
     A video's side is a function of (seed, its id) alone: which other videos there are, and in what order, is all one.
     """
-    is_held_out = [_hash63("holdout", seed, video) < share * 2**63 for video in ids]
+    is_held_out = [hash63("holdout", seed, video) < share * 2**63 for video in ids]
     training = [index for index, out in zip(indices, is_held_out, strict=True) if not out]
     held_out = [index for index, out in zip(indices, is_held_out, strict=True) if out]
     if share > 0 and not (training and held_out):
@@ -72,6 +75,10 @@ class TrainingLoader:
     world_size: int
     dtype: torch.dtype = torch.float32  # of the features in the batches, whatever the shards hold
     pin_memory: bool = False  # page-locked, for copies to CUDA that overlap with compute; untested for want of a GPU
+    window_shards: int | None = None  # tars among which videos are shuffled; None: among all; see `EpochOrder`
+    damaged_limit: int = (
+        0  # videos whose features are damaged that are left out of their steps, before that is an error
+    )
 
     def __post_init__(self) -> None:
         if not len(self.indices):
@@ -85,32 +92,76 @@ class TrainingLoader:
         self.steps_per_epoch = -(-len(self.indices) // self.global_videos)
         self.wait_s = 0.0  # how long the consumer of `steps` has waited for data so far
         self._indices = np.asarray(self.indices)
+        shard_N = None if self.window_shards is None else self.shards.shards_of(self.indices)
+        self._order = EpochOrder(self.seed, len(self.indices), shard_N, self.window_shards or 1)
         self._micro_count = count_micro_batches(self.global_videos, self.micro_videos, self.world_size)
         self._reader = _Reader(self.shards, self.dtype, self.pin_memory)
 
+    @property
+    def may_lack(self) -> bool:
+        """Whether ranks have to agree on each step before they take it, as one of them may lack some of it."""
+        return self.shards.is_remote or self.damaged_limit > 0
+
     def load(self, step: int) -> Step:
         """Any step's data, at once."""
+        epoch, mine, count = self._videos_of(step)
+        damaged: dict[str, str] = {}
+        batches = tuple(self._load_batch(piece.tolist(), epoch, damaged) for piece in mine)
+        return Step(step, epoch, count, batches, damaged)
+
+    def steps(self, first: int, last: int, give_up: Callable[[], bool] = lambda: False) -> Generator[Step]:
+        """`load` for first <= step < last, read ahead by threads; closing the generator ends them.
+
+        Where a remote set's store is gone, or `give_up` says so while a step is waited for, that step comes without
+        data, and is the last one; its `problem` says why.
+        """
+        upcoming = chain.from_iterable(np.concatenate(self._videos_of(step)[1]).tolist() for step in range(first, last))
+        load = partial(_or_problem, self.load)
+        ahead = _prefetch(
+            load,
+            range(first, last),
+            threads=THREADS,
+            ahead=STEPS_AHEAD,
+            interrupted=self.shards.interrupted,
+            give_up=give_up,
+        )
+        with self.shards.ahead(upcoming), closing(ahead):
+            for index in range(first, last):
+                asked_s = time.perf_counter()
+                step = next(ahead)
+                self.wait_s += time.perf_counter() - asked_s
+                if isinstance(step, Step):
+                    yield step
+                    continue
+                yield Step(index, 0, 0, (), problem=step or InputError("A step was waited for in vain."))
+                return
+
+    def _videos_of(self, step: int) -> tuple[int, list[np.ndarray], int]:
+        """A step's epoch, the videos of each of this rank's micro-batches, and how many the step has over all ranks."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first = position * self.global_videos
-        places = _epoch_order(self.seed, epoch, len(self.indices))[first : first + self.global_videos]
+        places = self._order.of(epoch)[first : first + self.global_videos]
         pieces = np.array_split(self._indices[places], self.world_size * self._micro_count)
-        mine = pieces[self.rank * self._micro_count : (self.rank + 1) * self._micro_count]
-        return Step(step, epoch, len(places), tuple(self._load_batch(piece.tolist(), epoch) for piece in mine))
+        return epoch, pieces[self.rank * self._micro_count : (self.rank + 1) * self._micro_count], len(places)
 
-    def steps(self, first: int, last: int) -> Generator[Step]:
-        """`load` for first <= step < last, read ahead by threads; closing the generator ends them."""
-        with closing(_prefetch(self.load, range(first, last), THREADS, STEPS_AHEAD)) as ahead:
-            while True:
-                asked_s = time.perf_counter()
-                step = next(ahead, None)
-                self.wait_s += time.perf_counter() - asked_s
-                if step is None:
-                    return
-                yield step
+    def _load_batch(self, indices: list[int], epoch: int, damaged: dict[str, str]) -> Batch:
+        """Of these videos; those that are damaged are noted and left out, where that is allowed."""
+        while True:
+            try:
+                return self._read_batch(indices, epoch)
+            except DamagedVideoError as error:
+                if not self.damaged_limit:
+                    raise
+                damaged[error.video] = str(error)
+                indices = [
+                    index
+                    for index, video in zip(indices, self.shards.ids(indices), strict=True)
+                    if video != error.video
+                ]
 
-    def _load_batch(self, indices: list[int], epoch: int) -> Batch:
+    def _read_batch(self, indices: list[int], epoch: int) -> Batch:
         videos = [self.shards.videos[index] for index in indices]
-        seeds = [_hash63("video", self.seed, epoch, video.id) for video in videos]
+        seeds = [hash63("video", self.seed, epoch, video.id) for video in videos]
         if self.snippets is None:
             return self._reader.read(indices, [np.arange(video.snippets) for video in videos], seeds)
         lengths = (video.snippets for video in videos)
@@ -150,7 +201,9 @@ def whole_videos(
         rows = [np.arange(shards.videos[index].snippets)]
         return reader.read([index], rows, seeds=[0])  # nothing is random here
 
-    return _prefetch(load, deal(shards, indices, rank=rank, world_size=world_size), threads=1, ahead=1)
+    own, ahead = deal(shards, indices, rank=rank, world_size=world_size), 4 if shards.is_remote else 1
+    with closing(_prefetch(load, own, threads=ahead, ahead=ahead, interrupted=shards.interrupted)) as batches:
+        yield from (batch for batch in batches if batch is not None)
 
 
 def deal(shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int) -> list[int]:
@@ -195,8 +248,26 @@ class _Reader:
         return self.buffers.empty(shape, self.dtype)
 
 
-def _prefetch(load: Callable[[Item], Loaded], items: Iterable[Item], threads: int, ahead: int) -> Generator[Loaded]:
-    """`load` of each item, in order, `ahead` of them under way while the consumer works on one."""
+def _or_problem(load: Callable[[int], Step], step: int) -> Step | StoreGoneError:
+    try:
+        return load(step)
+    except StoreGoneError as error:
+        return error
+
+
+def _prefetch(
+    load: Callable[[Item], Loaded],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    ahead: int,
+    interrupted: Callable[[], AbstractContextManager[None]],
+    give_up: Callable[[], bool] = lambda: False,
+) -> Generator[Loaded | None]:
+    """`load` of each item, in order, `ahead` of them under way while the consumer works on one.
+
+    None, where `give_up` says so while an item is waited for. Loads under way are sent away when the generator closes.
+    """
     torch.get_num_threads()  # settles this thread's own count, which the next line would otherwise decide
     # One core a thread, as in torch's own DataLoader: a team of threads for each copy would spin in training's way.
     pool = ThreadPoolExecutor(threads, "aumn-data", initializer=torch.set_num_threads, initargs=(1,))
@@ -205,19 +276,16 @@ def _prefetch(load: Callable[[Item], Loaded], items: Iterable[Item], threads: in
         for item in items:
             pending.append(pool.submit(load, item))
             if len(pending) > ahead:
-                yield pending.popleft().result()
+                yield _result(pending.popleft(), give_up)
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft(), give_up)
     finally:
-        pool.shutdown(cancel_futures=True)
+        with interrupted():
+            pool.shutdown(cancel_futures=True)
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng(_hash63("order", seed, epoch)).permutation(count)
-
-
-def _hash63(*key: object) -> int:
-    """63 bits of blake2b over the key: the same on every machine, unlike Python's own `hash`."""
-    digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def _result(future: Future[Loaded], give_up: Callable[[], bool]) -> Loaded | None:
+    while not wait([future], GIVE_UP_POLL_S).done:
+        if give_up():
+            return None
+    return future.result()

@@ -30,6 +30,18 @@ def refuse(problems: Sequence[str], headline: str, remedy: str = "") -> None:
         raise InputError(headline, *problems[:SHOWN], *more, *filter(None, [remedy]))
 
 
+class StoreGoneError(InputError):
+    """A store has not answered for as long as it may be away."""
+
+
+class DamagedVideoError(InputError):
+    """A video's features are not what was packed; `video` is its id."""
+
+    def __init__(self, video: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.video = video
+
+
 @contextmanager
 def about(subject: object) -> Iterator[None]:
     """Put a subject before what an error says, where the code that raises it does not know of what it speaks."""

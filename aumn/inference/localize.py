@@ -31,7 +31,7 @@ from aumn.inference.snippet_scores import (
     write_scores,
 )
 from aumn.model.aumn import StreamNetworks
-from aumn.records import Batch, Detections, InputError, VideoScores
+from aumn.records import Batch, Detections, InputError, Place, VideoScores
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime.ranks import Ranks
 
@@ -65,7 +65,7 @@ def localize(
 
 def localize_subset(
     folder: Path,
-    shards_path: Path,
+    shards_path: Place,
     out: Path,
     ranks: Ranks,
     *,

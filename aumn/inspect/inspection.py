@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotated import look
 from aumn.data.truth.annotations import read_annotations
 from aumn.ends import Length
-from aumn.records import Clock, InputError, Video
+from aumn.records import Clock, InputError, Place, Video
 
 CHUNK_VIDEOS = 64  # read ahead by threads
 SCALE_FACTOR = 5.0  # a stream that deviates this much more or less than the usual is of another extraction
@@ -62,7 +61,7 @@ class Finding:
 class Inspection:
     """Everything that was found; `classes` counts the videos of each class by subset."""
 
-    path: Path
+    path: Place
     name: str
     identity: str
     stride_frames: int
@@ -90,7 +89,7 @@ class Inspection:
 
 
 def inspect_shards(
-    path: Path, *, sample: int | None = None, workers: int = 1, advance: Callable[[int, int], None] = lambda *_: None
+    path: Place, *, sample: int | None = None, workers: int = 1, advance: Callable[[int, int], None] = lambda *_: None
 ) -> Inspection:
     """Look at every video of a shard set, or at the values of `sample` videos spread evenly over it.
 

@@ -14,6 +14,7 @@ from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 from aumn.data.shards.layout import read_description
+from aumn.data.shards.stores import open_store
 from aumn.jobs.job import Job, training_config
 from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.records import InputError
@@ -106,6 +107,6 @@ def _dataset_tags(job: Job) -> dict[str, str]:
     for step in job.steps:
         if step.command == "train":
             with suppress(InputError, OSError):
-                found = read_description(training_config(step.points[0]).data.shards)
+                found = read_description(open_store(training_config(step.points[0]).data.shards))
                 return {"dataset": found.name, "dataset_identity": found.identity}
     return {}

@@ -16,7 +16,7 @@ from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import choose_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.snippet_scores import FOLDER, ScoredModel, SnippetScores, read_scores
-from aumn.records import Detections, GroundTruth, InputError
+from aumn.records import Detections, GroundTruth, InputError, Place, place_of
 from aumn.report.films import find_films, link_films
 from aumn.report.measures import Measured, classes, errors, measure, overview
 from aumn.report.page import write_page
@@ -34,14 +34,14 @@ Advance = Callable[[int, int], None]
 class Choices:
     """What a user may say about a report; None: found out, see `report_of`."""
 
-    annotations: Path
+    annotations: Place
     allow_pickle: bool = False
     on_bad: str | None = None
     subset: str | None = None
     protocol: str | None = None
     tiou: str | None = None
     detections: Path | None = None
-    shards: Path | None = None
+    shards: Place | None = None
     tracking_uri: str | None = None
     device: str = "cpu"
     videos: Path | None = None
@@ -97,7 +97,7 @@ def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import Ranks
 
-    shards, subset = choices.shards or Path(run.config["data"]["shards"]), choices.subset
+    shards, subset = choices.shards or place_of(run.config["data"]["shards"]), choices.subset
     if subset is None:
         trained_on = run.config["data"]["subset"]
         others = sorted({video.subset for video in ShardSet.open(shards).videos} - {trained_on})

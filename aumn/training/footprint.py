@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -90,7 +91,7 @@ def predict(
     snippets = config.data.snippets
     if num_classes is not None and widths is not None and snippets is not None:
         return footprint(config, widths, num_classes, snippets=snippets, ranks=ranks, zero=zero)
-    if not config.data.shards.exists():
+    if isinstance(config.data.shards, Path) and not config.data.shards.exists():
         raise InputError(
             f"data.shards={config.data.shards} does not exist: pack it, or give --classes 200 --widths "
             "rgb=1024,flow=1024 and a number in data.snippets instead."

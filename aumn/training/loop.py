@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
+from aumn.data.problems import StoreGoneError
 from aumn.model.losses import Objective
-from aumn.records import Step
+from aumn.records import InputError, Step
 from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
+from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
 from aumn.training.resume import Progress
 from aumn.training.settings import HELD_OUT
@@ -30,6 +33,9 @@ from aumn.training.step import learning_rate, train_step
 
 if TYPE_CHECKING:
     from aumn.training.validation import Validation  # which opens temporal ground truth; training does not
+
+NO_DATA = "no_data"  # counts ranks that wait for data no more
+HAS_DAMAGE, GONE = 1_000, 1_001  # above every signal
 
 
 @dataclass
@@ -46,16 +52,17 @@ class Run:
     say: Callable[[str], None] = lambda _line: None
     advance: Callable[[int, int], None] = lambda _done, _steps: None
     all_stop: bool = False  # every rank has been told to stop, at the same step
+    left_out: set[str] = field(default_factory=set)  # damaged videos so far, the same on every rank
 
 
 def train(run: Run) -> None:
     """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them."""
     config, progress, ranks = run.config.run, run.progress, run.engine.ranks
     clock = _Clock(run.loader, run.engine)
-    with closing(run.loader.steps(progress.step, config.steps)) as steps:
+    with closing(run.loader.steps(progress.step, config.steps, partial(_should_give_up, ranks))) as steps:
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
         for step in chain([None] if progress.evaluation_due else [], steps):
-            signal = 0 if step is None else _take(run, step, clock)
+            signal = 0 if step is None else _agree_and_take(run, step, clock)
 
             best = None
             if progress.evaluation_due and not signal:  # a signal goes first: who resumes begins with the evaluation
@@ -71,6 +78,49 @@ def train(run: Run) -> None:
                 run.all_stop = True
                 raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run)))
             run.advance(progress.step, config.steps)
+
+
+def _should_give_up(ranks: Ranks) -> bool:
+    """Whether a step is waited for in vain, since this rank was asked to stop, or another one has no data."""
+    return bool(preemption.asked()) or ranks.count(NO_DATA, 0) > 0
+
+
+def _agree(run: Run, step: Step) -> tuple[Step, int]:
+    """The step as all ranks take it, without damaged videos; or the signal for which none of them takes it.
+
+    Where a rank's store is gone, all ranks save what they have, and the error is everybody's.
+    """
+    ranks, loader = run.engine.ranks, run.loader
+    if step.problem and not ranks.count(NO_DATA, 0):
+        ranks.count(NO_DATA)
+    lacking = [GONE if isinstance(step.problem, StoreGoneError) else 0, preemption.asked() if step.problem else 0]
+    state = ranks.ask(lambda: max(*lacking, HAS_DAMAGE if step.damaged else 0))()
+    if state >= GONE:
+        problem = next(filter(None, ranks.gather(step.problem and str(step.problem))))
+        _save(run)
+        run.all_stop = True
+        raise InputError(f"{problem} {(ranks.broadcast(_how_to_go_on(run)) or '').capitalize()}.")
+    if 0 < state < HAS_DAMAGE:
+        return step, state
+    if not state:
+        return step, 0
+    found: dict[str, str] = {
+        video: why for of_rank in ranks.gather(dict(step.damaged)) for video, why in of_rank.items()
+    }
+    for video in sorted(found.keys() - run.left_out):
+        run.say(f"{video} is left out of step {step.index + 1}, and of those to come: {found[video]}")
+    run.left_out |= found.keys()
+    if len(run.left_out) > loader.damaged_limit:
+        raise InputError(
+            f"{len(run.left_out)} videos are damaged, and data.damage_limit={loader.damaged_limit} allows no more: "
+            f"fetch or pack {run.loader.shards.path} again, or raise the limit."
+        )
+    return replace(step, global_videos=step.global_videos - len(found)), 0
+
+
+def _agree_and_take(run: Run, step: Step, clock: _Clock) -> int:
+    agreed, signal = _agree(run, step) if run.loader.may_lack else (step, 0)
+    return signal or _take(run, agreed, clock)
 
 
 def _take(run: Run, step: Step, clock: _Clock) -> int:

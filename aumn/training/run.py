@@ -14,7 +14,8 @@ import torch
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
-from aumn.data.shards.shard_set import ShardSet
+from aumn.data.settings import DataSettings
+from aumn.data.shards.shard_set import Access, ShardSet
 from aumn.model.aumn import StreamNetworks
 from aumn.records import InputError, Stopped
 from aumn.runfolder.checkpoint import save_model
@@ -45,7 +46,7 @@ def run_training(
 
     `say` takes lines for people, `advance` the steps done and in all; both are called on every rank.
     """
-    shards = ShardSet.open(config.data.shards)
+    shards = ShardSet.open(config.data.shards, access_of(config.data))
     config.check_streams(shards.streams)
     indices = shards.indices(config.data.subset)
     training, held_out = split_holdout(
@@ -61,7 +62,11 @@ def run_training(
         rank=ranks.rank,
         world_size=ranks.size,
         pin_memory=config.run.device == "cuda",
+        window_shards=config.data.window_shards if config.data.order == "shards" else None,
+        damaged_limit=config.data.damage_limit if config.data.on_damage == "skip" else 0,
     )
+    if shards.cache and ranks.is_first and (note := _note_small_cache(config, shards)):
+        say(note)
     device = ranks.device(config.run.device)
     _check_memory(shards, config, device)
     card = new_card(config, shards)
@@ -98,6 +103,23 @@ def run_training(
         finally:
             if run.all_stop:
                 ranks.barrier()  # a launcher ends the others as soon as one has left
+
+
+def access_of(data: DataSettings) -> Access:
+    """How a run reads its shard set."""
+    folder, gigabytes = data.cache.folder, data.cache.size_gb
+    return Access(data.read == "shard", folder, round(gigabytes * 10**9), data.store_away_s)
+
+
+def _note_small_cache(config: RunConfig, shards: ShardSet) -> str:
+    """What to do about a cache that fetches the same tars again and again."""
+    if config.data.read == "range" or config.data.order == "shards" or shards.bytes <= config.data.cache.size_gb * 1e9:
+        return ""
+    return (
+        f"data.cache.size_gb={config.data.cache.size_gb:g} is less than the {shards.bytes / 1e9:,.1f} GB of "
+        f"{shards.path}, so tars are fetched many times an epoch: raise it, or set data.order=shards or "
+        "data.read=range."
+    )
 
 
 def _build(shards: ShardSet, config: RunConfig) -> StreamNetworks:

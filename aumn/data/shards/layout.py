@@ -6,17 +6,19 @@ import json
 from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass
 from dataclasses import fields as dataclass_fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import xxhash
 
+from aumn.addresses import public
 from aumn.records import InputError, check_streams
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from aumn.data.shards.stores import Store
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
@@ -68,15 +70,18 @@ class Description:
         return json.dumps(fields | {"checksum": _own_checksum(fields)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def read_description(path: Path) -> Description:
+def read_description(store: Store) -> Description:
     """Read dataset.json, which must be of this format version and as it was written."""
     from pydantic import TypeAdapter, ValidationError
 
-    file = path / DESCRIPTION
-    if not file.is_file():
-        raise InputError(f"{path} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.")
+    file = file_of(store, DESCRIPTION)
     try:
-        fields = dict(json.loads(file.read_bytes()))
+        content = store.read(DESCRIPTION)
+    except (FileNotFoundError, NotADirectoryError):
+        place = public(str(store.place))
+        raise InputError(f"{place} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.") from None
+    try:
+        fields = dict(json.loads(content))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file} is not a JSON object ({error}): fetch the shard set again.") from None
     version = fields.get("format_version")
@@ -92,18 +97,23 @@ def read_description(path: Path) -> Description:
         raise InputError(f"{file} describes no shard set ({name}: {problem['msg']}): fetch it again.") from None
 
 
-def read_table_bytes(path: Path, name: str, description: Description) -> bytes:
+def read_table_bytes(store: Store, name: str, description: Description) -> bytes:
     """A table's bytes, verified: pyarrow is never handed a damaged file, which it does not always survive."""
-    file = path / name
-    if not file.is_file():
-        raise InputError(f"{file} is missing: fetch the shard set again.")
-    content = file.read_bytes()
+    try:
+        content = store.read(name)
+    except FileNotFoundError:
+        raise InputError(f"{file_of(store, name)} is missing: fetch the shard set again.") from None
     if checksum(content) != description.checksums.get(name):
         raise InputError(
-            f"{file} does not match its checksum in {DESCRIPTION}, so it is damaged or of another packing: "
-            "fetch the shard set again."
+            f"{file_of(store, name)} does not match its checksum in {DESCRIPTION}, so it is damaged or of another "
+            "packing: fetch the shard set again."
         )
     return content
+
+
+def file_of(store: Store, name: str) -> str:
+    """A file of a set, as errors name it."""
+    return f"{public(str(store.place))}/{name}"
 
 
 def open_table(content: bytes, wanted: pa.Schema, optional: Collection[str] = ()) -> pq.ParquetFile:

@@ -5,20 +5,33 @@ data_shards/README.md documents the format. Temporal ground truth lies in annota
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from aumn.data.problems import about
+from aumn.addresses import public
+from aumn.data.problems import DamagedVideoError, about
 from aumn.data.shards import layout
+from aumn.data.shards.cache import ShardCache
 from aumn.data.shards.manifest import Manifest
-from aumn.records import Clock, InputError, Video
+from aumn.data.shards.stores import AWAY_S, Folder, Store, open_store
+from aumn.data.shards.tars import MappedTars, RemoteTars, Tars
+from aumn.records import Clock, InputError, Place, Video
 
-OPEN_TARS = 256  # each open map holds a file descriptor, and 1,024 is a usual limit
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a remote set is read: whole shards into a cache on this machine, or what is asked for alone."""
+
+    whole: bool = False
+    cache_folder: Path | None = None  # None: a user's own in the machine's temporary folder
+    cache_bytes: int = 100 * 10**9
+    away_s: float = AWAY_S  # how long the store may be away
 
 
 class ShardSet:
@@ -27,8 +40,10 @@ class ShardSet:
     Safe to read from several threads. Features are verified against their checksum on every read.
     """
 
-    def __init__(self, path: Path, description: layout.Description, rows: Manifest) -> None:
-        self.path = path
+    def __init__(
+        self, store: Store, description: layout.Description, rows: Manifest, access: Access = Access()
+    ) -> None:
+        self.path: Place = store.place
         self.name = description.name
         self.identity = description.identity
         self.classes = description.classes
@@ -39,31 +54,47 @@ class ShardSet:
         self.clock = Clock(self.stride_frames, self.window_frames or self.stride_frames)
         self.left_out = description.left_out
         self.extractor = description.extractor
-        self._tars = [path / shard.file for shard in description.shards]
         self.videos: Sequence[Video] = rows
         """Every video of every subset, in the order that `indices` and `read` count in."""
         self._rows, self._description = rows, description
-        self._map = lru_cache(maxsize=OPEN_TARS)(_map_tar)
+        self.cache: ShardCache | None = None  # of a remote set
+        if isinstance(store, Folder):
+            self._tars: Tars = MappedTars(store.place, description.shards)
+        else:
+            self.cache = ShardCache(access.cache_folder, access.cache_bytes)
+            self._tars = RemoteTars(
+                store,
+                description.shards,
+                self.cache,
+                whole=access.whole,
+                name=lru_cache(maxsize=None)(self._cached_name),
+                check=self._find_damage,
+            )
 
     @classmethod
-    def open(cls, path: Path) -> ShardSet:
-        """Read the description and the manifest, and check that every tar is there in its full size."""
-        description = layout.read_description(path)
-        content = layout.read_table_bytes(path, layout.MANIFEST, description)
-        with about(path / layout.MANIFEST):
+    def open(cls, path: Place, access: Access = Access()) -> ShardSet:
+        """Read the description and the manifest; of a set in a folder, check that every tar is there in its full size.
+
+        A remote set's tars are checked when they are read.
+        """
+        store = open_store(path, access.away_s)
+        description = layout.read_description(store)
+        content = layout.read_table_bytes(store, layout.MANIFEST, description)
+        with about(layout.file_of(store, layout.MANIFEST)):
             rows = Manifest(content, list(description.streams))
             rows.check(description)
-        for shard in description.shards:
-            file = path / shard.file
-            if not file.is_file():
-                raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
-            size = file.stat().st_size
+        for shard in description.shards if isinstance(store, Folder) else ():
+            size = store.size(shard.file)
+            if size is None:
+                raise InputError(
+                    f"{layout.file_of(store, shard.file)} is missing: fetch it, or pack the features again."
+                )
             if size != shard.bytes:
                 raise InputError(
-                    f"{file} has {size:,} bytes where {layout.DESCRIPTION} says {shard.bytes:,}: "
-                    "it is truncated or another's; fetch this shard again."
+                    f"{layout.file_of(store, shard.file)} has {size:,} bytes where {layout.DESCRIPTION} says "
+                    f"{shard.bytes:,}: it is truncated or another's; fetch this shard again."
                 )
-        return cls(path, description, rows)
+        return cls(store, description, rows, access)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -106,9 +137,25 @@ class ShardSet:
         found: list[int] = np.flatnonzero(rows.subset_N == rows.subsets.index(subset)).tolist()
         return found
 
-    def tar_of(self, index: int) -> Path:
+    @property
+    def is_remote(self) -> bool:
+        """Whether its tars may be away for a while."""
+        return self.cache is not None
+
+    @property
+    def bytes(self) -> int:
+        """Of all its tars."""
+        return sum(shard.bytes for shard in self._description.shards)
+
+    def tar_of(self, index: int) -> Place:
         """The tar that holds a video."""
-        return self._tars[int(self._rows.shard_N[index])]
+        file = self._description.shards[int(self._rows.shard_N[index])].file
+        return self.path / file if isinstance(self.path, Path) else f"{public(self.path)}/{file}"
+
+    def shards_of(self, indices: Sequence[int]) -> np.ndarray:
+        """The number of each video's tar."""
+        numbers: np.ndarray = self._rows.shard_N[np.asarray(indices, dtype=np.int64)]
+        return numbers
 
     def checksum(self, index: int, stream: str) -> int:
         """That of a video's features in one stream: equal features have it, in any video."""
@@ -116,28 +163,70 @@ class ShardSet:
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
-        tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
-        features = {}
+        rows, shard = self._rows, int(self._rows.shard_N[index])
+        wanted = [(rows.offset_N[stream].item(index), rows.bytes_N[stream].item(index)) for stream in self.streams]
+        video = self._rows.ids[index].as_py()
+        try:
+            members = dict(zip(self.streams, self._tars.spans(shard, wanted), strict=True))
+            if (damaged := self._damaged(index, members)) and self._tars.forget(shard):
+                members = dict(zip(self.streams, self._tars.spans(shard, wanted), strict=True))
+                damaged = self._damaged(index, members)
+        except DamagedVideoError as error:
+            raise DamagedVideoError(video, str(error)) from None
+        if damaged:
+            raise DamagedVideoError(
+                video,
+                f"{self.tar_of(index)}: member {damaged} does not match its checksum, so the file is damaged; fetch "
+                "this shard again or pack anew.",
+            )
+        snippets, features = int(rows.snippets_N[index]), {}
         for stream, width in self.streams.items():
-            first, size = self._rows.offset_N[stream].item(index), self._rows.bytes_N[stream].item(index)
-            if tar.size() < first + size:  # asks the file; to touch a page of a map behind its end is a SIGBUS
-                raise InputError(f"{self.tar_of(index)} became shorter while it was read: fetch this shard again.")
-            member = memoryview(tar)[first : first + size]
-            if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
-                key = layout.sample_key(self._rows.ids[index].as_py(), self.streams)
-                raise InputError(
-                    f"{self.tar_of(index)}: member {key}.{stream}.npy "
-                    "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
-                )
             # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
-            array_bytes = snippets * width * self.dtype.itemsize
-            features[stream] = np.frombuffer(member[size - array_bytes :], self.dtype).reshape(snippets, width)
+            tail = members[stream][-snippets * width * self.dtype.itemsize :]
+            features[stream] = np.frombuffer(tail, self.dtype).reshape(snippets, width)
         return features
 
+    def ahead(self, indices: Iterable[int]) -> AbstractContextManager[None]:
+        """While the block runs, a remote set's tars are fetched in the order in which these videos will be read."""
+        return self._tars.ahead(int(self._rows.shard_N[index]) for index in indices)
 
-def _map_tar(tar: Path) -> mmap.mmap:
-    try:
-        with tar.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: it is empty
-        raise InputError(f"{tar} cannot be read ({error}): fetch this shard again.") from None
+    def interrupted(self) -> AbstractContextManager[None]:
+        """While the block runs, whoever waits for a remote set is sent away with an error."""
+        return self._tars.interrupted()
+
+    def _damaged(self, index: int, members: dict[str, memoryview]) -> str:
+        """The first member that is not what was packed."""
+        for stream, member in members.items():
+            if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
+                return f"{layout.sample_key(self._rows.ids[index].as_py(), self.streams)}.{stream}.npy"
+        return ""
+
+    def _find_damage(self, shard: int, content: memoryview) -> str:
+        """The first member of a whole tar that is not what was packed."""
+        for index in self._rows_of(shard).tolist():
+            members = {}
+            for stream in self.streams:
+                first = self._rows.offset_N[stream].item(index)
+                members[stream] = content[first : first + self._rows.bytes_N[stream].item(index)]
+            if damaged := self._damaged(index, members):
+                return f"member {damaged}"
+        return ""
+
+    def _cached_name(self, shard: int) -> str:
+        """A tar's name in a cache: a fingerprint of what the manifest says of its members, and its own."""
+        rows, digest = self._rows_of(shard), xxhash.xxh3_64()
+        for stream in self.streams:
+            for column, kind in ((self._rows.offset_N, "<i8"), (self._rows.bytes_N, "<i8"), (self._rows.xxh3_N, "<u8")):
+                digest.update(np.ascontiguousarray(column[stream][rows].astype(kind)).tobytes())
+        return f"{digest.hexdigest()}-{self._description.shards[shard].file}"
+
+    def _rows_of(self, shard: int) -> np.ndarray:
+        order_N, bounds = self._by_shard
+        rows: np.ndarray = order_N[bounds[shard] : bounds[shard + 1]]
+        return rows
+
+    @cached_property
+    def _by_shard(self) -> tuple[np.ndarray, np.ndarray]:
+        """Videos by their tars, and where in that order each tar's begin."""
+        order_N = np.argsort(self._rows.shard_N, kind="stable")
+        return order_N, np.searchsorted(self._rows.shard_N[order_N], np.arange(len(self._description.shards) + 1))

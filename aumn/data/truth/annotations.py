@@ -19,7 +19,8 @@ import numpy as np
 
 from aumn.data.json_files import read_json, shown, text_of
 from aumn.data.problems import about, check_on_bad
-from aumn.data.shards.layout import ANNOTATIONS, open_table, read_description, read_table_bytes
+from aumn.data.shards.layout import ANNOTATIONS, file_of, open_table, read_description, read_table_bytes
+from aumn.data.shards.stores import open_store
 from aumn.data.truth.annotated import (
     AnnotatedVideo,
     Instance,
@@ -30,7 +31,7 @@ from aumn.data.truth.annotated import (
 )
 from aumn.data.truth.annotation_csv import DEFAULT_SUBSET, read_csv
 from aumn.data.truth.wtalc import NAMES, read_wtalc
-from aumn.records import GroundTruth, InputError
+from aumn.records import GroundTruth, InputError, Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,14 +48,14 @@ ROOTS, LISTS = ("database", "GT"), ("annotations", "actions")
 class Annotations:
     """A ground-truth file: its videos by id, in its own order."""
 
-    source: Path
+    source: Place
     videos: dict[str, AnnotatedVideo]
     is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
     on_bad: str = "stop"  # what a shard set was packed with; see `read_ground_truth`
 
 
 def read_ground_truth(
-    path: Path, subset: str | None = None, *, allow_pickle: bool = False, on_bad: str | None = None
+    path: Place, subset: str | None = None, *, allow_pickle: bool = False, on_bad: str | None = None
 ) -> GroundTruth:
     """One subset's instances as columns; without a name, those of the only subset that has any.
 
@@ -114,11 +115,14 @@ def read_ground_truth(
     )
 
 
-def read_annotations(path: Path, *, allow_pickle: bool = False, only: str | None = None) -> Annotations:
-    """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's folder or annotations.parquet.
+def read_annotations(path: Place, *, allow_pickle: bool = False, only: str | None = None) -> Annotations:
+    """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's place or annotations.parquet.
 
     `only` is the subset that is wanted; videos of others may be left out, unread.
     """
+    if isinstance(path, str):  # nothing else is read from afar
+        videos, on_bad = _read_parquet(path)
+        return Annotations(path, {video.id: video for video in videos}, on_bad=on_bad)
     if not path.exists():
         raise InputError(
             f"There is no ground truth at {path}: give ActivityNet-layout JSON, a CSV, W-TALC's annotation folder or a "
@@ -162,10 +166,11 @@ def _schema() -> pa.Schema:
     return pa.schema([pa.field(name, kinds[name], name in {"duration_s", "fps"}) for name in kinds])
 
 
-def _read_parquet(shard_set: Path) -> tuple[list[AnnotatedVideo], str]:
+def _read_parquet(shard_set: Place) -> tuple[list[AnnotatedVideo], str]:
     """The videos, and what the set was packed with for `on_bad`."""
-    content = read_table_bytes(shard_set, ANNOTATIONS, read_description(shard_set))
-    with about(shard_set / ANNOTATIONS):
+    store = open_store(shard_set)
+    content = read_table_bytes(store, ANNOTATIONS, read_description(store))
+    with about(file_of(store, ANNOTATIONS)):
         table = open_table(content, _schema(), optional={"untimed"}).read()  # older sets lack it
         lists = table["annotations"].combine_chunks()
         labels, *times = lists.values.flatten()

@@ -17,7 +17,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aumn.data.shards import shard_set as shards_module
+from aumn.data.shards import tars as shards_module
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_annotations
 from aumn.inspect.inspection import inspect_shards

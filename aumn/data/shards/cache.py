@@ -1,0 +1,205 @@
+"""Shards of remote sets, fetched whole into a folder of bounded size that the processes of a machine share.
+
+A file appears under its name once it is whole and verified; its name is a fingerprint of its content, so sets that
+share tars share them here. While one process fetches a file it holds a lock on the part that is there; others wait, or
+fetch another. The file that was read longest ago makes room. Removing a file that is being read is harmless: a map of
+it stays readable, and gives its bytes back to the disk when it is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aumn.addresses import public
+from aumn.data.shards.stores import Remote
+from aumn.records import InputError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.02
+FETCHES = 3  # of a file that is not what the manifest says, before it is called damaged
+
+
+class NoRoomError(InputError):
+    """The cache cannot hold a shard; reading goes on without it, by parts."""
+
+
+class ShardCache:
+    """A folder of at most `size_bytes`, for any number of sets and processes."""
+
+    def __init__(self, folder: Path | None, size_bytes: int) -> None:
+        self.folder = folder or Path(tempfile.gettempdir()) / f"aumn-cache-{os.getuid()}"
+        self.size_bytes = size_bytes
+        self.fetched_bytes = 0  # by this process
+
+    def held(self, name: str) -> Path | None:
+        """The file of this name, if it is here whole; from now on it counts as read just now."""
+        file = self.folder / name
+        try:
+            os.utime(file)
+        except OSError:
+            return None
+        return file
+
+    def get(
+        self, name: str, store: Remote, source: str, size: int, check: Callable[[memoryview], str], *, wait: bool = True
+    ) -> Path | None:
+        """The file, fetched first if it is not here; None where another process is fetching it and `wait` is False.
+
+        `check` says what is wrong with the content, or nothing. NoRoomError where it cannot be held.
+        """
+        while True:
+            if file := self.held(name):
+                return file
+            if size > self.size_bytes:
+                raise NoRoomError(
+                    f"data.cache.size_gb={self.size_bytes / 1e9:g} is less than {public(str(store.place))}/{source} "
+                    f"has, {size / 1e9:.3g} GB"
+                )
+            try:
+                with self._alone(name) as descriptor:
+                    if descriptor is not None and self._reserve(descriptor, size):
+                        self._fetch(descriptor, store, source, size, check)
+                        self._partial(name).rename(self.folder / name)
+                        return self.folder / name
+            except FileNotFoundError:  # the folder was taken away meanwhile
+                continue
+            if not wait:
+                return None
+            time.sleep(POLL_S)
+            if store.stopping.is_set():
+                store.missed("")
+
+    def drop(self, name: str) -> None:
+        """Forget a file, which turned out to be damaged."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def _partial(self, name: str) -> Path:
+        return self.folder / f".{name}.partial"
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[int | None]:
+        """A descriptor of the file's part, for this process alone; None where another has it."""
+        partial = self._partial(name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to ({error.strerror})") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield None
+                return
+            mine = os.fstat(descriptor).st_ino
+            if not self._is(partial, mine):  # the one that had it has finished it, or given it up
+                yield None
+                return
+            try:
+                yield descriptor
+            finally:
+                if self._is(partial, mine):
+                    partial.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _is(path: Path, inode: int) -> bool:
+        try:
+            return path.stat().st_ino == inode
+        except FileNotFoundError:
+            return False
+
+    def _reserve(self, descriptor: int, size: int) -> bool:
+        """Take the disk's room for a file, after making it; False where what others fetch now has to be done first.
+
+        Room is taken before anything is written, since a map of a file that the disk has no room for ends the process.
+        """
+        with self._making_room():
+            files = self._files()
+            used = sum(stat.st_size for _, stat in files)
+            oldest = [path for path, stat in sorted(files, key=lambda file: file[1].st_mtime_ns) if path.name[0] != "."]
+            while used + size > self.size_bytes:
+                if not oldest:
+                    return False
+                used -= self._remove(oldest.pop(0))
+            while True:
+                try:
+                    os.posix_fallocate(descriptor, 0, size)
+                except OSError as error:
+                    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                        raise
+                    if not oldest:
+                        os.ftruncate(descriptor, 0)
+                        raise NoRoomError(
+                            f"The disk of data.cache.folder={self.folder} has no room for {size / 1e9:.3g} GB"
+                        ) from None
+                    self._remove(oldest.pop(0))
+                else:
+                    return True
+
+    @contextmanager
+    def _making_room(self) -> Iterator[None]:
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for as long as it takes to list and remove files
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """Whole files and parts, but not the parts that killed processes left, which are removed."""
+        found = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path.name.endswith(".partial") and self._is_orphan(path):
+                    path.unlink()
+                elif path.name != ".lock":
+                    found.append((path, path.stat()))
+        return found
+
+    @staticmethod
+    def _is_orphan(partial: Path) -> bool:
+        """Whether nobody holds the lock of a part that has room already; flock counts descriptors, our own too."""
+        descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.fstat(descriptor).st_size > 0
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _remove(path: Path) -> int:
+        size = path.stat().st_size
+        path.unlink()
+        return size
+
+    def _fetch(
+        self, descriptor: int, store: Remote, source: str, size: int, check: Callable[[memoryview], str]
+    ) -> None:
+        with mmap.mmap(descriptor, size) as content, memoryview(content) as view:
+            problem = ""
+            for _ in range(FETCHES):
+                store.fill(source, 0, view, size)
+                self.fetched_bytes += size
+                if not (problem := check(view)):
+                    return
+                logger.warning("%s/%s came damaged (%s): fetching it again.", public(str(store.place)), source, problem)
+        raise InputError(
+            f"{public(str(store.place))}/{source}: {problem} does not match its checksum, {FETCHES} times in turn, so "
+            "the store's copy is damaged: upload this shard again, or pack anew."
+        )
