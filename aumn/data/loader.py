@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import chain
@@ -96,6 +96,7 @@ class TrainingLoader:
         self._order = EpochOrder(self.seed, len(self.indices), shard_N, self.window_shards or 1)
         self._micro_count = count_micro_batches(self.global_videos, self.micro_videos, self.world_size)
         self._reader = _Reader(self.shards, self.dtype, self.pin_memory)
+        self._damaged: dict[int, str] = {}  # of the videos that this rank has met, why
 
     @property
     def may_lack(self) -> bool:
@@ -147,17 +148,16 @@ class TrainingLoader:
     def _load_batch(self, indices: list[int], epoch: int, damaged: dict[str, str]) -> Batch:
         """Of these videos; those that are damaged are noted and left out, where that is allowed."""
         while True:
+            for index in [index for index in indices if index in self._damaged]:
+                damaged[self.shards.videos[index].id] = self._damaged[index]
+            indices = [index for index in indices if index not in self._damaged]
             try:
                 return self._read_batch(indices, epoch)
             except DamagedVideoError as error:
                 if not self.damaged_limit:
                     raise
-                damaged[error.video] = str(error)
-                indices = [
-                    index
-                    for index, video in zip(indices, self.shards.ids(indices), strict=True)
-                    if video != error.video
-                ]
+                (index,) = (index for index in indices if self.shards.videos[index].id == error.video)
+                self._damaged[index] = str(error)
 
     def _read_batch(self, indices: list[int], epoch: int) -> Batch:
         videos = [self.shards.videos[index] for index in indices]
@@ -280,7 +280,7 @@ def _prefetch(
         while pending:
             yield _result(pending.popleft(), give_up)
     finally:
-        with interrupted():
+        with interrupted() if pending else nullcontext():
             pool.shutdown(cancel_futures=True)
 
 

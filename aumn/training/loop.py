@@ -93,10 +93,11 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
     ranks, loader = run.engine.ranks, run.loader
     if step.problem and not ranks.count(NO_DATA, 0):
         ranks.count(NO_DATA)
-    lacking = [GONE if isinstance(step.problem, StoreGoneError) else 0, preemption.asked() if step.problem else 0]
-    state = ranks.ask(lambda: max(*lacking, HAS_DAMAGE if step.damaged else 0))()
-    if state >= GONE:
-        problem = next(filter(None, ranks.gather(step.problem and str(step.problem))))
+    gone = str(step.problem) if isinstance(step.problem, StoreGoneError) else ""
+    asked = preemption.asked() if step.problem else 0
+    state = ranks.ask(lambda: max(GONE * bool(gone), HAS_DAMAGE * bool(step.damaged), asked))()
+    if state == GONE:
+        problem = next(filter(None, ranks.gather(gone)))
         _save(run)
         run.all_stop = True
         raise InputError(f"{problem} {(ranks.broadcast(_how_to_go_on(run)) or '').capitalize()}.")

@@ -15,6 +15,7 @@ from aumn.runfolder.checkpoint import read_model
 from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import read_metrics
 from tests.launching import python, succeed
+from tests.stores import faulty
 from tests.tiny import Tiny
 
 
@@ -68,6 +69,25 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_with_the
     succeed(tiny.train("alone", "--resume"))
     expected, found = (read_model(tiny.root / run / "model")[0] for run in ("whole", "alone"))
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_gone_ends_a_run_with_a_checkpoint_from_which_it_goes_on(tiny):
+    with faulty(tiny.shards) as server:
+        server.cut_after = 3_000
+        settings = [f"data.shards={server.address}", "data.read=range", "data.store_away_s=2", "data.cache.size_gb=1"]
+        with tiny.start("remote", *settings, ranks=2) as run:
+            run.wait_for("step 12/60")
+            server.away = True
+            ended = run.finish()
+        assert ended.returncode == 1, ended.stderr
+        assert ended.stderr.count("exitcode  : 2") == 2
+        (told,) = re.findall(rf"aumn: {server.address} has not answered for .*", ended.stderr)
+        path, step = re.search(r"(\S+) holds step (\d+) of 60; go on by the same command with --resume", told).groups()
+        assert int(step) == tiny.steps("remote")[-1] == int(path[-8:]) >= 12
+        server.away = False
+        succeed(tiny.train("remote", "--resume", *settings, ranks=2))
+    assert tiny.model("remote") == tiny.model("whole")
 
 
 @pytest.mark.slow

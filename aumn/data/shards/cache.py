@@ -26,7 +26,6 @@ from aumn.records import InputError
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
-FETCHES = 3  # of a file that is not what the manifest says, before it is called damaged
 
 
 class NoRoomError(InputError):
@@ -55,7 +54,8 @@ class ShardCache:
     ) -> Path | None:
         """The file, fetched first if it is not here; None where another process is fetching it and `wait` is False.
 
-        `check` says what is wrong with the content, or nothing. NoRoomError where it cannot be held.
+        `check` says what is wrong with the content, or nothing; what stays wrong is kept as it is. NoRoomError where it
+        cannot be held.
         """
         while True:
             if file := self.held(name):
@@ -92,11 +92,12 @@ class ShardCache:
         partial = self._partial(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            raise
         except OSError as error:
-            raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to ({error.strerror})") from None
+            raise NoRoomError(f"data.cache.folder={self.folder} cannot be made ({error.strerror})") from None
+        try:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except PermissionError:
+            raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,15 +192,11 @@ class ShardCache:
     def _fetch(
         self, descriptor: int, store: Remote, source: str, size: int, check: Callable[[memoryview], str]
     ) -> None:
-        with mmap.mmap(descriptor, size) as content, memoryview(content) as view:
-            problem = ""
-            for _ in range(FETCHES):
-                store.fill(source, 0, view, size)
-                self.fetched_bytes += size
-                if not (problem := check(view)):
-                    return
-                logger.warning("%s/%s came damaged (%s): fetching it again.", public(str(store.place)), source, problem)
-        raise InputError(
-            f"{public(str(store.place))}/{source}: {problem} does not match its checksum, {FETCHES} times in turn, so "
-            "the store's copy is damaged: upload this shard again, or pack anew."
-        )
+        """Fetch until it is what the manifest says, or often enough: what is damaged then is damaged in the store."""
+        content = memoryview(mmap.mmap(descriptor, size))
+        for again in ("; it is fetched again.", "; it is fetched again.", " again: the store's copy is damaged."):
+            store.fill(source, 0, content, size)
+            self.fetched_bytes += size
+            if not (problem := check(content)):
+                return
+            logger.warning("%s/%s came damaged (%s)%s", public(str(store.place)), source, problem, again)

@@ -84,14 +84,12 @@ class ShardSet:
             rows = Manifest(content, list(description.streams))
             rows.check(description)
         for shard in description.shards if isinstance(store, Folder) else ():
-            size = store.size(shard.file)
+            size, file = store.size(shard.file), layout.file_of(store, shard.file)
             if size is None:
-                raise InputError(
-                    f"{layout.file_of(store, shard.file)} is missing: fetch it, or pack the features again."
-                )
+                raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
             if size != shard.bytes:
                 raise InputError(
-                    f"{layout.file_of(store, shard.file)} has {size:,} bytes where {layout.DESCRIPTION} says "
+                    f"{file} has {size:,} bytes where {layout.DESCRIPTION} says "
                     f"{shard.bytes:,}: it is truncated or another's; fetch this shard again."
                 )
         return cls(store, description, rows, access)

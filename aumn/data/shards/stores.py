@@ -70,15 +70,11 @@ class Remote:
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
-        patience = _Patience(self, name)
-        while True:
-            try:
-                content = self._read(name)
-            except (OSError, HTTPException) as error:
-                patience.wait(self._judge(name, error))
-            else:
-                self.answered()
-                return content
+        if (size := self.size(name)) is None:
+            raise FileNotFoundError(f"{public(self.place)}/{name} is not there")
+        content = bytearray(size)
+        self.fill(name, 0, memoryview(content), size)
+        return bytes(content)
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
@@ -167,9 +163,6 @@ class Remote:
             ) from None
         return text
 
-    def _read(self, name: str) -> bytes:
-        raise NotImplementedError
-
     def _size(self, name: str) -> int | None:
         raise NotImplementedError
 
@@ -186,15 +179,11 @@ class Remote:
 class Web(Remote):
     """A web server, with or without Range; redirects, proxies and certificates as the environment says."""
 
-    def _read(self, name: str) -> bytes:
-        with self._open(name) as answer:
-            content: bytes = answer.read()
-            return content
-
     def _size(self, name: str) -> int | None:
         with self._open(name, method="HEAD") as answer:
-            length = answer.headers.get("Content-Length")
-            return None if length is None else int(length)
+            if not (length := answer.headers.get("Content-Length", "")).isdigit():
+                raise PermissionError(f"it does not tell the length of {name}")
+            return int(length)
 
     def _receive(self, name: str, first: int, target: memoryview, size: int) -> Iterator[int]:
         with self._open(name, {"Range": f"bytes={first}-{first + len(target) - 1}"}) as answer:
@@ -249,11 +238,6 @@ class Web(Remote):
 
 class ObjectStore(Remote):
     """What Arrow reads: S3 and its like, Google's; and by fsspec whatever there is a package for."""
-
-    def _read(self, name: str) -> bytes:
-        with self._system.open_input_file(self._path(name)) as file:
-            content: bytes = file.read()
-            return content
 
     def _size(self, name: str) -> int | None:
         import pyarrow.fs as arrow_fs
@@ -324,15 +308,15 @@ class ObjectStore(Remote):
 
 
 class _Patience:
-    """Waits between attempts: longer and longer, up to ten seconds."""
+    """Waits between attempts: at first not at all, then longer and longer, up to ten seconds."""
 
     def __init__(self, store: Remote, name: str) -> None:
-        self._store, self._name, self._pause_s = store, name, 0.05
+        self._store, self._name, self._pause_s = store, name, 0.0
 
     def wait(self, problem: str) -> None:
         self._store.missed(f"{self._name}: {problem}")
         self._store.stopping.wait(self._pause_s * random.uniform(0.5, 1))  # noqa: S311
-        self._pause_s = min(2 * self._pause_s, 10.0)
+        self._pause_s = min(max(0.05, 2 * self._pause_s), 10.0)
 
 
 Store = Folder | Remote

@@ -89,6 +89,7 @@ class RemoteTars:
         self._store, self._shards, self._cache, self._whole = store, shards, cache, whole
         self._name, self._check, self._maps = name, check, _Maps()
         self._ahead: _Ahead | None = None
+        self._forgotten: set[int] = set()
 
     def spans(self, shard: int, wanted: Sequence[Span]) -> list[memoryview]:
         """Parts of the cached file, or of the one far away."""
@@ -99,17 +100,21 @@ class RemoteTars:
             try:
                 return self._maps.spans(file, wanted)
             except DamagedVideoError:
-                self.forget(shard)
+                if not self.forget(shard):
+                    raise
             except InputError:  # it made room for another one just now
                 if file.exists():
                     raise
         return self._read(shard, wanted)
 
     def forget(self, shard: int) -> bool:
-        """The store's copy may be better."""
-        self._maps.drop(self._cache.folder / self._name(shard))
-        self._cache.drop(self._name(shard))
-        return True
+        """The store's copy may be better, once."""
+        is_new = shard not in self._forgotten
+        if is_new:
+            self._forgotten.add(shard)
+            self._maps.drop(self._cache.folder / self._name(shard))
+            self._cache.drop(self._name(shard))
+        return is_new
 
     @contextmanager
     def ahead(self, shards: Iterable[int]) -> Generator[None]:

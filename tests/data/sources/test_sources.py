@@ -12,6 +12,7 @@ import pytest
 from aumn.data.problems import OR_SKIP
 from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.shards.stores import Folder
 from aumn.data.truth.annotations import read_annotations
 from aumn.inspect.inspection import inspect_shards
 from aumn.records import InputError
@@ -150,7 +151,7 @@ def test_bad_videos_are_left_out_counted_and_named_where_that_is_asked_for(publi
         "has 35 NaN or ",
         "is truncated: ",
     ]
-    assert read_description(tmp_path / "out").left_out == ("a", "b", "c", "d")
+    assert read_description(Folder(tmp_path / "out")).left_out == ("a", "b", "c", "d")
     assert read_annotations(tmp_path / "out").videos.keys() == {"e"}
     assert inspect_shards(tmp_path / "out").left_out == ("a", "b", "c", "d")
     published.path("rgb", "e").unlink()

@@ -1,0 +1,271 @@
+"""Shard sets on real servers: read as the same set in a folder is, whatever the servers do."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aumn.data.problems import DamagedVideoError, StoreGoneError
+from aumn.data.shards import cache as cache_module
+from aumn.data.shards.cache import ShardCache
+from aumn.data.shards.shard_set import Access, ShardSet
+from aumn.data.shards.stores import Remote, open_store
+from aumn.data.truth.annotations import read_annotations
+from aumn.records import InputError, place_of
+from tests.data.conftest import ONE_VIDEO
+from tests.stores import S3_ENVIRONMENT, Faulty, faulty, moto, nginx
+
+
+@pytest.fixture
+def local(published) -> ShardSet:
+    """Five videos in five tars."""
+    return published.open(shard_mb=ONE_VIDEO)
+
+
+@pytest.fixture
+def server(local: ShardSet):
+    with faulty(local.path) as found:
+        yield found
+
+
+def open_remote(address: str, folder: Path, *, whole: bool = True, gigabytes: float = 1.0, away_s: float = 5.0):
+    return ShardSet.open(place_of(address), Access(whole, folder, round(gigabytes * 1e9), away_s))
+
+
+def same(one: ShardSet, other: ShardSet) -> bool:
+    assert list(one.videos) == list(other.videos)
+    assert one.identity == other.identity
+    return all(
+        np.array_equal(one.read(index)[stream], other.read(index)[stream])
+        for index in (3, 0, 4, 2, 1, 0)
+        for stream in one.streams
+    )
+
+
+def test_real_servers(local: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "nginx").mkdir()
+    with nginx(local.path.parent, tmp_path / "nginx") as web, moto(tmp_path) as s3:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+        monkeypatch.setenv("SSL_CERT_FILE", str(web.certificate))
+        import pyarrow.fs as arrow_fs
+
+        arrow_fs.S3FileSystem(endpoint_override=s3, allow_bucket_creation=True).create_dir("bucket")
+        bucket = open_store("s3://bucket/deep/set")
+        for file in sorted(local.path.iterdir()):
+            bucket.put(file.name, file)
+        name = local.path.name
+        for place in (f"{web.plain}/{name}", f"{web.whole}/{name}/", f"{web.tls}/{name}", "s3://bucket/deep/set"):
+            for whole in (True, False):
+                assert same(open_remote(place, tmp_path / place.replace("/", "_") / str(whole), whole=whole), local), (
+                    place
+                )
+            truth = read_annotations(place_of(place))
+            assert truth.videos == read_annotations(local.path).videos
+        size = sum(file.stat().st_size for file in local.path.glob("*.tar"))
+        assert size < web.sent_bytes() < 2.2 * size  # whole tars once; the parts of six videos in each of two rounds
+        with pytest.raises(InputError, match=r"s3://bucket/other is not a shard set: it holds no dataset\.json"):
+            ShardSet.open("s3://bucket/other")
+        with pytest.raises(InputError, match=r"http://.*/none is not a shard set: it holds no dataset\.json"):
+            ShardSet.open(f"{web.plain}/none")
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(StoreGoneError, match=r"has not answered for .*certificate verify failed"):
+            ShardSet.open(f"{web.tls}/{name}", Access(away_s=0.05))
+
+
+FAULTS = {
+    "cut": {"cut_after": 300},
+    "busy": {"busy": 3},
+    "slow": {"pause_s": 0.02},
+    "damaged once": {"damage": 1},
+}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("fields", FAULTS.values(), ids=FAULTS)
+def test_a_server_that_misbehaves(fields, whole, local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache", whole=whole)
+    vars(server).update(fields)
+    assert same(remote, local)
+    assert not list((tmp_path / "cache").glob(".*.partial"))
+
+
+def test_a_cut_connection_goes_on_where_it_was(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    server.cut_after, server.sent_bytes = 300, 0
+    assert same(remote, local)
+    assert server.sent_bytes == remote.bytes
+
+
+def test_a_store_that_is_away(local: ShardSet, server: Faulty, tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("aumn.data.shards.stores.TELL_S", 0.05)
+    remote = open_remote(server.address, tmp_path / "cache")
+    server.away = True
+    threading.Timer(0.5, vars(server).update, [{"away": False}]).start()
+    assert same(remote, local)
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2
+    assert f"{server.address} does not answer (" in told[0]
+    assert "trying again, for up to 5 s" in told[0]
+    assert f"{server.address} answers again, after" in told[1]
+    server.away = True
+    gone = open_remote_later(server, local, tmp_path)
+    with pytest.raises(
+        StoreGoneError, match=r"has not answered for \d s \(.*\): see that it is up and that this machine"
+    ):
+        gone.read(0)
+
+
+def open_remote_later(server: Faulty, local: ShardSet, tmp_path: Path) -> ShardSet:
+    """Of a store that is away by now."""
+    server.away = False
+    remote = open_remote(server.address, tmp_path / "another", away_s=0.2)
+    server.away = True
+    return remote
+
+
+def test_a_store_that_is_wrong(local: ShardSet, server: Faulty, tmp_path: Path, caplog) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    server.longer = 5
+    with pytest.raises(InputError, match=r"tar has [\d,]+ bytes where dataset.json says [\d,]+: it is truncated or an"):
+        remote.read(0)
+    server.longer, server.damage = 0, 100
+    for one in (remote, open_remote(server.address, tmp_path / "none", whole=False)):
+        with pytest.raises(DamagedVideoError, match="npy does not match its checksum, so the file is damaged") as error:
+            [one.read(index) for index in range(5)]
+        assert error.value.video == "d"
+    assert "came damaged (member d.rgb.npy) again: the store's copy is damaged." in caplog.text
+    server.damage = 0
+    (local.path / "training-000000.tar").unlink()
+    with pytest.raises(InputError, match=r"training-000000.tar is missing: upload this shard again"):
+        [open_remote(server.address, tmp_path / "new").read(index) for index in range(5)]
+
+
+def test_passwords_are_refused_and_credentials_come_from_the_environment(server: Faulty, tmp_path, monkeypatch) -> None:
+    secret = server.address.replace("//", "//me:hunter2@")
+    with pytest.raises(InputError, match="holds a password or a token") as error:
+        ShardSet.open(secret)
+    assert "hunter2" not in str(error.value)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    seen = []
+    monkeypatch.setattr("urllib.request.Request.add_unredirected_header", lambda _, *header: seen.append(header))
+    ShardSet.open(server.address)
+    assert ("Authorization", "Basic bWU6aHVudGVyMg==") in seen
+
+
+def test_what_no_package_reads(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nosuch://x/y: nosuch:// is not an address that is known here"):
+        ShardSet.open("nosuch://x/y")
+
+
+def test_fsspec_reads_the_rest(local: ShardSet, tmp_path: Path) -> None:
+    store = open_store("memory://sets/small")
+    for file in local.path.iterdir():
+        store.put(file.name, file)
+    assert same(open_remote("memory://sets/small", tmp_path), local)
+
+
+def test_processes_of_a_machine_share_what_they_fetch(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    sets = [open_remote(server.address, tmp_path / "cache") for _ in range(4)]
+    server.sent_bytes, server.pause_s = 0, 0.002
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda one: same(one, local), sets * 3))
+    assert server.sent_bytes == sets[0].bytes  # each tar once
+    assert sum(one.cache.fetched_bytes for one in sets) == sets[0].bytes
+
+
+def test_the_cache_stays_within_its_bound(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    sizes = [file.stat().st_size for file in local.path.glob("*.tar")]
+    bound = max(sizes) + min(sizes)
+    remote = open_remote(server.address, tmp_path / "cache", gigabytes=bound / 1e9)
+    kept = []
+    for index in (0, 1, 2, 3, 4, 0, 2, 1):
+        kept.append((index, remote.read(index)))
+        assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= bound
+    for index, features in kept:  # what was removed stays readable for who has it
+        np.testing.assert_array_equal(features["rgb"], local.read(index)["rgb"])
+
+
+def test_what_was_read_longest_ago_makes_room(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    for index in range(5):
+        remote.read(index)
+    for number, file in enumerate(sorted((tmp_path / "cache").glob("*.tar"))):
+        os.utime(file, ns=(number, number))
+    remote.read(2)
+    held = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").glob("*.tar")}
+    oldest = min(held, key=held.get)
+    bound = sum(file.stat().st_size for file in held)
+    other = ShardCache(tmp_path / "cache", bound)
+    store = open_store(server.address)
+    assert isinstance(store, Remote)
+    other.get("new.tar", store, oldest.name.partition("-")[2], oldest.stat().st_size, lambda _: "")
+    assert not oldest.exists()
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 5
+
+
+def test_a_cache_that_is_lost_or_cut_or_changed(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import shutil
+
+    remote = open_remote(server.address, tmp_path / "cache")
+    assert same(remote, local)
+    shutil.rmtree(tmp_path / "cache")
+    assert same(remote, local)
+    for file in (tmp_path / "cache").glob("*.tar"):
+        content = bytearray(file.read_bytes())
+        content[content.index(b"NUMPY") + 130] ^= 1
+        file.write_bytes(content)
+    assert same(open_remote(server.address, tmp_path / "cache"), local)
+
+
+def test_parts_that_killed_processes_left(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache", gigabytes=remote_size(local) / 1e9)
+    (tmp_path / "cache").mkdir()
+    orphan = tmp_path / "cache" / ".0123-training-000009.tar.partial"
+    orphan.write_bytes(b"x" * 5000)
+    assert same(remote, local)
+    assert not orphan.exists()
+
+
+def remote_size(shards: ShardSet) -> int:
+    return sum(file.stat().st_size for file in shards.path.glob("*.tar"))
+
+
+@pytest.mark.parametrize("why", ["full disk", "small cache", "no folder"])
+def test_without_room_videos_are_read_one_by_one(why, local, server, tmp_path, monkeypatch, caplog) -> None:
+    folder, gigabytes = tmp_path / "cache", 1.0
+    if why == "full disk":
+        monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse)
+    elif why == "small cache":
+        gigabytes = 1e-9
+    else:
+        folder = Path("/proc/nowhere")
+    remote = open_remote(server.address, folder, gigabytes=gigabytes)
+    assert same(remote, local)
+    (told,) = [record.message for record in caplog.records]
+    assert "videos are read one by one from" in told
+    assert {"full disk": "has no room", "small cache": "data.cache.size_gb=1e-09", "no folder": "cannot be made"}[
+        why
+    ] in told
+
+
+def refuse(*_: object) -> None:
+    import errno
+
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_shards_are_fetched_ahead_of_their_use(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    with remote.ahead([4, 1, 4, 0]):
+        for _ in range(500):
+            if len(list((tmp_path / "cache").glob("*.tar"))) == 3:
+                break
+            threading.Event().wait(0.01)
+    asked = {name for name in (request.split()[1] for request in server.requests) if name.endswith(".tar")}
+    assert asked == {f"/{Path(local.tar_of(index)).name}" for index in (4, 1, 0)}
