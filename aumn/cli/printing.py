@@ -18,8 +18,16 @@ def print_packing(report: PackingReport) -> None:
     """What was packed, and what was left out and why."""
     videos = ", ".join(f"{count:,} {subset}" for subset, count in report.packed.items())
     widths = ", ".join(f"{stream} {width}" for stream, width in report.streams.items())
-    print(f"{report.path}: {videos} videos; {len(report.classes)} classes; {widths} wide; "
-          f"{report.shards} shards, {report.bytes / 1e6:,.0f} MB")  # fmt: skip
+    added = "" if report.appended_to is None else f" added to {report.appended_to:,}"
+    if report.held:
+        print(f"Passed over: {report.held:,} videos that are in the set already, with equal features and annotations.")
+    if report.appended_to is not None and not report.packed:
+        print(f"{report.path}: nothing to add to its {report.appended_to:,} videos; nothing was changed.")
+    else:
+        print(f"{report.path}: {videos} videos{added}; {len(report.classes)} classes; {widths} wide; "
+              f"{report.shards} shards, {report.bytes / 1e6:,.0f} MB")  # fmt: skip
+        if report.new_classes:
+            print(f"New classes, behind those it had: {', '.join(report.new_classes)}.")
     print(f"Features: {report.source}.")
     if report.coverage is not None and not 0.9 <= report.coverage <= 1.1:
         print(

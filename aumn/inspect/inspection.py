@@ -246,7 +246,7 @@ def _check_durations(shards: ShardSet) -> Iterator[Finding]:
 def _look_at_truth(shards: ShardSet) -> list[str]:
     """What is wrong with the times of the instances, or with the file that holds them."""
     try:
-        truth = read_annotations(shards.path)
+        truth = read_annotations(shards.path, identity=shards.identity)
     except InputError as error:
         return [str(error)]
     if [video.id for video in shards.videos] != list(truth.videos):

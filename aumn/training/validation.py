@@ -51,7 +51,7 @@ class Validation:
         indices = held_out if name == HELD_OUT else shards.indices(name)
         subset = config.data.subset if name == HELD_OUT else name
         videos = set(shards.ids(indices))
-        ground_truth = _restrict(read_ground_truth(shards.path, subset), videos)
+        ground_truth = _restrict(read_ground_truth(shards.path, subset, identity=shards.identity), videos)
         if not len(ground_truth):
             raise InputError(
                 f"evaluation.videos={name}: its {len(videos)} videos have no annotated instance; name another subset, "

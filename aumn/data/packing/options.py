@@ -62,11 +62,14 @@ class PackOptions:
     workers: Annotated[int | None, "Processes; default: one a core. Changes no byte."] = None
     trim_streams: Annotated[bool, "Cut a video's longer streams to the shortest."] = False
     on_bad: Annotated[
-        str,
+        str | None,
         "Videos with a missing or damaged stream, instances that end before they start: stop, skip (leave them out) or "
-        "swap (an instance's start and end).",
-    ] = "stop"
+        "swap (an instance's start and end). Default: stop.",
+    ] = None
     allow_pickle: Annotated[bool, "Read pickled arrays too; nothing but arrays is unpickled."] = False
+    append: Annotated[
+        bool, "Add to OUT, a shard set, the videos that it lacks; streams, dtype, stride and the like are the set's."
+    ] = False
 
     def __post_init__(self) -> None:
         """InputError where a value cannot be meant."""

@@ -2,7 +2,7 @@
 
 The plan is made from file headers alone, so every shard's content is known before the first is written. Shards are
 built in `OUT.partial` beside OUT; each finished one leaves a note, by which a run started again after a kill keeps it.
-The last act is one rename, so a shard set is there whole or not at all.
+The last act is one rename, so a shard set is there whole or not at all; of a set that grows, the old or the new one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse_existing
 from aumn.data.packing.pool import run_in_processes
-from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_finished, write_shard
+from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_checksums, read_finished, write_shard
 from aumn.data.problems import OR_SKIP, refuse
-from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum
+from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum, numbered, read_table_bytes
 from aumn.data.shards.manifest import Manifest, write_manifest
+from aumn.data.shards.stores import open_store
 from aumn.data.truth.annotations import write_annotations
 from aumn.files import hold, sync
 from aumn.records import InputError
@@ -36,30 +37,24 @@ Progress = Callable[[int, int], None]  # videos done, videos in all
 def pack(
     features: Path, out: Path, annotations: Path, *, on_progress: Progress | None = None, **options: Any
 ) -> PackingReport:
-    """Write the shard set, from where a stopped run of the same plan left it; `options` are PackOptions' fields."""
+    """Write the shard set, or add to it, from where a stopped run of the same plan left it.
+
+    `options` are PackOptions' fields.
+    """
     plan = plan_packing(PackOptions(features, out, annotations, **options))
-    with _workplace(out) as work:
-        finished = [read_finished(shard, work) for shard in plan.shards]
+    with _workplace(plan, out) as work:
+        _check_held(plan)
+        finished = [read_finished(shard, work, out) for shard in plan.shards]
         kept = {shard.file: shard for shard in finished if shard is not None}
-        if outdated := len(list((work / PROGRESS).glob("*.json"))) - len(kept):
+        if outdated := len(_notes(plan, work)) - len(kept):
             logger.warning(
                 "%d shards in %s were packed from other files or with other options: they are packed afresh.",
                 outdated,
                 work,
             )
         written = _write_rest(plan, kept, work, on_progress)
-        shards = work / SHARDS
-        _write_tables(plan, shards, written)
-        files = {ANNOTATIONS, MANIFEST, DESCRIPTION, *(shard.file for shard in written)}
-        for file in shards.iterdir():
-            if file.name in files:
-                sync(file)
-            else:  # of an earlier plan, or of a run that was killed
-                file.unlink()
-        refuse_existing(out)
-        sync(shards)
-        shards.rename(out)
-        sync(out.parent)
+        if plan.base is None or any(shard.rows for shard in written):
+            _put(plan, written, work / SHARDS, out)
         shutil.rmtree(work)
     return replace(
         plan.report,
@@ -70,16 +65,25 @@ def pack(
     )
 
 
+def _refuse_meanwhile(plan: Plan, out: Path) -> None:
+    """InputError where another run has made the set, or added to it, since this one looked."""
+    if plan.base:
+        plan.base.refuse_growth()
+    else:
+        refuse_existing(out)
+
+
 @contextmanager
-def _workplace(out: Path) -> Iterator[Path]:
+def _workplace(plan: Plan, out: Path) -> Iterator[Path]:
     """`OUT.partial`, for this process alone; left for the next run to go on from if it holds finished shards.
 
     See `files.hold` for file systems without flock.
     """
-    work = out.with_name(out.name + ".partial")
+    beside = out.resolve() if out.is_symlink() else out
+    work = beside.with_name(beside.name + ".partial")
     lock = work / "lock"
     with hold(lock, f"Another run is packing into {out}: let it finish, or stop it first"):
-        refuse_existing(out)  # the run that was waited for may have made it
+        _refuse_meanwhile(plan, out)  # one that was waited for
         if not lock.exists():  # or have given up and removed it
             raise InputError(f"The run that was packing into {out} has just ended: run the same command again.")
         try:
@@ -93,6 +97,22 @@ def _workplace(out: Path) -> Iterator[Path]:
                 shutil.rmtree(work)
 
 
+def _notes(plan: Plan, work: Path) -> list[Path]:
+    """Those on finished shards that are not yet in the set."""
+    there = {f"{shard.file}.json" for shard in plan.description.shards}
+    return [note for note in (work / PROGRESS).glob("*.json") if note.name not in there]
+
+
+def _workers(plan: Plan) -> int:
+    return plan.workers or len(os.sched_getaffinity(0))
+
+
+def _check_held(plan: Plan) -> None:
+    """InputError where features of videos that the set has are others now."""
+    if plan.base:
+        plan.base.refuse_others(run_in_processes(read_checksums, [(shard,) for shard in plan.held], _workers(plan)))
+
+
 def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: Progress | None) -> list[Written]:
     """All shards in the plan's order, the kept ones too; bad videos are reported together, once all are read."""
     videos = {shard.file: len(shard.videos) for shard in plan.shards}
@@ -104,14 +124,14 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
 
     tell()
     calls = [(shard, work) for shard in plan.shards if shard.file not in kept]
-    for shard in run_in_processes(write_shard, calls, plan.workers or len(os.sched_getaffinity(0))):
+    for shard in run_in_processes(write_shard, calls, _workers(plan)):
         written[shard.file] = shard
         tell()
     in_order = [written[file] for file in videos]
     problems = [problem for shard in in_order for problem in shard.problems.values()]
     finished = sum(not shard.problems for shard in in_order)
     is_all = len(problems) == sum(videos.values())
-    if plan.on_bad != "skip" or is_all:
+    if plan.on_bad != "skip" or (is_all and not plan.base):
         refuse(
             problems,
             f"{len(problems):,} videos cannot be packed ({finished} finished shards of {len(videos)} stay in "
@@ -121,25 +141,49 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
     return in_order
 
 
+def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Path) -> None:
+    """Write the tables, and let the folder be the set, or its files a part of it."""
+    files = {*_write_tables(plan, shards, written), *(shard.file for shard in written)}
+    for file in shards.iterdir():
+        if file.name in files:
+            sync(file)
+        else:  # of an earlier plan, or of a run that was killed
+            file.unlink()
+    _refuse_meanwhile(plan, out)
+    sync(shards)
+    if plan.base:
+        plan.base.replace(shards)
+        return
+    shards.rename(out)
+    sync(out.parent)
+
+
 def _left_out(plan: Plan, written: Sequence[Written]) -> dict[str, str]:
     """The videos that were found bad by their headers, and by their values."""
     return plan.report.bad | {video: text for shard in written for video, text in shard.problems.items()}
 
 
-def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
-    """The three files beside the tars; the description is the last."""
-    streams = list(plan.description.streams)
-    left_out = _left_out(plan, written)
-    write_annotations(
-        shards / ANNOTATIONS, [video for video in plan.annotated if video.id not in left_out], plan.on_bad
-    )
-    write_manifest(shards / MANIFEST, [row for shard in written for row in shard.rows], streams)
-    content = {table: (shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
+def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> set[str]:
+    """The names of the three files beside the tars, once they are written; the description is the last."""
+    base, streams, left_out = plan.base, list(plan.description.streams), _left_out(plan, written)
+    annotated = [video for video in plan.annotated if video.id not in left_out]
+    rows = [row for shard in written for row in shard.rows]
+    before = None
+    if base:
+        annotated = sorted([*base.truth.videos.values(), *annotated], key=lambda video: (video.subset, video.id))
+        before = read_table_bytes(open_store(base.path), base.description.table(MANIFEST), base.description)
+        left_out = dict.fromkeys({*base.description.left_out, *left_out} - {video.id for video in annotated}, "")
+    growths = base.description.growths + 1 if base else 0
+    manifest, annotations = numbered(MANIFEST, growths), numbered(ANNOTATIONS, growths)
+    write_annotations(shards / annotations, annotated, plan.on_bad)
+    write_manifest(shards / manifest, rows, streams, before)
+    content = {table: (shards / table).read_bytes() for table in (manifest, annotations)}
     description = replace(
         plan.description,
-        identity=Manifest(content[MANIFEST], streams).identity(plan.description),
-        shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
+        identity=Manifest(content[manifest], streams).identity(plan.description),
+        shards=(*plan.description.shards, *(Shard(shard.file, shard.bytes) for shard in written)),
         checksums={table: checksum(content[table]) for table in content},
         left_out=tuple(sorted(left_out)),
     )
     (shards / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+    return {manifest, annotations, DESCRIPTION}

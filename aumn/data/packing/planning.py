@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aumn.data.packing.growing import Base
 from aumn.data.packing.options import DTYPES, PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
 from aumn.data.problems import OR_SKIP, about, refuse
@@ -42,6 +43,9 @@ class PackingReport:
     source: str  # how the features were understood
     coverage: float | None  # of the durations in the ground truth, by the features: the median; None without any
     notes: list[str]  # what was not taken, and what looks wrong with the ground truth of these features
+    appended_to: int | None = None  # the videos that the set had, where it was there
+    held: int = 0  # videos to pack that the set has already, with these features and labels
+    new_classes: tuple[str, ...] = ()  # behind those that the set had
     kept_shards: int = 0  # of them, those that an earlier, stopped run had finished
     bytes: int = 0
 
@@ -56,6 +60,8 @@ class Plan:
     workers: int | None
     report: PackingReport
     on_bad: str
+    base: Base | None  # the set that this is added to
+    held: list[ShardPlan]  # of videos that it has already, if they are alike
 
 
 def plan_packing(options: PackOptions) -> Plan:
@@ -63,11 +69,15 @@ def plan_packing(options: PackOptions) -> Plan:
 
     Features are read up to their headers. InputError where anything cannot be packed.
     """
-    refuse_existing(options.out)
+    base = Base.open(options.out) if options.append else None
+    if base is None:
+        refuse_existing(options.out)
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
-    classes = _order_classes(truth, options.classes)
+    classes = _order_classes(truth, options.classes, base)
     extraction = read_extraction(options.features)
     options = _settle(options, extraction)
+    options = base.complete(options) if base else options
+    on_bad = options.on_bad or "stop"
     layout = options.layout or (JOINT if options.joint and options.features.suffix != ".npy" else None)
     naming = Naming(
         layout,
@@ -89,37 +99,42 @@ def plan_packing(options: PackOptions) -> Plan:
     )
     facts, unfinished = _read_all_facts(release, found.videos, extraction)
     features, bad = [video for video in found.videos if video.video not in unfinished], found.bad | unfinished
-    if options.on_bad != "skip" or not features:
+    if on_bad != "skip" or not features:
         headline = f"{len(bad):,} videos in {release.path} cannot be packed:"
         refuse(list(bad.values()), headline, OR_SKIP if features else "")
     _refuse_rescaled(features, truth, options)
     # Without a frame rate, that of the ground truth is taken.
-    stride = options.stride_frames or read_fact(release, "stride_frames", containers) or DEFAULT_STRIDE_FRAMES
+    default = base.description.stride_frames if base else DEFAULT_STRIDE_FRAMES
+    stride = options.stride_frames or read_fact(release, "stride_frames", containers) or default
     if stride != int(stride):
         raise InputError(f"{release.path} tells a stride_frames of {stride:g}; give a whole number: --stride-frames.")
-    fps = options.fps or read_fact(release, "fps", containers)
+    fps = options.fps or read_fact(release, "fps", containers) or (base.fps() if base else None)
     with about(f"{release.path}:"):
         options = replace(options, stride_frames=int(stride), fps=fps)  # what an archive tells has the same bounds
     clock = Clock(int(stride), options.window_frames or int(stride))
-    videos = _plan_videos(features, truth, classes, clock, options, facts=facts)
-    shards = _plan_shards(videos, options)
-    annotated = [truth.videos[found.video] for found in features]
+    description = Description(
+        FORMAT_VERSION,
+        options.name or options.out.name,
+        "",
+        classes,
+        found.widths,
+        _dtype(options),
+        clock.stride_frames,
+        (),
+        {},
+        window_frames=None if len(set(clock)) == 1 else clock.window_frames,
+        extractor=extraction.extractor if extraction else None,
+    )
+    description = base.accept(description) if base else description
+    planned = _plan_videos(features, truth, classes, clock, options, facts=facts)
+    held, videos = base.split(planned, truth) if base else ([], planned)
+    shards = _plan_shards(videos, options, base)
+    annotated = [truth.videos[video.features.video] for video in videos]
+    there = base.rows.keys() if base else set()
     return Plan(
         shards=shards,
         annotated=annotated,
-        description=Description(
-            FORMAT_VERSION,
-            options.name or options.out.name,
-            "",
-            classes,
-            found.widths,
-            _dtype(options),
-            clock.stride_frames,
-            (),
-            {},
-            window_frames=None if len(set(clock)) == 1 else clock.window_frames,
-            extractor=extraction.extractor if extraction else None,
-        ),
+        description=description,
         workers=1 if _is_one_pickle(release) else options.workers,  # each process would hold the whole file
         report=PackingReport(
             path=options.out,
@@ -127,14 +142,19 @@ def plan_packing(options: PackOptions) -> Plan:
             classes=classes,
             streams=found.widths,
             shards=len(shards),
-            without_features=sorted(truth.videos.keys() - release.places),
-            without_annotations=sorted(release.places.keys() - truth.videos),
+            without_features=sorted(truth.videos.keys() - release.places - there),
+            without_annotations=sorted(release.places.keys() - truth.videos - there),
             bad=bad,
-            source=_say_source(release, found.widths, options, clock=clock, rates=sorted({v.fps for v in videos})),
-            notes=[*_say_beside(release), *_look(videos, annotated, clock, options.on_bad)],
+            source=_say_source(release, found.widths, options, clock=clock, rates=sorted({v.fps for v in planned})),
+            notes=[*_say_beside(release), *(_look(videos, annotated, clock, on_bad) if videos else ())],
             coverage=None if options.rescaled else _measure_coverage(videos, truth, clock),
+            appended_to=len(base.rows) if base else None,
+            held=len(held),
+            new_classes=classes[len(base.description.classes) :] if base else (),
         ),
-        on_bad=options.on_bad,
+        on_bad=on_bad,
+        base=base,
+        held=_plan_shards(held, options, None),
     )
 
 
@@ -181,7 +201,9 @@ def _read_all_facts(
 def refuse_existing(out: Path) -> None:
     """A shard set is never overwritten."""
     if out.exists():
-        raise InputError(f"{out} already exists: remove it, or pack into another folder.")
+        raise InputError(
+            f"{out} already exists: remove it, pack into another folder, or add videos to it with --append."
+        )
 
 
 def _match(release: Release, annotations: Annotations) -> list[str]:
@@ -228,11 +250,15 @@ def _refuse_rescaled(features: Sequence[VideoFeatures], annotations: Annotations
         )
 
 
-def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ...]:
-    """The classes of the list, or else the labels of the whole ground truth in alphabetical order."""
+def _order_classes(annotations: Annotations, file: Path | None, base: Base | None) -> tuple[str, ...]:
+    """The classes of the list, or else the labels of the whole ground truth in alphabetical order.
+
+    Those of a set that is added to come first, so that its labels stay what they are.
+    """
     labels = {label for video in annotations.videos.values() for label in video.labels()}
+    first = base.description.classes if base else ()
     if file is None:
-        return tuple(sorted(labels))
+        return (*first, *sorted(labels - {*first}))
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -246,6 +272,11 @@ def _order_classes(annotations: Annotations, file: Path | None) -> tuple[str, ..
         raise InputError(
             f"{annotations.source} has labels that are not in the list of {len(classes)} classes: "
             f"{_examples(unknown)}; add them to the list, or take them out of the annotations."
+        )
+    if base and tuple(classes[: len(first)]) != first:
+        raise InputError(
+            f"{file} does not begin with the {len(first)} classes of {base.path} in their order "
+            f"({', '.join(map(repr, first[:3]))}{', ...' * (len(first) > 3)}): add new ones behind them."
         )
     return tuple(classes)
 
@@ -349,8 +380,9 @@ def _look(videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], c
     return notes
 
 
-def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[ShardPlan]:
+def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions, base: Base | None) -> list[ShardPlan]:
     """Cut the videos, in order, into shards of one subset each and of about `shard_mb` at most."""
+    before = len(base.description.shards) if base else 0
     itemsize, shard_bytes = np.dtype(_dtype(options)).itemsize, round(options.shard_mb * 10**6)
     plans: list[ShardPlan] = []
     for subset, of_subset in groupby(videos, key=lambda video: video.subset):
@@ -364,10 +396,11 @@ def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions) -> list[S
                 part_bytes = 0
             parts[-1].append(video)
             part_bytes += video_bytes
-        for number, part in enumerate(parts):
+        for number, part in enumerate(parts, base.next_number(subset) if base else 0):
             file = f"{sample_key(subset)}-{number:06d}.tar"
             skips_bad = options.on_bad == "skip"
-            plans.append(ShardPlan(file, len(plans), _dtype(options), options.allow_pickle, skips_bad, tuple(part)))
+            index = before + len(plans)
+            plans.append(ShardPlan(file, index, _dtype(options), options.allow_pickle, skips_bad, tuple(part)))
     return plans
 
 

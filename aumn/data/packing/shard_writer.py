@@ -88,9 +88,23 @@ def write_shard(plan: ShardPlan, work: Path) -> Written:
     return Written(plan.file, size, rows, problems)
 
 
-def read_finished(plan: ShardPlan, work: Path) -> Written | None:
-    """What `write_shard` left behind, if it finished this very plan."""
+def read_checksums(plan: ShardPlan) -> dict[str, dict[str, int]]:
+    """Video -> stream -> the xxh3_64 that the manifest would have, were the features packed."""
+    containers, dtype = Containers(allow_pickle=plan.allow_pickle), np.dtype(plan.dtype)
+    return {
+        video.features.video: {
+            stream: xxhash.xxh3_64_intdigest(_npy(features_TD))
+            for stream, features_TD in read_features(video.features, dtype, containers).items()
+        }
+        for video in plan.videos
+    }
+
+
+def read_finished(plan: ShardPlan, work: Path, out: Path) -> Written | None:
+    """What `write_shard` left behind, if it finished this very plan; in `out` where a kill broke the growing off."""
     note, shard = work / PROGRESS / f"{plan.file}.json", work / SHARDS / plan.file
+    if not shard.is_file():
+        shard = out / plan.file
     if not note.is_file() or not shard.is_file():
         return None
     finished = json.loads(note.read_bytes())
@@ -113,13 +127,17 @@ def _write_sample(
     key = sample_key(features.video, streams)
     row: Row = facts | {"shard": shard, "labels": planned.labels}
     for stream, features_TD in streams.items():
-        content = io.BytesIO()
-        np.lib.format.write_array(content, np.ascontiguousarray(features_TD), version=(1, 0), allow_pickle=False)
-        member = _add_member(tar, f"{key}.{stream}.npy", content.getvalue())
+        member = _add_member(tar, f"{key}.{stream}.npy", _npy(features_TD))
         row |= {f"{stream}_{part}": value for part, value in member.items()}
     facts["labels"] = planned.label_names
     _add_member(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
     return row
+
+
+def _npy(features_TD: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.ascontiguousarray(features_TD), version=(1, 0), allow_pickle=False)
+    return content.getvalue()
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> dict[str, int]:

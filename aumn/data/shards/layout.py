@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass
 from dataclasses import fields as dataclass_fields
@@ -61,6 +62,16 @@ class Description:
         if least < 1 or any("/" in shard.file for shard in self.shards):
             raise ValueError("widths and stride_frames must be above 0, and shards lie in the set's own folder")
 
+    @property
+    def growths(self) -> int:
+        """How often videos were appended."""
+        found = (re.fullmatch(r"manifest-(\d+)\.parquet", file) for file in self.checksums)
+        return next((int(match[1]) for match in found if match), 0)
+
+    def table(self, name: str) -> str:
+        """The file of MANIFEST or ANNOTATIONS in this version of the set."""
+        return numbered(name, self.growths)
+
     def to_json(self) -> str:
         """The text of dataset.json: these fields, and their checksum."""
         defaults = {field.name: field.default for field in dataclass_fields(self) if field.default is not MISSING}
@@ -70,13 +81,29 @@ class Description:
         return json.dumps(fields | {"checksum": _own_checksum(fields)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def read_description(store: Store) -> Description:
-    """Read dataset.json, which must be of this format version and as it was written."""
+def numbered(table: str, growths: int) -> str:
+    """A table's file once the set was appended to so many times: manifest.parquet, then manifest-0001.parquet."""
+    return table.replace(".", f"-{growths:04d}.") if growths else table
+
+
+def kept_as(identity: str) -> str:
+    """Where the description of a version stays when the set has grown."""
+    return DESCRIPTION.replace(".", f"-{identity}.")
+
+
+def read_description(store: Store, identity: str | None = None) -> Description:
+    """Read dataset.json, which must be of this format version and as it was written.
+
+    With an identity, that of the earlier version which has it, if the set has grown since and holds it still.
+    """
     from pydantic import TypeAdapter, ValidationError
 
-    file = file_of(store, DESCRIPTION)
+    name = DESCRIPTION
+    if identity is not None and store.size(kept_as(identity)) is not None:
+        name = kept_as(identity)
+    file = file_of(store, name)
     try:
-        content = store.read(DESCRIPTION)
+        content = store.read(name)
     except (FileNotFoundError, NotADirectoryError):
         place = public(str(store.place))
         raise InputError(f"{place} is not a shard set: it holds no {DESCRIPTION}; make one with `aumn pack`.") from None
@@ -93,8 +120,8 @@ def read_description(store: Store) -> Description:
         return TypeAdapter(Description).validate_python(fields)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"])) or "the object"
-        raise InputError(f"{file} describes no shard set ({name}: {problem['msg']}): fetch it again.") from None
+        where = ".".join(map(str, problem["loc"])) or "the object"
+        raise InputError(f"{file} describes no shard set ({where}: {problem['msg']}): fetch it again.") from None
 
 
 def read_table_bytes(store: Store, name: str, description: Description) -> bytes:

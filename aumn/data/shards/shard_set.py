@@ -72,15 +72,17 @@ class ShardSet:
             )
 
     @classmethod
-    def open(cls, path: Place, access: Access = Access()) -> ShardSet:
+    def open(cls, path: Place, access: Access = Access(), identity: str | None = None) -> ShardSet:
         """Read the description and the manifest; of a set in a folder, check that every tar is there in its full size.
 
-        A remote set's tars are checked when they are read.
+        A remote set's tars are checked when they are read. The newest version of the set is opened, or the one of this
+        identity if the set holds it.
         """
         store = open_store(path, access.away_s)
-        description = layout.read_description(store)
-        content = layout.read_table_bytes(store, layout.MANIFEST, description)
-        with about(layout.file_of(store, layout.MANIFEST)):
+        description = layout.read_description(store, identity)
+        manifest = description.table(layout.MANIFEST)
+        content = layout.read_table_bytes(store, manifest, description)
+        with about(layout.file_of(store, manifest)):
             rows = Manifest(content, list(description.streams))
             rows.check(description)
         for shard in description.shards if isinstance(store, Folder) else ():

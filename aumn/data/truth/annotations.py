@@ -7,6 +7,7 @@ by those who measure. One that ends before it starts is trained on, and measured
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 
 from aumn.data.json_files import read_json, shown, text_of
 from aumn.data.problems import about, check_on_bad
-from aumn.data.shards.layout import ANNOTATIONS, file_of, open_table, read_description, read_table_bytes
+from aumn.data.shards.layout import ANNOTATIONS, file_of, kept_as, open_table, read_description, read_table_bytes
 from aumn.data.shards.stores import open_store
 from aumn.data.truth.annotated import (
     AnnotatedVideo,
@@ -41,6 +42,7 @@ LAYOUT = (
     " (ActivityNet's), or the videos alone"
 )
 ON_BAD_KEY = b"aumn.on_bad"
+TABLE = re.compile(r"annotations(-\d+)?\.parquet")  # of any version of a shard set
 ROOTS, LISTS = ("database", "GT"), ("annotations", "actions")
 
 
@@ -55,18 +57,24 @@ class Annotations:
 
 
 def read_ground_truth(
-    path: Place, subset: str | None = None, *, allow_pickle: bool = False, on_bad: str | None = None
+    path: Place,
+    subset: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    on_bad: str | None = None,
+    identity: str | None = None,
 ) -> GroundTruth:
     """One subset's instances as columns; without a name, those of the only subset that has any.
 
     `videos` are all of the subset but those without times, `labels` those that occur in it, sorted. `on_bad` says what
     to do with instances that end before they start: stop, skip them or swap their times; None: as the shard set was
-    packed, else stop.
+    packed, else stop. `identity` is that of the version to take, of a shard set that has grown.
     """
     check_on_bad(on_bad)
-    annotations = read_annotations(path, allow_pickle=allow_pickle, only=subset)
+    read = partial(read_annotations, path, allow_pickle=allow_pickle, identity=identity)
+    annotations = read(only=subset)
     if not any(video.subset == subset for video in annotations.videos.values()):
-        annotations = read_annotations(path, allow_pickle=allow_pickle)
+        annotations = read()
     all_videos = annotations.videos.values()
     sizes = Counter(video.subset for video in all_videos)
     instances = Counter(video.subset for video in all_videos for _ in video.annotations)
@@ -115,13 +123,16 @@ def read_ground_truth(
     )
 
 
-def read_annotations(path: Place, *, allow_pickle: bool = False, only: str | None = None) -> Annotations:
+def read_annotations(
+    path: Place, *, allow_pickle: bool = False, only: str | None = None, identity: str | None = None
+) -> Annotations:
     """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's place or annotations.parquet.
 
-    `only` is the subset that is wanted; videos of others may be left out, unread.
+    `only` is the subset that is wanted; videos of others may be left out, unread. A shard set's folder stands for its
+    newest version, or for that of the `identity`.
     """
     if isinstance(path, str):  # nothing else is read from afar
-        videos, on_bad = _read_parquet(path)
+        videos, on_bad = _read_parquet(path, identity)
         return Annotations(path, {video.id: video for video in videos}, on_bad=on_bad)
     if not path.exists():
         raise InputError(
@@ -132,8 +143,10 @@ def read_annotations(path: Place, *, allow_pickle: bool = False, only: str | Non
     is_wtalc = path.is_dir() and (path / NAMES).is_file()
     if is_wtalc:
         videos = read_wtalc(path, allow_pickle=allow_pickle)
-    elif path.is_dir() or path.name == ANNOTATIONS:
-        videos, on_bad = _read_parquet(path if path.is_dir() else path.parent)
+    elif path.is_dir():
+        videos, on_bad = _read_parquet(path, identity)
+    elif TABLE.fullmatch(path.name):
+        videos, on_bad = _read_parquet(path.parent, _holder_of(path), path.name)
     else:
         videos = read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path, only)
     return Annotations(path, {video.id: video for video in videos}, is_wtalc, on_bad)
@@ -166,11 +179,20 @@ def _schema() -> pa.Schema:
     return pa.schema([pa.field(name, kinds[name], name in {"duration_s", "fps"}) for name in kinds])
 
 
-def _read_parquet(shard_set: Place) -> tuple[list[AnnotatedVideo], str]:
-    """The videos, and what the set was packed with for `on_bad`."""
+def _holder_of(table: Path) -> str | None:
+    """The identity of the earlier version that a table is of; None: of the newest."""
+    identities = (file.stem.partition("-")[2] for file in table.parent.glob(kept_as("*")))
+    store = open_store(table.parent)
+    return next((name for name in identities if table.name in read_description(store, name).checksums), None)
+
+
+def _read_parquet(shard_set: Place, identity: str | None, name: str = "") -> tuple[list[AnnotatedVideo], str]:
+    """The videos of a version, and what the set was packed with for `on_bad`; `name` is the table's own."""
     store = open_store(shard_set)
-    content = read_table_bytes(store, ANNOTATIONS, read_description(store))
-    with about(file_of(store, ANNOTATIONS)):
+    description = read_description(store, identity)
+    name = name or description.table(ANNOTATIONS)
+    content = read_table_bytes(store, name, description)
+    with about(file_of(store, name)):
         table = open_table(content, _schema(), optional={"untimed"}).read()  # older sets lack it
         lists = table["annotations"].combine_chunks()
         labels, *times = lists.values.flatten()
