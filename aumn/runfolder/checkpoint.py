@@ -22,6 +22,7 @@ import logging
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -177,6 +178,14 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 def read_last_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint] | None:
     """The same, read as it is checked."""
     return _last_whole(run_dir, read_checkpoint)
+
+
+def last_card(run_dir: Path) -> ModelCard | None:
+    """That of the highest step whose card is whole, whatever the rest of the checkpoint is."""
+    for _, path in reversed(_steps(run_dir)):
+        with suppress(DamagedError):
+            return read_card(path)
+    return None
 
 
 def mark_best(run_dir: Path, path: Path) -> None:

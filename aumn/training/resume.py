@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,14 @@ from pydantic import BaseModel
 
 from aumn import __version__
 from aumn.config.run_config import RunConfig
-from aumn.data.shards.shard_set import ShardSet
+from aumn.data.shards.layout import read_description
+from aumn.data.shards.shard_set import Access, ShardSet
+from aumn.data.shards.stores import open_store
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import (
     Checkpoint,
     ModelCard,
+    last_card,
     mark_best,
     read_checkpoint,
     read_last_checkpoint,
@@ -92,6 +96,33 @@ class Start:
             engine.load_state(checkpoint.weights, checkpoint.trainer_tensors, checkpoint.trainer_facts["optimizer"])
 
 
+def open_shards(
+    config: RunConfig, access: Access, ranks: Ranks, *, resume: bool, say: Callable[[str], None]
+) -> ShardSet:
+    """The training data: of a run that goes on, the version of the set that it began with, else the newest.
+
+    It is the same on every rank, while the set grows and where a shared file system shows it to the ranks differently.
+    """
+    path, wanted = config.data.shards, None
+    if ranks.is_first:
+        goes_on = _goes_on(RunFolder(config.run.folder).status(), resume=resume)
+        card = last_card(config.run.folder) if goes_on else None
+        wanted = card.dataset_identity if card else None
+        shards = ShardSet.open(path, access, wanted)
+        if shards.identity == wanted != read_description(open_store(path)).identity:
+            say(
+                f"{path}: the set has grown since: this run goes on with the {len(shards):,} videos that it began with."
+            )
+        wanted = shards.identity
+    wanted = ranks.broadcast(wanted)
+    if not ranks.is_first and (shards := ShardSet.open(path, access, wanted)).identity != wanted:
+        raise InputError(
+            f"{path} is not on rank {ranks.rank} what it is on the first (identity {shards.identity}, not {wanted}): "
+            "let all ranks read the same shard set, and start again."
+        )
+    return shards
+
+
 def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool) -> Start:
     """Go on with the run in `run.folder` if the user says so, or if a launcher has started this very launch again.
 
@@ -153,10 +184,16 @@ def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
     )
 
 
+def _goes_on(status: Status, *, resume: bool) -> bool:
+    """Whether the user says so, or a launcher has started this very launch again."""
+    launch = launch_id(os.environ)
+    return resume or (is_restart(os.environ) and launch is not None and status.launch == launch)
+
+
 def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Checkpoint] | None]:
     """Whether the folder's run goes on, its status or a new run's, and the checkpoint to go on from."""
-    status, launch = RunFolder(folder).status(), launch_id(os.environ)
-    resumed = resume or (is_restart(os.environ) and launch is not None and status.launch == launch)
+    status = RunFolder(folder).status()
+    resumed = _goes_on(status, resume=resume)
     model = folder / "model"
     if not resumed and (model.exists() or any((folder / "checkpoints").glob("step_*"))):
         raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")

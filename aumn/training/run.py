@@ -31,7 +31,7 @@ from aumn.tracking.mirror import Mirror, push_rest
 from aumn.tracking.sent import NAME as MIRROR
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
-from aumn.training.resume import NOTHING_TO_RESUME, Start, find_start, new_card
+from aumn.training.resume import NOTHING_TO_RESUME, Start, find_start, new_card, open_shards
 from aumn.training.validation import Validation
 
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
@@ -46,7 +46,7 @@ def run_training(
 
     `say` takes lines for people, `advance` the steps done and in all; both are called on every rank.
     """
-    shards = ShardSet.open(config.data.shards, access_of(config.data))
+    shards = open_shards(config, access_of(config.data), ranks, resume=resume, say=say)
     config.check_streams(shards.streams)
     indices = shards.indices(config.data.subset)
     training, held_out = split_holdout(
