@@ -1,5 +1,7 @@
 """A run that takes seconds: tiny features, their shard set, and a config for tests of real processes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -39,6 +41,22 @@ class Tiny:
         settings["data"]["shards"] = str(self.shards)
         settings["run"]["folder"] = str(root / "run")
         self.config.write_text(yaml.safe_dump(settings))
+
+    @contextmanager
+    def grown(self) -> Iterator[None]:
+        """With twelve more videos in the set, which are other ones under other names."""
+        more = self.root / "more"
+        if not more.exists():
+            options = ("--classes", 3, "--width", 12, "--snippets", 40, "--seed", 1)
+            succeed(aumn("synth", more, "--videos", 12, *options, cwd=self.root))
+            for file in more.glob("*/*.npy"):
+                file.rename(file.with_name(f"more_{file.name}"))
+            gt = more / "gt.json"
+            gt.write_text(gt.read_text().replace('"synth_', '"more_synth_'))
+        before = (self.shards / "dataset.json").read_bytes()
+        succeed(aumn("pack", more, self.shards, "--annotations", more / "gt.json", "--append", cwd=self.root))
+        yield
+        (self.shards / "dataset.json").write_bytes(before)
 
     def command(self, run: str, *overrides: object) -> list[object]:
         """`python` arguments that train into a run's folder."""

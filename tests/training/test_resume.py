@@ -64,9 +64,11 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_with_the
     assert ended.stderr.count("exitcode  : 75") == 2
     assert int(step) == tiny.steps("stopped")[-1] == int(path[-8:]) >= 24
     shutil.copytree(tiny.root / "stopped", tiny.root / "alone", symlinks=True)
-    succeed(tiny.train("stopped", "--resume", ranks=2))
+    with tiny.grown():
+        resumed = succeed(tiny.train("stopped", "--resume", ranks=2))
+        succeed(tiny.train("alone", "--resume"))
+    assert resumed.stderr.count("the set has grown since: this run goes on with the 36 videos that it began with.") == 1
     assert tiny.model("stopped") == tiny.model("whole")
-    succeed(tiny.train("alone", "--resume"))
     expected, found = (read_model(tiny.root / run / "model")[0] for run in ("whole", "alone"))
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from aumn.config.run_config import RunConfig
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import Access, ShardSet
 from aumn.records import InputError
-from aumn.runfolder.checkpoint import Checkpoint, save_checkpoint, save_model
+from aumn.runfolder.checkpoint import Checkpoint, ModelCard, save_checkpoint, save_model
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.ranks import Ranks
-from aumn.training.resume import Progress, find_start
+from aumn.training.resume import Progress, find_start, open_shards
+from tests.data.conftest import write_published
 from tests.training.footprint_steps import CARD
 
 
@@ -21,9 +24,9 @@ def settings(folder: Path, steps: int = 40, **sections: dict[str, object]) -> Ru
     )
 
 
-def leave_checkpoint(config: RunConfig, step: int, **facts: object) -> Path:
-    progress = Progress(CARD, step, config=config.model_dump(mode="json"))
-    checkpoint = Checkpoint(step, {}, CARD, {}, {**progress.facts(), "optimizer": {"groups": []}, **facts})
+def leave_checkpoint(config: RunConfig, step: int, *, card: ModelCard = CARD, **facts: object) -> Path:
+    progress = Progress(card, step, config=config.model_dump(mode="json"))
+    checkpoint = Checkpoint(step, {}, card, {}, {**progress.facts(), "optimizer": {"groups": []}, **facts})
     return save_checkpoint(config.run.folder, checkpoint, keep_last=9)
 
 
@@ -101,3 +104,49 @@ def test_a_run_of_commit_0e01a02_goes_on(tmp_path):
     assert (found.progress.step, found.lines) == (40, 0)
     assert found.finished
     assert not start(settings(tmp_path, 80)).finished
+
+
+class OneOfTwo(Ranks):
+    """The second rank, to which the first one says what it was told to."""
+
+    told: str
+
+    def broadcast(self, _value: object) -> str:
+        return self.told
+
+
+def test_every_rank_opens_the_version_that_the_run_began_with_and_a_new_run_the_newest(tmp_path):
+    published = write_published(tmp_path / "published", {"training": ["a", "b", "c"]})
+    out = tmp_path / "shards"
+    identities = []
+    for videos in ("ab", "abc"):
+        some = {"database": {video: published.database[video] for video in videos}}
+        published.annotations.write_text(json.dumps(some))
+        pack(published.root, out, published.annotations, workers=1, append=bool(identities))
+        identities.append(ShardSet.open(out).identity)
+    config, said = settings(tmp_path / "run", data={"shards": str(out)}), []
+
+    def opened(ranks: Ranks, *, resume: bool) -> str:
+        return open_shards(config, Access(), ranks, resume=resume, say=said.append).identity
+
+    assert opened(Ranks(), resume=False) == identities[1]
+    leave_checkpoint(config, 20, card=CARD.model_copy(update={"dataset_identity": identities[1]}))
+    assert opened(Ranks(), resume=True) == identities[1]
+    assert not said
+    leave_checkpoint(config, 30, card=CARD.model_copy(update={"dataset_identity": identities[0]}))
+    assert opened(Ranks(), resume=True) == identities[0]
+    assert said == [f"{out}: the set has grown since: this run goes on with the 2 videos that it began with."]
+    second = OneOfTwo(1, 2)
+    for second.told in identities:
+        assert opened(second, resume=True) == second.told
+    second.told = "0" * 16
+    with pytest.raises(InputError, match=r"shards is not on rank 1 what it is on the first \(identity .*, not 0000"):
+        opened(second, resume=True)
+    (out / f"dataset-{identities[0]}.json").unlink()
+    newest = open_shards(config, Access(), Ranks(), resume=True, say=said.append)
+    card = CARD.model_copy(update={"dataset_identity": newest.identity})
+    with pytest.raises(
+        InputError, match=r"shards is not what .*step_00000030 was trained on \(identity .*: resume with"
+    ):
+        find_start(config, card, Ranks(), resume=True)
+    assert len(said) == 1

@@ -122,7 +122,9 @@ def test_bad_options_and_an_out_that_exists_are_refused(
         published.pack(tmp_path / "out", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["published"]
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="out already exists: remove it, or pack into another folder"):
+    with pytest.raises(
+        InputError, match="out already exists: remove it, pack into another folder, or add videos to it with --app"
+    ):
         published.pack(tmp_path / "out")
 
 
