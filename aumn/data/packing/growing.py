@@ -7,7 +7,7 @@ a run that trains on it goes on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,8 +41,10 @@ class Base:
         """Open its newest version."""
         description = read_description(open_store(path))
         identity = description.identity
-        shards = ShardSet.open(path, identity=identity)
-        return cls(path, description, shards, read_annotations(path, identity=identity))
+        base = cls(path, description, ShardSet.open(path, identity=identity), read_annotations(path, identity=identity))
+        if base.rows.keys() != base.truth.videos.keys():
+            raise InputError(f"{path}: the annotations are of other videos than the manifest: fetch the set again.")
+        return base
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -55,11 +57,11 @@ class Base:
         told: dict[str, Any] = {"name": ours.name, "dtype": ours.dtype, "window_frames": ours.window_frames}
         told |= {"on_bad": self.truth.on_bad, "rescaled": self._is_rescaled() or None}
         if options.layout in {JOINT, "wtalc"} or options.features.suffix == ".npy":
-            told |= (
-                {} if options.streams else {"joint": ",".join(f"{name}={ours.streams[name]}" for name in ours.streams)}
-            )
-        elif not options.joint:
+            told["joint"] = ",".join(f"{name}={width}" for name, width in ours.streams.items())
+        else:
             told["streams"] = ",".join(ours.streams)
+        if options.streams or options.joint:
+            told |= {"streams": options.streams, "joint": options.joint}
         if self.truth.on_bad not in {"stop", options.on_bad or self.truth.on_bad}:
             raise InputError(
                 f"--on-bad {options.on_bad} contradicts {self.path}, which was packed with --on-bad "
@@ -116,14 +118,14 @@ class Base:
         self._refuse(changed)
         return held, [video for video in videos if video.features.video not in self.rows]
 
-    def refuse_others(self, checksums: Iterable[Mapping[str, Mapping[str, int]]]) -> None:
+    def refuse_others(self, checksums: Mapping[str, Mapping[str, int]]) -> None:
         """InputError unless videos that it holds have, in every stream, the features that it holds; by checksum."""
-        found = {video: sums for part in checksums for video, sums in part.items()}
+        ours = self.shards.checksum
         self._refuse(
             {
                 video: "features"
-                for video, sums in found.items()
-                if any(self.shards.checksum(self.rows[video], stream) != number for stream, number in sums.items())
+                for video, sums in sorted(checksums.items())
+                if any(ours(self.rows[video], stream) != number for stream, number in sums.items())
             }
         )
 
@@ -146,7 +148,7 @@ class Base:
         if read_description(open_store(self.path)).identity != self.description.identity:
             raise InputError(f"Another run has just added to {self.path}: run the same command again.")
 
-    def replace(self, added: Path) -> None:
+    def grow(self, added: Path) -> None:
         """Let the set be what the files of a folder make of it; killed at any moment, this leaves the old set whole."""
         for file in added.iterdir():
             if file.name != DESCRIPTION:

@@ -43,7 +43,7 @@ def pack(
     """
     plan = plan_packing(PackOptions(features, out, annotations, **options))
     with _workplace(plan, out) as work:
-        _check_held(plan)
+        _check_held(plan, on_progress)
         finished = [read_finished(shard, work, out) for shard in plan.shards]
         kept = {shard.file: shard for shard in finished if shard is not None}
         if outdated := len(_notes(plan, work)) - len(kept):
@@ -107,20 +107,25 @@ def _workers(plan: Plan) -> int:
     return plan.workers or len(os.sched_getaffinity(0))
 
 
-def _check_held(plan: Plan) -> None:
+def _check_held(plan: Plan, on_progress: Progress | None) -> None:
     """InputError where features of videos that the set has are others now."""
+    found: dict[str, dict[str, int]] = {}
+    for checksums in run_in_processes(read_checksums, [(shard,) for shard in plan.held], _workers(plan)):
+        found |= checksums
+        if on_progress:
+            on_progress(len(found), plan.report.held + sum(len(shard.videos) for shard in plan.shards))
     if plan.base:
-        plan.base.refuse_others(run_in_processes(read_checksums, [(shard,) for shard in plan.held], _workers(plan)))
+        plan.base.refuse_others(found)
 
 
 def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: Progress | None) -> list[Written]:
     """All shards in the plan's order, the kept ones too; bad videos are reported together, once all are read."""
     videos = {shard.file: len(shard.videos) for shard in plan.shards}
-    written = dict(kept)
+    written, held = dict(kept), plan.report.held
 
     def tell() -> None:
         if on_progress:
-            on_progress(sum(videos[file] for file in written), sum(videos.values()))
+            on_progress(held + sum(videos[file] for file in written), held + sum(videos.values()))
 
     tell()
     calls = [(shard, work) for shard in plan.shards if shard.file not in kept]
@@ -152,7 +157,7 @@ def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Path) -> Non
     _refuse_meanwhile(plan, out)
     sync(shards)
     if plan.base:
-        plan.base.replace(shards)
+        plan.base.grow(shards)
         return
     shards.rename(out)
     sync(out.parent)

@@ -233,13 +233,15 @@ def test_a_choice_on_bad_videos_is_kept_and_a_set_that_is_none_is_refused(publis
         append(published, tmp_path / "out", on_bad="skip")
 
 
-def test_stopped_while_shards_are_written_it_goes_on(published: Any, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_stopped_while_shards_are_written_it_goes_on_also_by_another_name(published: Any, tmp_path: Path) -> None:
+    out, link = tmp_path / "disk" / "set", tmp_path / "link"
     pack_some(published, out)
+    link.symlink_to(out)
     before = contents(out)
     with pytest.raises(StoppedError):
-        append(published, out, shard_mb=ONE_VIDEO, on_progress=stop_at(1))
+        append(published, link, shard_mb=ONE_VIDEO, on_progress=stop_at(4))  # three are there
     assert contents(out) == before
+    assert sorted(path.name for path in out.parent.iterdir()) == ["set", "set.partial"]
     report = append(published, out, shard_mb=ONE_VIDEO)
     assert (report.kept_shards, report.shards) == (1, 2)
     assert len(ShardSet.open(out)) == 5
