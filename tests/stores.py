@@ -170,8 +170,8 @@ class _Handler(SimpleHTTPRequestHandler):
         part = content[first : last + 1][: server.cut_after] if body else b""
         for start in range(0, len(part), 4096):
             time.sleep(server.pause_s)
-            self.wfile.write(part[start : start + 4096])
             server.sent_bytes += len(part[start : start + 4096])
+            self.wfile.write(part[start : start + 4096])
 
 
 @contextmanager

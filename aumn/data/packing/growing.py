@@ -22,7 +22,7 @@ from aumn.data.sources.releases import JOINT
 from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.files import sync, whole_file
-from aumn.records import Clock, InputError
+from aumn.records import Clock, InputError, Place
 
 SHOWN = 3
 
@@ -31,13 +31,13 @@ SHOWN = 3
 class Base:
     """The set as it is before it grows."""
 
-    path: Path
+    path: Place
     description: Description
     shards: ShardSet
     truth: Annotations
 
     @classmethod
-    def open(cls, path: Path) -> Base:
+    def open(cls, path: Place) -> Base:
         """Open its newest version."""
         description = read_description(open_store(path))
         identity = description.identity
@@ -150,6 +150,7 @@ class Base:
 
     def grow(self, added: Path) -> None:
         """Let the set be what the files of a folder make of it; killed at any moment, this leaves the old set whole."""
+        assert isinstance(self.path, Path)
         for file in added.iterdir():
             if file.name != DESCRIPTION:
                 file.rename(self.path / file.name)

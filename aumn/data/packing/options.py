@@ -26,7 +26,9 @@ class PackOptions:
     """What to pack, from where and how; what is None is found out."""
 
     features: Annotated[Path, "Folder or archive of features, each T x D; see --layout."]
-    out: Annotated[Path, "Shard set to make, e.g. data_shards/thumos14, or to add to with --append."]
+    out: Annotated[
+        str, "Shard set to make, e.g. data_shards/thumos14 or s3://bucket/thumos14, or to add to with --append."
+    ]
     annotations: Annotated[Path, "Ground truth: ActivityNet's JSON, a CSV, or W-TALC's folder."]
     name: Annotated[str | None, "Name of the set; default: OUT's."] = None
     layout: Annotated[

@@ -3,6 +3,8 @@
 The plan is made from file headers alone, so every shard's content is known before the first is written. Shards are
 built in `OUT.partial` beside OUT; each finished one leaves a note, by which a run started again after a kill keeps it.
 The last act is one rename, so a shard set is there whole or not at all; of a set that grows, the old or the new one.
+Where OUT is an address, `OUT.partial` is in the current folder, a finished shard is sent off and removed here, and the
+last act is to send the description, without which there is no set.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,29 +25,46 @@ from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse
 from aumn.data.packing.pool import run_in_processes
 from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_checksums, read_finished, write_shard
 from aumn.data.problems import OR_SKIP, refuse
-from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum, numbered, read_table_bytes
+from aumn.data.shards.layout import (
+    ANNOTATIONS,
+    DESCRIPTION,
+    MANIFEST,
+    Shard,
+    checksum,
+    kept_as,
+    numbered,
+    read_table_bytes,
+)
 from aumn.data.shards.manifest import Manifest, write_manifest
-from aumn.data.shards.stores import open_store
+from aumn.data.shards.stores import Remote, Store, open_store
 from aumn.data.truth.annotations import write_annotations
 from aumn.files import hold, sync
-from aumn.records import InputError
+from aumn.records import InputError, Place, place_of
 
 logger = logging.getLogger(__name__)
+
+SENDERS = 2  # shards on their way to a remote store at once
 
 Progress = Callable[[int, int], None]  # videos done, videos in all
 
 
 def pack(
-    features: Path, out: Path, annotations: Path, *, on_progress: Progress | None = None, **options: Any
+    features: Path, out: Place, annotations: Path, *, on_progress: Progress | None = None, **options: Any
 ) -> PackingReport:
     """Write the shard set, or add to it, from where a stopped run of the same plan left it.
 
     `options` are PackOptions' fields.
     """
-    plan = plan_packing(PackOptions(features, out, annotations, **options))
-    with _workplace(plan, out) as work:
+    out = place_of(out)
+    store = open_store(out)
+    if isinstance(store, Remote) and not store.is_writable:
+        raise InputError(
+            f"{out} is a web server's, which takes no files: give a folder, or s3://bucket/{Path(out).name}."
+        )
+    plan = plan_packing(PackOptions(features, str(out), annotations, **options))
+    with _workplace(plan, out) as work, _sending(store, work / SHARDS) as send:
         _check_held(plan, on_progress)
-        finished = [read_finished(shard, work, out) for shard in plan.shards]
+        finished = [read_finished(shard, work, store) for shard in plan.shards]
         kept = {shard.file: shard for shard in finished if shard is not None}
         if outdated := len(_notes(plan, work)) - len(kept):
             logger.warning(
@@ -52,8 +72,11 @@ def pack(
                 outdated,
                 work,
             )
-        written = _write_rest(plan, kept, work, on_progress)
+        for file in kept:
+            send(file)
+        written = _write_rest(plan, kept, work, send, on_progress)
         if plan.base is None or any(shard.rows for shard in written):
+            send(None)
             _put(plan, written, work / SHARDS, out)
         shutil.rmtree(work)
     return replace(
@@ -65,7 +88,33 @@ def pack(
     )
 
 
-def _refuse_meanwhile(plan: Plan, out: Path) -> None:
+@contextmanager
+def _sending(store: Store, shards: Path) -> Iterator[Callable[[str | None], None]]:
+    """A call that sends a finished shard to a remote store, in the background, and removes it; None waits for all."""
+    pending: list[Future[None]] = []
+
+    def put(store: Remote, file: Path) -> None:
+        store.put(file.name, file)
+        file.unlink()
+
+    def send(name: str | None) -> None:
+        if name is None:
+            for sent in pending:
+                sent.result()
+        elif isinstance(store, Remote) and (shards / name).is_file():
+            pending.append(threads.submit(put, store, shards / name))
+
+    with ThreadPoolExecutor(SENDERS, "aumn-send") as threads:
+        try:
+            yield send
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            if isinstance(store, Remote):
+                store.stopping.set()
+            raise
+
+
+def _refuse_meanwhile(plan: Plan, out: Place) -> None:
     """InputError where another run has made the set, or added to it, since this one looked."""
     if plan.base:
         plan.base.refuse_growth()
@@ -74,12 +123,12 @@ def _refuse_meanwhile(plan: Plan, out: Path) -> None:
 
 
 @contextmanager
-def _workplace(plan: Plan, out: Path) -> Iterator[Path]:
+def _workplace(plan: Plan, out: Place) -> Iterator[Path]:
     """`OUT.partial`, for this process alone; left for the next run to go on from if it holds finished shards.
 
     See `files.hold` for file systems without flock.
     """
-    beside = out.resolve() if out.is_symlink() else out
+    beside = Path(Path(out).name) if isinstance(out, str) else out.resolve() if out.is_symlink() else out
     work = beside.with_name(beside.name + ".partial")
     lock = work / "lock"
     with hold(lock, f"Another run is packing into {out}: let it finish, or stop it first"):
@@ -118,7 +167,9 @@ def _check_held(plan: Plan, on_progress: Progress | None) -> None:
         plan.base.refuse_others(found)
 
 
-def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: Progress | None) -> list[Written]:
+def _write_rest(
+    plan: Plan, kept: dict[str, Written], work: Path, send: Callable[[str], None], on_progress: Progress | None
+) -> list[Written]:
     """All shards in the plan's order, the kept ones too; bad videos are reported together, once all are read."""
     videos = {shard.file: len(shard.videos) for shard in plan.shards}
     written, held = dict(kept), plan.report.held
@@ -131,6 +182,7 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
     calls = [(shard, work) for shard in plan.shards if shard.file not in kept]
     for shard in run_in_processes(write_shard, calls, _workers(plan)):
         written[shard.file] = shard
+        send(shard.file)
         tell()
     in_order = [written[file] for file in videos]
     problems = [problem for shard in in_order for problem in shard.problems.values()]
@@ -146,7 +198,7 @@ def _write_rest(plan: Plan, kept: dict[str, Written], work: Path, on_progress: P
     return in_order
 
 
-def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Path) -> None:
+def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Place) -> None:
     """Write the tables, and let the folder be the set, or its files a part of it."""
     files = {*_write_tables(plan, shards, written), *(shard.file for shard in written)}
     for file in shards.iterdir():
@@ -156,9 +208,19 @@ def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Path) -> Non
             file.unlink()
     _refuse_meanwhile(plan, out)
     sync(shards)
+    store = open_store(out)
+    if isinstance(store, Remote):
+        tables = sorted(file.name for file in shards.iterdir() if file.name != DESCRIPTION)
+        if plan.base:
+            tables.append(kept_as(plan.base.description.identity))
+            (shards / tables[-1]).write_bytes(store.read(DESCRIPTION))
+        for name in (*tables, DESCRIPTION):
+            store.put(name, shards / name)
+        return
     if plan.base:
         plan.base.grow(shards)
         return
+    assert isinstance(out, Path)
     shards.rename(out)
     sync(out.parent)
 

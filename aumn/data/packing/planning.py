@@ -13,7 +13,8 @@ from aumn.data.packing.growing import Base
 from aumn.data.packing.options import DTYPES, PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
 from aumn.data.problems import OR_SKIP, about, refuse
-from aumn.data.shards.layout import FORMAT_VERSION, Description, sample_key
+from aumn.data.shards.layout import DESCRIPTION, FORMAT_VERSION, Description, sample_key
+from aumn.data.shards.stores import open_store
 from aumn.data.sources.containers import PICKLE_SUFFIXES, Containers
 from aumn.data.sources.extraction import EXTRACTION, Extraction, Facts, read_extraction, read_facts
 from aumn.data.sources.features import VideoFeatures, check_features
@@ -22,7 +23,7 @@ from aumn.data.sources.streams import parse_joint, parse_streams, say_streams, s
 from aumn.data.truth.annotated import AnnotatedVideo, look
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.ends import Length
-from aumn.records import Clock, InputError
+from aumn.records import Clock, InputError, Place, place_of
 
 DEFAULT_STRIDE_FRAMES = 16
 RESCALED_RATIO = 1.2  # of the longest video to the shortest, where all have as many snippets
@@ -32,7 +33,7 @@ RESCALED_RATIO = 1.2  # of the longest video to the shortest, where all have as 
 class PackingReport:
     """What is packed, and what cannot be: videos without annotations have neither subset nor labels."""
 
-    path: Path
+    path: Place
     packed: dict[str, int]  # subset -> videos
     classes: tuple[str, ...]
     streams: dict[str, int]  # stream -> width
@@ -69,9 +70,10 @@ def plan_packing(options: PackOptions) -> Plan:
 
     Features are read up to their headers. InputError where anything cannot be packed.
     """
-    base = Base.open(options.out) if options.append else None
+    out = place_of(options.out)
+    base = Base.open(out) if options.append else None
     if base is None:
-        refuse_existing(options.out)
+        refuse_existing(out)
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
     classes = _order_classes(truth, options.classes, base)
     extraction = read_extraction(options.features)
@@ -114,7 +116,7 @@ def plan_packing(options: PackOptions) -> Plan:
     clock = Clock(int(stride), options.window_frames or int(stride))
     description = Description(
         FORMAT_VERSION,
-        options.name or options.out.name,
+        options.name or Path(options.out).name,
         "",
         classes,
         found.widths,
@@ -137,7 +139,7 @@ def plan_packing(options: PackOptions) -> Plan:
         description=description,
         workers=1 if _is_one_pickle(release) else options.workers,  # each process would hold the whole file
         report=PackingReport(
-            path=options.out,
+            path=out,
             packed={},
             classes=classes,
             streams=found.widths,
@@ -198,9 +200,9 @@ def _read_all_facts(
     return facts, bad
 
 
-def refuse_existing(out: Path) -> None:
+def refuse_existing(out: Place) -> None:
     """A shard set is never overwritten."""
-    if out.exists():
+    if out.exists() if isinstance(out, Path) else open_store(out).size(DESCRIPTION) is not None:
         raise InputError(
             f"{out} already exists: remove it, pack into another folder, or add videos to it with --append."
         )

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from aumn.data.shards.layout import FORMAT_VERSION, sample_key
+from aumn.data.shards.stores import Store
 from aumn.data.sources.containers import Containers
 from aumn.data.sources.features import VideoFeatures, read_features
 from aumn.files import whole_file
@@ -100,15 +101,13 @@ def read_checksums(plan: ShardPlan) -> dict[str, dict[str, int]]:
     }
 
 
-def read_finished(plan: ShardPlan, work: Path, out: Path) -> Written | None:
-    """What `write_shard` left behind, if it finished this very plan; in `out` where a kill broke the growing off."""
+def read_finished(plan: ShardPlan, work: Path, out: Store) -> Written | None:
+    """What `write_shard` left behind, if it finished this very plan; the shard may be where the set is to be."""
     note, shard = work / PROGRESS / f"{plan.file}.json", work / SHARDS / plan.file
-    if not shard.is_file():
-        shard = out / plan.file
-    if not note.is_file() or not shard.is_file():
+    if not note.is_file():
         return None
-    finished = json.loads(note.read_bytes())
-    is_this = finished["plan"] == plan.digest() and finished["bytes"] == shard.stat().st_size
+    finished, size = json.loads(note.read_bytes()), shard.stat().st_size if shard.is_file() else out.size(plan.file)
+    is_this = finished["plan"] == plan.digest() and finished["bytes"] == size
     return Written(plan.file, finished["bytes"], finished["rows"], finished["problems"]) if is_this else None
 
 

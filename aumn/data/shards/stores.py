@@ -61,6 +61,7 @@ class Remote:
     `away_s` is how long one may be away. Safe to use from several threads.
     """
 
+    is_writable = True
     ranges = True  # whether it is known to serve parts of a file; what it does not, is read from the start and dropped
 
     def __init__(self, place: str, away_s: float = AWAY_S) -> None:
@@ -170,14 +171,13 @@ class Remote:
         raise NotImplementedError
 
     def _put(self, name: str, file: Path) -> None:
-        raise InputError(
-            f"{public(self.place)} cannot be written to, so {name} of {file.parent} stays here: give a folder or an "
-            "object store, s3://bucket/set."
-        )
+        raise NotImplementedError
 
 
 class Web(Remote):
     """A web server, with or without Range; redirects, proxies and certificates as the environment says."""
+
+    is_writable = False
 
     def _size(self, name: str) -> int | None:
         with self._open(name, method="HEAD") as answer:

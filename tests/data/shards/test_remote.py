@@ -12,7 +12,7 @@ from aumn.data.problems import DamagedVideoError, StoreGoneError
 from aumn.data.shards import cache as cache_module
 from aumn.data.shards.cache import ShardCache
 from aumn.data.shards.shard_set import Access, ShardSet
-from aumn.data.shards.stores import Remote, open_store
+from aumn.data.shards.stores import ObjectStore, Remote, open_store
 from aumn.data.truth.annotations import read_annotations
 from aumn.records import InputError, place_of
 from tests.data.conftest import ONE_VIDEO
@@ -45,7 +45,8 @@ def same(one: ShardSet, other: ShardSet) -> bool:
     )
 
 
-def test_real_servers(local: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_servers(published, local: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for name, value in S3_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "nginx").mkdir()
@@ -55,9 +56,7 @@ def test_real_servers(local: ShardSet, tmp_path: Path, monkeypatch: pytest.Monke
         import pyarrow.fs as arrow_fs
 
         arrow_fs.S3FileSystem(endpoint_override=s3, allow_bucket_creation=True).create_dir("bucket")
-        bucket = open_store("s3://bucket/deep/set")
-        for file in sorted(local.path.iterdir()):
-            bucket.put(file.name, file)
+        pack_to_bucket(published, "s3://bucket/deep/set", monkeypatch)
         name = local.path.name
         for place in (f"{web.plain}/{name}", f"{web.whole}/{name}/", f"{web.tls}/{name}", "s3://bucket/deep/set"):
             for whole in (True, False):
@@ -75,6 +74,50 @@ def test_real_servers(local: ShardSet, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(StoreGoneError, match=r"has not answered for .*certificate verify failed"):
             ShardSet.open(f"{web.tls}/{name}", Access(away_s=0.05))
+
+
+def pack_to_bucket(published, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the last file is sent, and begun again."""
+    put, sent = ObjectStore._put, []
+
+    def put_some(store: ObjectStore, name: str, file: Path) -> None:
+        if name == "dataset.json":
+            raise KeyboardInterrupt
+        sent.append(name)
+        put(store, name, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "_put", put_some)
+        with pytest.raises(KeyboardInterrupt):
+            published.pack(place, shard_mb=ONE_VIDEO)
+    assert len([name for name in sent if name.endswith(".tar")]) == 5
+    with pytest.raises(InputError, match="is not a shard set"):
+        ShardSet.open(place)
+    assert published.pack(place, shard_mb=ONE_VIDEO).kept_shards == 5
+    assert not Path("set.partial").exists()
+    with pytest.raises(InputError, match=f"{place} already exists"):
+        published.pack(place)
+
+
+def test_a_set_in_a_store_grows(published, local: ShardSet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place, database = "memory://grows/small", dict(published.database)
+    published.database = {video: facts for video, facts in database.items() if video != "a"}
+    published.write_annotations()
+    published.pack(place, shard_mb=ONE_VIDEO)
+    before = ShardSet.open(place)
+    published.database = database
+    published.write_annotations()
+    report = published.pack(place, shard_mb=ONE_VIDEO, append=True, name=None)
+    assert (report.appended_to, report.held, report.packed) == (4, 4, {"training": 1})
+    assert ShardSet.open(place).identity == local.identity
+    assert ShardSet.open(place, identity=before.identity).ids(range(4)) == before.ids(range(4))
+    assert not Path("small.partial").exists()
+
+
+def test_a_web_server_takes_no_files(published, server: Faulty) -> None:
+    with pytest.raises(InputError, match="is a web server's, which takes no files: give a folder, or s3://bucket/set"):
+        published.pack(f"{server.address}/set")
 
 
 FAULTS = {
