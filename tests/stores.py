@@ -120,8 +120,17 @@ class Faulty(ThreadingHTTPServer):
         self.longer = 0  # more bytes that it says a file has than it has
         self.damage = 0  # so many of the next bodies of tars have a byte changed
         self.pause_s = 0.0  # before every piece of a body
+        self.bytes_s: float | None = None  # of the link that all connections share
+        self._link, self._free_s = threading.Lock(), 0.0
         self.requests: list[str] = []
         self.sent_bytes = 0
+
+    def take_link(self, size: int) -> None:
+        """Wait until the link has carried so many bytes more."""
+        with self._link:
+            self._free_s = max(self._free_s, time.monotonic()) + size / self.bytes_s
+            free_s = self._free_s
+        time.sleep(max(0.0, free_s - time.monotonic()))
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections that the client closed are no news."""
@@ -168,10 +177,13 @@ class _Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Length", str(size))
         self.end_headers()
         part = content[first : last + 1][: server.cut_after] if body else b""
-        for start in range(0, len(part), 4096):
+        piece = 2**16 if server.bytes_s else 2**12
+        for start in range(0, len(part), piece):
             time.sleep(server.pause_s)
-            server.sent_bytes += len(part[start : start + 4096])
-            self.wfile.write(part[start : start + 4096])
+            if server.bytes_s:
+                server.take_link(len(part[start : start + piece]))
+            server.sent_bytes += len(part[start : start + piece])
+            self.wfile.write(part[start : start + piece])
 
 
 @contextmanager
