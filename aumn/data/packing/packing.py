@@ -20,10 +20,11 @@ from typing import Any
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse_existing
 from aumn.data.packing.pool import run_in_processes
-from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_finished, write_shard
+from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Row, Written, read_finished, write_shard
 from aumn.data.problems import OR_SKIP, refuse
-from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Shard, checksum
+from aumn.data.shards.layout import ANNOTATIONS, DESCRIPTION, MANIFEST, Description, Shard, checksum
 from aumn.data.shards.manifest import Manifest, write_manifest
+from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import write_annotations
 from aumn.files import hold, sync
 from aumn.records import InputError
@@ -49,7 +50,14 @@ def pack(
             )
         written = _write_rest(plan, kept, work, on_progress)
         shards = work / SHARDS
-        _write_tables(plan, shards, written)
+        left_out = _left_out(plan, written)
+        description = replace(
+            plan.description,
+            shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
+            left_out=tuple(sorted(left_out)),
+        )
+        annotated = [video for video in plan.annotated if video.id not in left_out]
+        write_tables(shards, description, [row for shard in written for row in shard.rows], annotated, plan.on_bad)
         files = {ANNOTATIONS, MANIFEST, DESCRIPTION, *(shard.file for shard in written)}
         for file in shards.iterdir():
             if file.name in files:
@@ -64,7 +72,7 @@ def pack(
     return replace(
         plan.report,
         packed=dict(Counter(row["subset"] for shard in written for row in shard.rows)),
-        bad=_left_out(plan, written),
+        bad=left_out,
         kept_shards=len(kept),
         bytes=sum(shard.bytes for shard in written),
     )
@@ -126,20 +134,20 @@ def _left_out(plan: Plan, written: Sequence[Written]) -> dict[str, str]:
     return plan.report.bad | {video: text for shard in written for video, text in shard.problems.items()}
 
 
-def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> None:
-    """The three files beside the tars; the description is the last."""
-    streams = list(plan.description.streams)
-    left_out = _left_out(plan, written)
-    write_annotations(
-        shards / ANNOTATIONS, [video for video in plan.annotated if video.id not in left_out], plan.on_bad
-    )
-    write_manifest(shards / MANIFEST, [row for shard in written for row in shard.rows], streams)
-    content = {table: (shards / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
+def write_tables(
+    folder: Path, description: Description, rows: list[Row], annotated: Sequence[AnnotatedVideo], on_bad: str
+) -> None:
+    """The three files beside the tars; the description is the last, with the identity and the checksums that it lacks.
+
+    Rows and annotated videos have the same order.
+    """
+    streams = list(description.streams)
+    write_annotations(folder / ANNOTATIONS, annotated, on_bad)
+    write_manifest(folder / MANIFEST, rows, streams)
+    content = {table: (folder / table).read_bytes() for table in (MANIFEST, ANNOTATIONS)}
     description = replace(
-        plan.description,
-        identity=Manifest(content[MANIFEST], streams).identity(plan.description),
-        shards=tuple(Shard(shard.file, shard.bytes) for shard in written),
+        description,
+        identity=Manifest(content[MANIFEST], streams).identity(description),
         checksums={table: checksum(content[table]) for table in content},
-        left_out=tuple(sorted(left_out)),
     )
-    (shards / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+    (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")

@@ -21,6 +21,7 @@ from aumn.data.json_files import read_json, shown, text_of
 from aumn.data.problems import about, check_on_bad
 from aumn.data.shards.layout import ANNOTATIONS, open_table, read_description, read_table_bytes
 from aumn.data.truth.annotated import (
+    DEFAULT_SUBSET,
     AnnotatedVideo,
     Instance,
     parse_instance,
@@ -28,7 +29,7 @@ from aumn.data.truth.annotated import (
     parse_videos,
     say_reversed,
 )
-from aumn.data.truth.annotation_csv import DEFAULT_SUBSET, read_csv
+from aumn.data.truth.annotation_csv import read_csv
 from aumn.data.truth.wtalc import NAMES, read_wtalc
 from aumn.records import GroundTruth, InputError
 
