@@ -5,6 +5,7 @@ data_shards/README.md documents the format. Temporal ground truth lies in annota
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Sequence
 from functools import lru_cache
@@ -39,7 +40,7 @@ class ShardSet:
         self.clock = Clock(self.stride_frames, self.window_frames or self.stride_frames)
         self.left_out = description.left_out
         self.extractor = description.extractor
-        self._tars = [path / shard.file for shard in description.shards]
+        self._tars = description.tars_in(path)
         self.videos: Sequence[Video] = rows
         """Every video of every subset, in the order that `indices` and `read` count in."""
         self._rows, self._description = rows, description
@@ -53,8 +54,7 @@ class ShardSet:
         with about(path / layout.MANIFEST):
             rows = Manifest(content, list(description.streams))
             rows.check(description)
-        for shard in description.shards:
-            file = path / shard.file
+        for shard, file in zip(description.shards, description.tars_in(path), strict=True):
             if not file.is_file():
                 raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
             size = file.stat().st_size
@@ -118,21 +118,30 @@ class ShardSet:
         """Each stream's features of one video, T x D: read-only views that stay valid for as long as they are kept."""
         tar, snippets = self._map(self.tar_of(index)), int(self._rows.snippets_N[index])
         features = {}
-        for stream, width in self.streams.items():
+        for stream in self.streams:
             first, size = self._rows.offset_N[stream].item(index), self._rows.bytes_N[stream].item(index)
             if tar.size() < first + size:  # asks the file; to touch a page of a map behind its end is a SIGBUS
                 raise InputError(f"{self.tar_of(index)} became shorter while it was read: fetch this shard again.")
             member = memoryview(tar)[first : first + size]
             if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
-                key = layout.sample_key(self._rows.ids[index].as_py(), self.streams)
                 raise InputError(
-                    f"{self.tar_of(index)}: member {key}.{stream}.npy "
+                    f"{self.tar_of(index)}: what it holds of stream {stream} of video {self.ids([index])[0]!r} "
                     "does not match its checksum, so the file is damaged; fetch this shard again or pack anew."
                 )
-            # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
-            array_bytes = snippets * width * self.dtype.itemsize
-            features[stream] = np.frombuffer(member[size - array_bytes :], self.dtype).reshape(snippets, width)
+            features[stream] = self._array_of(member, stream, snippets)
         return features
+
+    def _array_of(self, member: memoryview, stream: str, snippets: int) -> np.ndarray:
+        shape = snippets, self.streams[stream]
+        if suffix := self._description.decoded.get(stream):
+            from aumn.data.sources.containers import decode
+
+            features_TD = decode(f"{stream}.{suffix}", member).astype(self.dtype, order="C").reshape(shape)
+            features_TD.flags.writeable = False
+            return features_TD
+        # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
+        array_bytes = math.prod(shape) * self.dtype.itemsize
+        return np.frombuffer(member[len(member) - array_bytes :], self.dtype).reshape(shape)
 
 
 def _map_tar(tar: Path) -> mmap.mmap:

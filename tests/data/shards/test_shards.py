@@ -93,7 +93,7 @@ def test_any_flipped_bit_of_a_member_is_found(shard_set: ShardSet, data: st.Data
     damaged[at] ^= 1 << data.draw(st.integers(0, 7), "bit")
     try:
         tar.write_bytes(damaged)
-        member = f"member {rows[index]['id']}.{stream}.npy does not match its checksum"
+        member = f"what it holds of stream {stream} of video '{rows[index]['id']}' does not match its checksum"
         with pytest.raises(
             InputError, match=f"{tar.name}: {member}, so the file is damaged; fetch this shard again or"
         ):
