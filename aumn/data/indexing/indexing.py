@@ -42,7 +42,7 @@ from aumn.data.shards.manifest import MEMBER_PARTS
 from aumn.data.sources.features import VideoFeatures
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.files import sync, whole_folder
-from aumn.records import Clock
+from aumn.records import Clock, InputError
 
 Samples = list[tuple[int, Found]]  # with the number of its tar
 
@@ -133,7 +133,9 @@ def _read_all(
 
 def _check_widths(samples: Samples, bad: dict[str, str]) -> tuple[Samples, dict[str, int], np.dtype[Any]]:
     """The samples with the streams' usual widths; those; and the set's dtype, which holds what all members hold."""
-    refuse(list(bad.values()) if not samples else [], f"{len(bad):,} samples cannot be taken:")
+    if not samples:
+        refuse(list(bad.values()), f"None of the {len(bad):,} samples can be taken:")
+        raise InputError("The tars hold no samples: give WebDataset tars, whose members are named KEY.SUFFIX.")
     widths = {stream: mode(found.arrays[stream].width for _, found in samples) for stream in samples[0][1].arrays}
     good = []
     for tar, found in samples:

@@ -42,7 +42,7 @@ def list_samples(file: BinaryIO, name: str) -> Iterator[Sample]:
     problems: list[str] = []  # with the sample that is being put together
 
     def note(error: Exception) -> bool:
-        problems.append(f"has a member twice: {str(error.args[0]).partition(' {')[0][:200]}")
+        problems.append(f"has a member twice: {str(error.args[0]).partition(' dict_keys')[0][:200]}")
         return True
 
     try:
@@ -75,9 +75,15 @@ def _check_end(file: BinaryIO, offset: int, name: str) -> None:
     """The tarfile library takes any damage between two members for the end."""
     file.seek(offset)
     header = file.read(tarfile.BLOCKSIZE)
-    if any(header) or len(header) < tarfile.BLOCKSIZE:
-        what = f"no tar header at byte {offset:,}" if any(header) else "no mark at its end"
-        raise InputError(f"{name} is damaged or cut short: it has {what}; fetch it again, or pack it again.")
+    if any(header):
+        raise InputError(
+            f"{name} is damaged: it has no tar header at byte {offset:,}; fetch it again, or pack it again."
+        )
+    if len(header) < tarfile.BLOCKSIZE:
+        raise InputError(
+            f"{name} ends without the mark of a tar's end, so it may be cut short: fetch it again, or mark it "
+            f"(head -c 1024 /dev/zero >> {name})."
+        )
 
 
 def expand(pattern: str) -> list[str]:

@@ -106,7 +106,7 @@ def _array(file: BinaryIO, sample: Sample, suffix: str) -> Array:
         raise InputError(f"has no member {suffix}, but {', '.join(sample.members)}.")
     content = _read(file, sample, suffix)
     try:
-        values = decode(f"its {suffix}", content)
+        values = decode(f"its .{suffix}", content)
     except InputError as error:
         raise InputError(f"cannot be taken: {error}") from None
     if values.ndim < 2 or set(values.shape[:-2]) - {1} or 0 in values.shape:
