@@ -429,7 +429,7 @@ def test_ways_to_give_tars(
         (["e"], {"e/b.tar.gz": b"\x1f\x8b..."}, r"b.tar.gz is compressed, .* decompress the tars \(gunzip b.tar.gz\)"),
         (["c.tar"], {"c.tar": b"\x1f\x8b..."}, "c.tar is compressed, and what lies in it cannot be read by its place"),
         (["e"], {"e/b.txt": b""}, "e holds no .tar: give the folder of the WebDataset tars"),
-        (["i.json"], {"i.json": b'{"shardlist": [{"url": "a-0.tar", "nsamples": 4}]}'}, "has 3 samples where i.json says"),
+        (["i.json"], {"i.json": b'{"shardlist": [{"url": "a-0.tar", "nsamples": 4}]}'}, "3 samples where i.json says"),
         (["i.json"], {"i.json": b'{"shardlist": 3}'}, r"i.json lists no tars as wids does .*: a wids index is"),
         (["."], {".nv-meta/split.yaml": b"a: 1"}, ".nv-meta/.info.yaml cannot be read .*: run `energon prepare` again"),
         (["."], {".nv-meta/split.yaml": b"a: 1", ".nv-meta/.info.json": b"{}"}, "do not name the same shards, or no"),
