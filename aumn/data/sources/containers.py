@@ -148,6 +148,13 @@ class _Npz(Archive):
         with self._open(name) as (_, member):
             return read_values(member)
 
+    def content(self, name: str) -> bytes:
+        """An array's .npy file."""
+        with self._open(name) as (_, member):
+            member.seek(0)
+            held: bytes = member.read()
+        return held
+
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[Header, Any]]:
         what = f"{self._file}[{name}]"
@@ -324,29 +331,32 @@ def decode(name: str, content: bytes | memoryview) -> np.ndarray:
     suffix = Path(name).suffix.lower()
     with _telling_damage(f"{name} cannot be read"):
         if suffix == ".npy":
-            file = io.BytesIO(content[:LONGEST_HEADER])
-            header = arrays.parse_header(name, file, len(content))
-            if not header.dtype.hasobject:
-                values = np.frombuffer(content, header.dtype, math.prod(header.shape), file.tell())
-                return values.reshape(header.shape, order=header.order)
+            return _npy_of(name, content)
         if suffix == ".npz":
             archive = _Npz(name, bytes(content))
-            found: dict[str, Any] = {each: archive.read(each) for each in archive.names()}
+            found = {each: _npy_of(f"{name}[{each}]", archive.content(each)) for each in archive.names()}
         elif suffix in TORCH_SUFFIXES:
             found = _load_torch(name, bytes(content))
         elif suffix in DECODED_SUFFIXES:
             with about(name):
-                pickled = io.BytesIO(content)
-                pickled.seek(file.tell() if suffix == ".npy" else 0)
-                found = _by_name(unpickle(pickled), name, len(content))
-                found = {each: as_numbers(value, len(content)) for each, value in found.items()}
+                objects = _by_name(unpickle(io.BytesIO(content)), name, len(content))
+                found = {each: as_numbers(value, len(content)) for each, value in objects.items()}
         else:
             raise InputError(f"{name} is none of {', '.join(DECODED_SUFFIXES)}, which can hold an array.")
-        tables: list[np.ndarray] = [values for values in found.values() if values.ndim > 1]
+        tables = [values for values in found.values() if values.ndim > 1]
         if len(tables) != 1:
             held = ", ".join(f"{each or 'array'} {values.shape}" for each, values in found.items()) or "nothing"
             raise InputError(f"{name} holds {held[:200]}; it must hold one array, snippets x width.")
         return tables[0]
+
+
+def _npy_of(name: str, content: bytes | memoryview) -> np.ndarray:
+    file = io.BytesIO(content[:LONGEST_HEADER])
+    header = arrays.parse_header(name, file, len(content))
+    if header.dtype.hasobject:
+        raise InputError(f"{name} holds pickled Python objects: save it as an array of numbers.")
+    values = np.frombuffer(content, header.dtype, math.prod(header.shape), file.tell())
+    return values.reshape(header.shape, order=header.order)
 
 
 def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str, ...], Place]]:

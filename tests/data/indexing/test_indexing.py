@@ -124,6 +124,15 @@ def test_arrays_come_out_as_they_are(
     assert (found_TD.dtype, found_TD.flags.writeable) == (expected_TD.dtype, False)
 
 
+def test_damage_of_a_decoded_member_is_told_when_it_is_read(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "in" / "train-0.tar", {"a": {"feat.pth": torch.tensor(ARRAY_TD), "cls": "Run"}})
+    _, shards = index_here(tmp_path)
+    content = tar.read_bytes()
+    tar.write_bytes(content.replace(ARRAY_TD.tobytes(), (ARRAY_TD + 1).tobytes()))
+    with pytest.raises(InputError, match=r"train-0.tar: what it holds of stream feat of video 'a' does not match its"):
+        shards.read(0)
+
+
 def test_streams_of_several_dtypes_have_the_widest(tmp_path: Path) -> None:
     samples = {
         "a": {"rgb.npy": features(1, dtype="float16"), "flow.npy": features(2), "cls": "Run"},
@@ -312,6 +321,11 @@ def test_what_cannot_be_taken_is_named_or_left_out(tmp_path: Path, members: dict
             {"a": {"pyd": b"cos\nsystem\n(S'true'\ntR.", "cls": "Run"}},
             {},
             "asks for os.system to be run, which is no arr",
+        ),
+        (
+            {"a": {"npy": np.array([BAD, None], object), "cls": "Run"}},
+            {},
+            "its .npy holds pickled Python objects: save it",
         ),
         ({"a": {"npz": {"x": BAD, "y": BAD}, "cls": "1"}}, {}, r"holds x \(4, 3\), y \(4, 3\); it must hold one array"),
         (

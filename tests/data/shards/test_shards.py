@@ -185,6 +185,8 @@ def edit(shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any]) -> 
         ),
         ({"streams": ["rgb"]}, {}, r"dataset.json describes no shard set \(streams: "),
         ({"shards": [{"file": "../a.tar", "bytes": 9}]}, {}, "shards lie in the set's own folder"),
+        ({"tars": "x", "shards": [{"file": "y/../a.tar", "bytes": 9}]}, {}, "shards lie in the set's own folder"),
+        ({"decoded": {"audio": "npy"}}, {}, r"describes no shard set \(.* decoded names streams that the set does not"),
         ({"shards": 3}, {}, r"dataset.json describes no shard set \(shards: "),
         ({"streams": {"rgb": 5}}, {}, "manifest.parquet has other columns than id, subset, shard"),
         ({"streams": {"rgb": 5, "flow": 999}}, {}, "manifest.parquet has a flow_bytes of video 'd' that cannot be in"),
