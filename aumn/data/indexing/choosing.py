@@ -36,7 +36,8 @@ def choose(options: IndexOptions, first: Tar) -> tuple[Wanted, list[str]]:
         facts["labels"] = (options.labels,)
     for fact in ("labels", "subset") if options.annotations else ("subset",) if options.subset else ():
         del facts[fact]
-    return Wanted({stream: streams[stream] for stream in in_order(streams)}, facts), beside
+    ordered = {stream: streams[stream] for stream in in_order(streams)}
+    return Wanted(ordered, facts, bool(options.transposed)), beside
 
 
 def _streams(options: IndexOptions, first: Tar, counts: Counter[str]) -> tuple[dict[str, str], list[str]]:

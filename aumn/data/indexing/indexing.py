@@ -40,6 +40,7 @@ from aumn.data.problems import OR_SKIP, about, refuse
 from aumn.data.shards.layout import FORMAT_VERSION, Description, Shard
 from aumn.data.shards.manifest import MEMBER_PARTS
 from aumn.data.sources.features import VideoFeatures
+from aumn.data.sources.forms import find_forms
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.files import sync, whole_folder
 from aumn.records import Clock, InputError
@@ -58,7 +59,11 @@ def index(
     wanted, beside = choose(chosen, found[0])
     indexed = _read_all(found, wanted, chosen.workers, on_progress)
     bad = {key: text for tar in indexed for key, text in tar.bad.items()}
-    samples, widths, dtype = _check_widths([(tar.number, each) for tar in indexed for each in tar.samples], bad)
+    samples = [(tar.number, each) for tar in indexed for each in tar.samples]
+    for stream, suffix in wanted.streams.items() if chosen.transposed is None else ():
+        found_as = [each.arrays[stream] for _, each in samples]
+        find_forms(f"The members {suffix}", {(array.snippets, array.width) for array in found_as}, None, None)
+    samples, widths, dtype = _check_widths(samples, bad)
     named, id_source = name_samples(samples, chosen, bad)
     truth = _read_truth(chosen, named, found, classes, bad)
     taken = {each.id: each for each in named if chosen.annotations or each.id in truth.videos}
@@ -90,6 +95,7 @@ def index(
         left_out=tuple(sorted(bad)),
         tars=_seen_from(out, folder, source),
         decoded=_decoded(taken, wanted, dtype),
+        transposed=wanted.is_transposed,
     )
     rows = [_row(video, taken[video.features.video], used) for video in videos]
     with whole_folder(out, checksums=False) as work:

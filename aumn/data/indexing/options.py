@@ -44,6 +44,7 @@ class IndexOptions:
     prefix: Annotated[str, "What samples' names have before the annotations', e.g. v_."] = ""
     suffix: Annotated[str, "What they have after them, e.g. _i3d."] = ""
     classes: Annotated[Path | None, "Text file, a class a line, in the order in which labels count them."] = None
+    transposed: Annotated[bool | None, "Arrays are D x T; asked for where they look so."] = None
     stride_frames: Annotated[int, "Frames from one snippet to the next."] = 16
     window_frames: Annotated[int | None, "Frames that a snippet was read from; default: the stride."] = None
     fps: Annotated[float | None, "Frame rate of the features; default: the ground truth's, or the JSON's fps."] = None

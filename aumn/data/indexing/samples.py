@@ -51,6 +51,7 @@ class Wanted:
 
     streams: Mapping[str, str]  # stream -> member's suffix
     facts: Mapping[str, Collection[str]]
+    is_transposed: bool = False  # arrays are D x T
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,10 @@ def read_tar(number: int, tar: Tar, wanted: Wanted) -> TarIndex:
 def _look(file: BinaryIO, sample: Sample, wanted: Wanted) -> Found:
     if sample.problem:
         raise InputError(f"{sample.problem}.")
-    arrays = {stream: _array(file, sample, suffix) for stream, suffix in wanted.streams.items()}
+    arrays = {
+        stream: _array(file, sample, suffix, is_transposed=wanted.is_transposed)
+        for stream, suffix in wanted.streams.items()
+    }
     if len({array.snippets for array in arrays.values()}) > 1:
         counts = ", ".join(f"{array.snippets} of {stream}" for stream, array in arrays.items())
         raise InputError(f"has streams that differ in length ({counts} snippets): extract them alike.")
@@ -101,7 +105,7 @@ def _read(file: BinaryIO, sample: Sample, suffix: str) -> bytes:
     return file.read(place.bytes)
 
 
-def _array(file: BinaryIO, sample: Sample, suffix: str) -> Array:
+def _array(file: BinaryIO, sample: Sample, suffix: str, *, is_transposed: bool) -> Array:
     if suffix not in sample.members:
         raise InputError(f"has no member {suffix}, but {', '.join(sample.members)}.")
     content = _read(file, sample, suffix)
@@ -114,6 +118,8 @@ def _array(file: BinaryIO, sample: Sample, suffix: str) -> Array:
     if values.dtype.kind not in "fiu":
         raise InputError(f"has a {suffix} of dtype {values.dtype}; features must be numbers.")
     features_TD = values.reshape(values.shape[-2:])
+    if is_transposed:
+        features_TD = features_TD.T
     with np.errstate(over="ignore"):
         numbers_TD = features_TD if features_TD.dtype in IN_PLACE else features_TD.astype(np.float32)
     bad_T = (~np.isfinite(numbers_TD)).sum(axis=1)

@@ -51,6 +51,7 @@ class Description:
     extractor: dict[str, Any] | None = None  # what made the features, where `aumn extract` did
     tars: str | None = None  # the folder where the tars lie, seen from the set's; None: they lie in the set
     decoded: dict[str, str] = field(default_factory=dict)  # streams whose members are no plain arrays: their suffix
+    transposed: bool = False  # the arrays of those are D x T
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""

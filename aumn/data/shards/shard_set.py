@@ -136,7 +136,9 @@ class ShardSet:
         if suffix := self._description.decoded.get(stream):
             from aumn.data.sources.containers import decode
 
-            features_TD = decode(f"{stream}.{suffix}", member).astype(self.dtype, order="C").reshape(shape)
+            values = decode(f"{stream}.{suffix}", member)
+            values = values.reshape(shape[::-1]).T if self._description.transposed else values.reshape(shape)
+            features_TD = values.astype(self.dtype, order="C")
             features_TD.flags.writeable = False
             return features_TD
         # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.

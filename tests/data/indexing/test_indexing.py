@@ -148,6 +148,19 @@ def test_streams_of_several_dtypes_have_the_widest(tmp_path: Path) -> None:
             assert features_TD.dtype == np.float32
 
 
+def test_arrays_that_are_width_by_snippets(tmp_path: Path) -> None:
+    samples = {f"v{snippets}": {"npy": features(snippets, 200, snippets), "cls": "Run"} for snippets in (1, 2, 5)}
+    write_tar(tmp_path / "in" / "train-0.tar", samples)
+    with pytest.raises(
+        InputError, match=r"npy: every array has 200 rows and 1 to 5 columns, .* give --transposed if it"
+    ):
+        index_here(tmp_path)
+    _, shards = index_here(tmp_path, transposed=True)
+    for video, arrays in read(shards).items():
+        np.testing.assert_array_equal(arrays["features"], samples[video]["npy"].T)
+    assert [video.snippets for video in shards.videos] == [1, 2, 5]
+
+
 CLASSES = "Run\nJump\nSwim\n"
 
 
