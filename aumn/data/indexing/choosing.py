@@ -30,10 +30,10 @@ def choose(options: IndexOptions, first: Tar) -> tuple[Wanted, list[str]]:
         counts = Counter(suffix for sample in list_samples(file, str(first.path)) for suffix in sample.members)
     streams, beside = _streams(options, first, counts)
     facts = dict(FACTS)
-    if options.id:
-        facts["id"] = () if options.id == "key" else (options.id.lower(),)
-    if options.labels:
-        facts["labels"] = (options.labels,)
+    for fact, place in (("id", options.id), ("labels", options.labels)):
+        if place:
+            suffix, mark, field = place.partition(":")
+            facts[fact] = (suffix.lower() + mark + field,)
     for fact in ("labels", "subset") if options.annotations else ("subset",) if options.subset else ():
         del facts[fact]
     ordered = {stream: streams[stream] for stream in in_order(streams)}

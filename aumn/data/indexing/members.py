@@ -64,11 +64,13 @@ def _files(tar: tarfile.TarFile, problems: list[str]) -> Iterator[dict[str, Any]
 
 def _sample(grouped: dict[str, Any], problems: list[str]) -> Sample:
     key = grouped["__key__"]
-    if not key.isprintable():  # bytes that are no UTF-8 among them
-        problems.append("has a name that cannot be printed")
+    members = {suffix: place for suffix, place in grouped.items() if suffix not in NO_MEMBERS}
+    if any("\ud800" <= character <= "\udfff" for name in (key, *members) for character in name):
+        problems.append("has a name that is no UTF-8: rename it")  # nothing could store it
+        key = key.encode(errors="backslashreplace").decode()
     told = "; ".join(problems)
     problems.clear()
-    return Sample(key, {suffix: place for suffix, place in grouped.items() if suffix not in NO_MEMBERS}, told)
+    return Sample(key, members, told)
 
 
 def _check_end(file: BinaryIO, offset: int, name: str) -> None:

@@ -38,7 +38,7 @@ class IndexOptions:
         "last part where it is unique.",
     ] = None
     subset: Annotated[
-        str | None, "Of all samples, without annotations; default: the JSON's, Energon's split or the tar's name."
+        str | None, "Of all samples, without annotations; default: Energon's split, the JSON's or the tar's name."
     ] = None
     name: Annotated[str | None, "Name of the set; default: OUT's."] = None
     prefix: Annotated[str, "What samples' names have before the annotations', e.g. v_."] = ""

@@ -81,7 +81,7 @@ def read_tar(number: int, tar: Tar, wanted: Wanted) -> TarIndex:
     if tar.samples not in {None, count}:
         raise InputError(
             f"{tar.path} has {count:,} samples where {tar.told_by} says {tar.samples:,}: one of the two is another's "
-            "or cut short; fetch both again, or make the index again."
+            "or cut short; fetch both again, make the index again, or give the tars by a pattern, without the index."
         )
     return TarIndex(number, size, samples, bad)
 

@@ -104,7 +104,9 @@ def _subset(facts: Mapping[str, tuple[str, Any]], tar: Tar) -> str:
 
 def _labels(facts: Mapping[str, tuple[str, Any]], classes: Sequence[str]) -> set[str]:
     if "labels" not in facts:
-        raise InputError("tells no label: give --labels, or --annotations.")
+        raise InputError(
+            "tells no label where --labels says, or, without it, as cls or a JSON's labels, label or classes."
+        )
     source, numbers, names = facts["labels"][0], _numbers(facts), _names(facts)
     what = f"has {source} {shown(facts['labels'][1])}"
     if any(not isinstance(name, str) or not name.strip() for name in names):

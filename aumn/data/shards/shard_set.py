@@ -56,7 +56,8 @@ class ShardSet:
             rows.check(description)
         for shard, file in zip(description.shards, description.tars_in(path), strict=True):
             if not file.is_file():
-                raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
+                remedy = "index the tars where they are now" if description.tars else "pack the features again"
+                raise InputError(f"{file} is missing: fetch this shard again, or {remedy}.")
             size = file.stat().st_size
             if size != shard.bytes:
                 raise InputError(

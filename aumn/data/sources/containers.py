@@ -150,9 +150,10 @@ class _Npz(Archive):
 
     def content(self, name: str) -> bytes:
         """An array's .npy file."""
-        with self._open(name) as (_, member):
+        with self._open(name) as (header, member):
+            size = member.tell() + math.prod(header.shape) * header.dtype.itemsize
             member.seek(0)
-            held: bytes = member.read()
+            held: bytes = member.read(size)
         return held
 
     @contextmanager

@@ -43,9 +43,9 @@ def encode(suffix: str, value: Any) -> bytes:
     return out.getvalue()
 
 
-def write_tar(path: Path, samples: Samples) -> Path:
+def write_tar(path: Path, samples: Samples, encoding: str = "utf-8") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding=encoding) as tar:
         for key, members in samples.items():
             for suffix, value in members.items():
                 content = encode(suffix, value)
@@ -196,7 +196,7 @@ def test_labels(tmp_path: Path, members: dict[str, Any], options: dict[str, Any]
         (["f/a", "g/a"], {}, {}, ["f/a", "g/a"]),
         (["f/a", "g/b"], {}, {"id": "key"}, ["f/a", "g/b"]),
         (["f/a", "g/b"], {"id": 7}, {}, ["7", "8"]),
-        (["f/a", "g/b"], {"youtube": "x"}, {"id": "json:youtube"}, ["x", "y"]),
+        (["f/a", "g/b"], {"youTube": "x"}, {"id": "JSON:youTube"}, ["x", "y"]),
         (["f/v_a_i3d", "g/v_b_i3d"], {}, {"prefix": "v_", "suffix": "_i3d"}, ["a", "b"]),
     ],
 )
@@ -257,7 +257,7 @@ BAD_NAN[2, 1] = np.nan
     ("members", "message"),
     [
         ({"cls": "Run"}, "train-0.tar: sample 'bad' has no member npy, but cls"),
-        ({"npy": BAD}, "train-0.tar: sample 'bad' tells no label: give --labels, or --annotations"),
+        ({"npy": BAD}, "train-0.tar: sample 'bad' tells no label where --labels says, or, without"),
         ({"npy": BAD, "cls": ""}, "sample 'bad' has cls '', which must be class names, or their numbers"),
         (
             {"npy": BAD_NAN, "cls": "Run"},
@@ -282,6 +282,14 @@ def test_what_cannot_be_taken_is_named_or_left_out(tmp_path: Path, members: dict
     report, shards = index_here(tmp_path, on_bad="skip")
     assert list(report.bad) == list(shards.left_out) == ["bad"]
     assert [video.id for video in shards.videos] == ["v0", "v1", "v2"]
+
+
+def test_names_that_nothing_could_store_are_bad(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "train-0.tar", {**make(), "\xe9": {"npy": BAD, "cls": "Run"}}, encoding="latin-1")
+    with pytest.raises(InputError, match=r"sample '\\\\udce9' has a name that is no UTF-8: rename it"):
+        index_here(tmp_path)
+    _, shards = index_here(tmp_path, on_bad="skip")
+    assert shards.left_out == ("\\udce9",)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +396,9 @@ def test_the_tars_are_found_where_they_were_given(tmp_path: Path, monkeypatch: p
     (tmp_path / "here").rename(tmp_path / "there")
     near = read(ShardSet.open(tmp_path / "there" / "sets" / "near"))
     assert list(near) == list(far) == ["v7", "v8", "v9", "v0", "v1", "v2"]
-    with pytest.raises(InputError, match=r"here/in/sub/train-0.tar is missing|here/in/test-0.tar is missing"):
+    with pytest.raises(
+        InputError, match=r"here/in/sub/train-0.tar is missing: fetch this shard again, or index the tars where"
+    ):
         ShardSet.open(tmp_path / "far")
 
 

@@ -25,7 +25,8 @@ def write_tar(path: Path, members: list[tuple[str, str, bytes]], form: int = tar
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = KINDS[kind], "a.npy" * (kind == "link")
-            info.size = len(content) if kind in {"file", "old"} else 0
+            is_folder = kind == "folder" or (kind == "old" and name.endswith("/"))  # which old tars say so
+            info.size = 0 if is_folder or kind == "link" else len(content)
             tar.addfile(info, io.BytesIO(content))
 
 
