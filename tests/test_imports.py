@@ -18,13 +18,16 @@ CLOSED = {
     "data": {"model", "config.run_config"},
     "runtime": {"model", "data", "config.run_config"},
     "runfolder": {"model", "data", "runtime"},
-    "inference": {"config.run_config", "data.truth", "data.sources", "data.packing"},
+    "inference": {"config.run_config", "data.truth", "data.sources", "data.packing", "data.indexing"},
     "one_video": {room for room in PAGE if room != "inference"},
     "evaluation": {"model", "data", "runfolder", "config"},
     "tracking": {"model", "data", "runtime"},
-    "training": {"data.sources", "data.packing"},
-    "jobs": {"model", "runtime", "inference", "training", "data.sources", "data.truth", "data.packing"},
-    "report": {"model", "training", "jobs", "data.sources", "data.packing"},
+    "training": {"data.sources", "data.packing", "data.indexing"},
+    "jobs": {
+        *("model", "runtime", "inference", "training"),
+        *("data.sources", "data.truth", "data.packing", "data.indexing"),
+    },
+    "report": {"model", "training", "jobs", "data.sources", "data.packing", "data.indexing"},
     "inspect": {"model", "runtime", "runfolder", "inference", "tracking", "training", "jobs", "report"},
     "doctor": {"model", "data", "runfolder", "inference", "evaluation", "training", "jobs", "report", "inspect"},
     "synth": {room for room in PAGE if room not in {"records", "files"}},
@@ -33,19 +36,24 @@ CLOSED = {
         "config.run_config",
         "data.truth",
         "data.packing",
+        "data.indexing",
         "data.loader",
         "data.shards",
     },
-    "data.sources": {"data.truth", "data.packing", "data.loader", "data.shards"},
-    "data.shards": {"data.truth", "data.packing", "data.loader", "data.order", "data.sources"},
+    "data.sources": {"data.truth", "data.packing", "data.indexing", "data.loader", "data.shards"},
+    "data.shards": {
+        *(f"data.sources.{name}" for name in ("extraction", "features", "forms", "releases", "streams")),
+        *("data.truth", "data.packing", "data.indexing", "data.loader", "data.order"),
+    },  # containers decode the members of tars that others packed
     "data.order": {"data"},
-    "data.truth": {"data.packing", "data.loader"},
-    "data.packing": {"data.loader"},
-    "data.loader": {"data.truth", "data.sources", "data.packing"},
+    "data.truth": {"data.packing", "data.indexing", "data.loader"},
+    "data.packing": {"data.indexing", "data.loader"},
+    "data.indexing": {"data.loader"},
+    "data.loader": {"data.truth", "data.sources", "data.packing", "data.indexing"},
 }
 """Beyond the order of the page: rooms, folders and files that stay shut."""
 ONE_IMPORTER = {
-    "webdataset": set(),  # the standard library writes the same tars; tests stream them with webdataset
+    "webdataset": {"data.indexing.members"},  # the standard library writes the same tars, and ours are read by offset
     "torch.distributed": {"runtime.ranks"},
     "deepspeed": {"runtime.deepspeed_engine"},
     "h5py": {"data.sources.containers"},
@@ -62,7 +70,9 @@ ROOMS_OF = {
     "rich": "cli",
     "typer": "cli",
 }
-TEMPORAL_TRUTH = {"data.packing", "training.validation", "cli.evaluation", "report.reporting", "inspect.inspection"}
+TEMPORAL_TRUTH = {
+    "data.packing", "data.indexing", "training.validation", "cli.evaluation", "report.reporting", "inspect.inspection",
+}  # fmt: skip
 """All who may open `data.truth`."""
 
 

@@ -30,7 +30,7 @@ app = typer.Typer(
     "exact mAP. Add --debug to any command for a traceback.",
 )
 for command in (
-    data.synth, video.extract, video.weights, data.pack, data.inspect, training.train, training.localize,
+    data.synth, video.extract, video.weights, data.pack, data.index, data.inspect, training.train, training.localize,
     evaluation.evaluate, evaluation.report, jobs.init, jobs.submit, jobs.jobs, jobs.scaling, models.deliver,
     doctor.doctor,
 ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""`aumn synth`, `aumn pack`: features into shards; `aumn inspect`: a shard set looked through."""
+"""`aumn synth`, `aumn pack`, `aumn index`: features into shards; `aumn inspect`: a shard set looked through."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from aumn.addresses import public
 from aumn.cli.console import progress
 from aumn.cli.options import signature_of
 from aumn.cli.printing import print_packing, print_table
+from aumn.data.indexing.options import IndexOptions
 from aumn.data.packing.options import PackOptions
 from aumn.records import Clock, place_of
 
@@ -77,6 +78,24 @@ def pack(**given: Any) -> None:
 
 
 pack.__signature__ = signature_of(PackOptions, arguments=("features", "out"))  # type: ignore[attr-defined]
+
+
+def index(**given: Any) -> None:
+    """Make a shard set of WebDataset tars that somebody else packed, where they lie.
+
+    Members are read by their place in the tars, which are neither copied nor changed: plain .npy as they are, .pth,
+    .npz and others decoded at every read. Labels, subsets and durations are as --annotations or the samples tell.
+
+    Example: aumn index build/demo/shards --out build/demo/indexed
+    """
+    from aumn.data.indexing import indexing
+
+    with progress("indexing", "tars") as advance:
+        report = indexing.index(**given, on_progress=advance)
+    print_packing(report)
+
+
+index.__signature__ = signature_of(IndexOptions, arguments=("tars",))  # type: ignore[attr-defined]
 
 
 def inspect(

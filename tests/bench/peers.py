@@ -1,6 +1,6 @@
-"""One rank of other loaders' epochs over the arrays of remote.py, in an environment of their own: python peers.py NAME ADDRESS FOLDER.
+"""One rank of other loaders' epochs over the arrays of remote.py: python peers.py NAME ADDRESS FOLDER.
 
-Each one's format is written first, by its own writer, where FOLDER has none. They fetch by S3's protocol, without an
+It runs in an environment of theirs. Each one's format is written first, by its own writer, where FOLDER has none. They fetch by S3's protocol, without an
 account, from a web server that serves FOLDER: a bucket is a folder there.
 """
 
@@ -23,16 +23,17 @@ def samples(folder: Path):
 
     for tar in sorted((folder / "features_2gb").glob("*.tar")):
         sample = {}
-        for member in (opened := tarfile.open(tar)):
-            content = opened.extractfile(member).read()
-            kind = member.name.partition(".")[2]
-            if kind == "json":
-                facts = json.loads(content)
-                label = int(facts["labels"][0].split()[1])
-                yield {"id": facts["id"], "label": label, "rgb": sample["rgb.npy"], "flow": sample["flow.npy"]}
-                sample = {}
-            else:
-                sample[kind] = np.frombuffer(content[-SNIPPETS * WIDTH * 2 :], np.float16).reshape(SNIPPETS, WIDTH)
+        with tarfile.open(tar) as opened:
+            for member in opened:
+                content = opened.extractfile(member).read()
+                kind = member.name.partition(".")[2]
+                if kind == "json":
+                    facts = json.loads(content)
+                    label = int(facts["labels"][0].split()[1])
+                    yield {"id": facts["id"], "label": label, "rgb": sample["rgb.npy"], "flow": sample["flow.npy"]}
+                    sample = {}
+                else:
+                    sample[kind] = np.frombuffer(content[-SNIPPETS * WIDTH * 2 :], np.float16).reshape(SNIPPETS, WIDTH)
 
 
 def collate(batch: list[dict]) -> tuple:
@@ -47,21 +48,36 @@ def streaming(address: str, folder: Path, rank: int) -> torch.utils.data.DataLoa
 
     out, local = folder / "peers" / "streaming", folder / "peers" / "streaming_local"
     if not out.exists():
-        columns = {"id": "str", "label": "int", "rgb": f"ndarray:float16:{SNIPPETS},{WIDTH}", "flow": f"ndarray:float16:{SNIPPETS},{WIDTH}"}
+        columns = {
+            "id": "str",
+            "label": "int",
+            "rgb": f"ndarray:float16:{SNIPPETS},{WIDTH}",
+            "flow": f"ndarray:float16:{SNIPPETS},{WIDTH}",
+        }
         with package.MDSWriter(out=str(out), columns=columns, size_limit=256 * 10**6) as writer:
             for sample in samples(folder):
                 writer.write(sample)
     if rank < 0:
         return None
-    os.environ |= {"S3_ENDPOINT_URL": address, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    os.environ |= {
+        "S3_ENDPOINT_URL": address,
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+    }
     import torch.distributed as dist
 
     dist.init_process_group("gloo", rank=rank, world_size=2)
     if rank == 0:
         shutil.rmtree(local, ignore_errors=True)
     dist.barrier()
-    dataset = package.StreamingDataset(remote="s3://peers/streaming", local=str(local), shuffle=True, batch_size=BATCH, predownload=8 * BATCH)
-    return torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=int(os.environ.get("WORKERS", "1")), collate_fn=collate)
+    dataset = package.StreamingDataset(
+        remote="s3://peers/streaming", local=str(local), shuffle=True, batch_size=BATCH, predownload=8 * BATCH
+    )
+    return torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, num_workers=int(os.environ.get("WORKERS", "1")), collate_fn=collate
+    )
 
 
 def litdata(address: str, folder: Path, rank: int) -> torch.utils.data.DataLoader:
@@ -83,8 +99,12 @@ def litdata(address: str, folder: Path, rank: int) -> torch.utils.data.DataLoade
     if rank == 0:
         shutil.rmtree(local, ignore_errors=True)
     options = {"endpoint_url": address}
-    dataset = package.StreamingDataset("s3://peers/litdata", cache_dir=str(local), shuffle=True, storage_options=options)
-    return package.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=int(os.environ.get("WORKERS", "1")), collate_fn=collate)
+    dataset = package.StreamingDataset(
+        "s3://peers/litdata", cache_dir=str(local), shuffle=True, storage_options=options
+    )
+    return package.StreamingDataLoader(
+        dataset, batch_size=BATCH, num_workers=int(os.environ.get("WORKERS", "1")), collate_fn=collate
+    )
 
 
 def main(name: str, address: str, folder: str, *only_write: str) -> None:

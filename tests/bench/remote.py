@@ -1,8 +1,8 @@
 """A shard set of 2.2 GB behind a web server: an epoch over two ranks, cold, against other loaders on the same arrays.
 
 Every loader reads from one nginx on this machine and delivers float32 batches of 16 videos to each of two processes.
-WebDataset is asked here; PEERS=PYTHON, of an environment that has them too, asks MosaicML Streaming and LitData, each on
-its own format, which they fetch by S3's protocol from the same nginx. Then what our cache, order and link do.
+WebDataset is asked here; PEERS=PYTHON, of an environment that has them too, asks MosaicML Streaming and LitData, each
+on its own format, which they fetch by S3's protocol from the same nginx. Then what our cache, order and link do.
 """
 
 import json
@@ -11,18 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from harness import BUILD, REPOSITORY, Row, fresh_seed, main
-from reading import BATCH, CLASSES, SNIPPETS, VIDEOS, WIDTH, find_or_make, open_theirs
+from reading import BATCH, SNIPPETS, VIDEOS, WIDTH, find_or_make
 
 from aumn.data.loader import TrainingLoader
 from aumn.data.shards.shard_set import Access, ShardSet
-from tests.stores import Faulty, faulty, nginx
+from tests.stores import faulty, nginx
 
 RANKS = 2
 LINK_BYTES_S = 100e6 / 8
@@ -37,7 +35,10 @@ def measure() -> list[Row]:
         address, cache = f"{web.plain}/{folder.name}", BUILD / "cache"
         peers = {"webdataset": [sys.executable, __file__, "--side", "webdataset", address]}
         if python := os.environ.get("PEERS"):
-            peers |= {name: [python, str(Path(__file__).with_name("peers.py")), name, web.plain, str(BUILD)] for name in ("streaming", "litdata")}
+            peers |= {
+                name: [python, str(Path(__file__).with_name("peers.py")), name, web.plain, str(BUILD)]
+                for name in ("streaming", "litdata")
+            }
         else:
             print("PEERS is not set: MosaicML Streaming and LitData are not asked")
         cold_s, cached_s, theirs_s = [], [], {name: [] for name in peers}
@@ -52,20 +53,40 @@ def measure() -> list[Row]:
         half = half_cache(web, address, seed, cache, size)
     shutil.rmtree(cache, ignore_errors=True)
     for name, seconds in {"ours": cold_s, **theirs_s}.items():
-        print(f"{name:<12} {', '.join(f'{one:.2f}' for one in seconds)} s an epoch, {size / min(seconds) / 1e9:.2f} GB/s")
+        print(
+            f"{name:<12} {', '.join(f'{one:.2f}' for one in seconds)} s an epoch, {size / min(seconds) / 1e9:.2f} GB/s"
+        )
     fastest = min(theirs_s, key=lambda name: min(theirs_s[name]))
     theirs, (cached, local) = min(theirs_s[fastest]), map(min, zip(*cached_s, strict=True))
     return [
-        Row(f"a cold epoch from nginx against {fastest}", theirs / min(cold_s), ">= 1.5", VIDEOS / min(cold_s), VIDEOS / theirs, "videos/s"),
-        Row("  the second epoch against a local set", local / cached, ">= 0.95", VIDEOS / cached, VIDEOS / local, "videos/s"),
+        Row(
+            f"a cold epoch from nginx against {fastest}",
+            theirs / min(cold_s),
+            ">= 1.5",
+            VIDEOS / min(cold_s),
+            VIDEOS / theirs,
+            "videos/s",
+        ),
+        Row(
+            "  the second epoch against a local set",
+            local / cached,
+            ">= 0.95",
+            VIDEOS / cached,
+            VIDEOS / local,
+            "videos/s",
+        ),
         Row("  bytes sent in the cold one", sent / size, "<= 1.02", sent / 1e9, size / 1e9, "GB"),
-        Row("  with half the cache, order=shards: bytes an epoch", half / size, "<= 1.05", half / 1e9, size / 1e9, "GB"),
+        Row(
+            "  with half the cache, order=shards: bytes an epoch", half / size, "<= 1.05", half / 1e9, size / 1e9, "GB"
+        ),
         *slow_link(seed),
         resume(seed),
     ]
 
 
-def our_side(place: object, seed: int, cache: Path, order: str = "random", gigabytes: float = 100.0, epochs: int = 1) -> list[str]:
+def our_side(
+    place: object, seed: int, cache: Path, order: str = "random", gigabytes: float = 100.0, epochs: int = 1
+) -> list[str]:
     return [sys.executable, __file__, "--side", "ours", *map(str, (place, seed, cache, order, gigabytes, epochs))]
 
 
@@ -73,7 +94,9 @@ def run_ranks(command: list[str]) -> float:
     """Seconds from the moment at which every rank is ready until the last one has read its share."""
     environment = {**os.environ, "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env={**environment, "RANK": str(rank)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for rank in range(RANKS)
     ]
     for rank in ranks:
@@ -101,14 +124,19 @@ def read_ours(place: str, seed: str, cache: str, order: str, gigabytes: str, epo
         shards, shards.indices("training"), global_videos=BATCH, micro_videos=None, snippets=None, seed=int(seed),
         rank=int(os.environ["RANK"]), world_size=RANKS, window_shards=1 if order == "shards" else None,
     )  # fmt: skip
-    told(sum(len(batch.videos) for step in loader.steps(0, int(epochs) * loader.steps_per_epoch) for batch in step.micro_batches))
+    told(
+        sum(
+            len(batch.videos)
+            for step in loader.steps(0, int(epochs) * loader.steps_per_epoch)
+            for batch in step.micro_batches
+        )
+    )
 
 
 def read_webdataset(address: str) -> None:
     """Each rank takes every other tar, as its `split_by_node` does; a shuffle would only cost it more."""
-    import webdataset as wds
-
     import torch
+    import webdataset as wds
 
     shards = ShardSet.open(address)
     urls = [f"{address}/{shard.file}" for shard in shards._description.shards][int(os.environ["RANK"]) :: RANKS]
@@ -171,15 +199,14 @@ def slow_link(seed: int) -> list[Row]:
         server.bytes_s = LINK_BYTES_S
         settings = ["run.steps=50", "run.log_every=5", f"run.folder={run}", f"data.cache.folder={cache}"]
         config = BUILD / "slow.yaml"
-        config.write_text(f"data: {{shards: '{server.address}', snippets: 64}}\nrun: {{folder: x}}\ntracking: {{enabled: false}}\n")
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m", "aumn", "train",
-             str(config), *settings], check=True, cwd=REPOSITORY, capture_output=True, timeout=600,
-        )  # fmt: skip
+        config.write_text(
+            f"data: {{shards: '{server.address}', snippets: 64}}\nrun: {{folder: x}}\ntracking: {{enabled: false}}\n"
+        )
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+        command = [*launch, "-m", "aumn", "train", str(config), *settings]
+        subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True, timeout=600)
         link_s = server.sent_bytes / LINK_BYTES_S
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    values = [line["metrics"] if "metrics" in line else line for line in lines]
-    first, later = values[0], values[1:]
+    first, *later = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     took_s = 5 * BATCH / first["videos_per_s"] * first["data_wait_share"]
     share = sum(line["data_wait_share"] for line in later) / len(later)
     return [
@@ -202,7 +229,8 @@ def resume(seed: int) -> Row:
         start_s = time.perf_counter()
         shards = ShardSet.open(f"{web.plain}/{folder.name}", Access(True, cache))
         loader = TrainingLoader(
-            shards, shards.indices("training"), global_videos=BATCH, micro_videos=1, snippets=None, seed=seed, rank=2, world_size=4, window_shards=4
+            shards, shards.indices("training"), global_videos=BATCH, micro_videos=1, snippets=None, seed=seed,
+            rank=2, world_size=4, window_shards=4,
         )  # fmt: skip
         _, (first, *_), _ = loader._videos_of(41)
         found = shards.read(int(first[0]))

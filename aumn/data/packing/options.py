@@ -5,7 +5,7 @@ Every start of every command reads this, so annotations are left as they are, an
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from aumn.data.problems import check_on_bad
 from aumn.records import InputError
@@ -82,9 +82,14 @@ class PackOptions:
             raise InputError(f"crops is {self.crops!r}: choose mean, centre or the number of a crop.")
         if self.joint and (self.streams or self.layout not in {None, "joint", "wtalc"}):
             raise InputError("--joint names the streams that each array holds: leave --streams or --layout out.")
-        if self.rescaled and self.window_frames:
-            raise InputError("window_frames has no meaning for rescaled features: leave one of the two out.")
-        for name, (least, most) in BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise InputError(f"{name} is {value}; it must be from {least:g} to {most:,}.")
+        check_bounds(self)
+
+
+def check_bounds(options: Any) -> None:
+    """InputError where a number cannot be meant, or two options contradict each other."""
+    if options.rescaled and options.window_frames:
+        raise InputError("window_frames has no meaning for rescaled features: leave one of the two out.")
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(options, name, None)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"{name} is {value}; it must be from {least:g} to {most:,}.")

@@ -23,12 +23,13 @@ from typing import Any
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse_existing
 from aumn.data.packing.pool import run_in_processes
-from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Written, read_checksums, read_finished, write_shard
+from aumn.data.packing.shard_writer import PROGRESS, SHARDS, Row, Written, read_checksums, read_finished, write_shard
 from aumn.data.problems import OR_SKIP, refuse
 from aumn.data.shards.layout import (
     ANNOTATIONS,
     DESCRIPTION,
     MANIFEST,
+    Description,
     Shard,
     checksum,
     kept_as,
@@ -37,6 +38,7 @@ from aumn.data.shards.layout import (
 )
 from aumn.data.shards.manifest import Manifest, write_manifest
 from aumn.data.shards.stores import Remote, Store, open_store
+from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import write_annotations
 from aumn.files import hold, sync
 from aumn.records import InputError, Place, place_of
@@ -200,7 +202,7 @@ def _write_rest(
 
 def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Place) -> None:
     """Write the tables, and let the folder be the set, or its files a part of it."""
-    files = {*_write_tables(plan, shards, written), *(shard.file for shard in written)}
+    files = {*_tables_of(plan, shards, written), *(shard.file for shard in written)}
     for file in shards.iterdir():
         if file.name in files:
             sync(file)
@@ -230,27 +232,48 @@ def _left_out(plan: Plan, written: Sequence[Written]) -> dict[str, str]:
     return plan.report.bad | {video: text for shard in written for video, text in shard.problems.items()}
 
 
-def _write_tables(plan: Plan, shards: Path, written: Sequence[Written]) -> set[str]:
-    """The names of the three files beside the tars, once they are written; the description is the last."""
-    base, streams, left_out = plan.base, list(plan.description.streams), _left_out(plan, written)
+def _tables_of(plan: Plan, shards: Path, written: Sequence[Written]) -> set[str]:
+    """The names of the three files beside the tars, once they are written."""
+    base, left_out = plan.base, _left_out(plan, written)
     annotated = [video for video in plan.annotated if video.id not in left_out]
-    rows = [row for shard in written for row in shard.rows]
     before = None
     if base:
         annotated = sorted([*base.truth.videos.values(), *annotated], key=lambda video: (video.subset, video.id))
         before = read_table_bytes(open_store(base.path), base.description.table(MANIFEST), base.description)
         left_out = dict.fromkeys({*base.description.left_out, *left_out} - {video.id for video in annotated}, "")
-    growths = base.description.growths + 1 if base else 0
-    manifest, annotations = numbered(MANIFEST, growths), numbered(ANNOTATIONS, growths)
-    write_annotations(shards / annotations, annotated, plan.on_bad)
-    write_manifest(shards / manifest, rows, streams, before)
-    content = {table: (shards / table).read_bytes() for table in (manifest, annotations)}
     description = replace(
         plan.description,
-        identity=Manifest(content[manifest], streams).identity(plan.description),
         shards=(*plan.description.shards, *(Shard(shard.file, shard.bytes) for shard in written)),
-        checksums={table: checksum(content[table]) for table in content},
         left_out=tuple(sorted(left_out)),
     )
-    (shards / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+    rows = [row for shard in written for row in shard.rows]
+    growths = base.description.growths + 1 if base else 0
+    return write_tables(shards, description, rows, annotated, plan.on_bad, growths=growths, before=before)
+
+
+def write_tables(
+    folder: Path,
+    description: Description,
+    rows: list[Row],
+    annotated: Sequence[AnnotatedVideo],
+    on_bad: str,
+    *,
+    growths: int = 0,
+    before: bytes | None = None,
+) -> set[str]:
+    """The three files beside the tars; the description is the last, with the identity and the checksums that it lacks.
+
+    Rows, those of the manifest `before` among them, and annotated videos have the same order. Returns the files' names.
+    """
+    streams = list(description.streams)
+    manifest, annotations = numbered(MANIFEST, growths), numbered(ANNOTATIONS, growths)
+    write_annotations(folder / annotations, annotated, on_bad)
+    write_manifest(folder / manifest, rows, streams, before)
+    content = {table: (folder / table).read_bytes() for table in (manifest, annotations)}
+    description = replace(
+        description,
+        identity=Manifest(content[manifest], streams).identity(description),
+        checksums={table: checksum(content[table]) for table in content},
+    )
+    (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
     return {manifest, annotations, DESCRIPTION}

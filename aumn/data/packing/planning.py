@@ -75,7 +75,7 @@ def plan_packing(options: PackOptions) -> Plan:
     if base is None:
         refuse_existing(out)
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
-    classes = _order_classes(truth, options.classes, base)
+    classes = order_classes(truth, read_classes(options.classes), base)
     extraction = read_extraction(options.features)
     options = _settle(options, extraction)
     options = base.complete(options) if base else options
@@ -93,7 +93,7 @@ def plan_packing(options: PackOptions) -> Plan:
     release = find_release(options.features, containers, naming, truth.videos, is_wtalc=truth.is_wtalc)
     found = check_features(
         release,
-        _match(release, truth),
+        match(release.path, release.places, truth),
         containers,
         trim_streams=options.trim_streams,
         crops=options.crops,
@@ -104,7 +104,7 @@ def plan_packing(options: PackOptions) -> Plan:
     if on_bad != "skip" or not features:
         headline = f"{len(bad):,} videos in {release.path} cannot be packed:"
         refuse(list(bad.values()), headline, OR_SKIP if features else "")
-    _refuse_rescaled(features, truth, options)
+    refuse_rescaled(release.path, features, truth, options.rescaled)
     # Without a frame rate, that of the ground truth is taken.
     default = base.description.stride_frames if base else DEFAULT_STRIDE_FRAMES
     stride = options.stride_frames or read_fact(release, "stride_frames", containers) or default
@@ -128,7 +128,7 @@ def plan_packing(options: PackOptions) -> Plan:
         extractor=extraction.extractor if extraction else None,
     )
     description = base.accept(description) if base else description
-    planned = _plan_videos(features, truth, classes, clock, options, facts=facts)
+    planned = plan_videos(features, truth, classes, clock, fps, is_rescaled=bool(options.rescaled), facts=facts)
     held, videos = base.split(planned, truth) if base else ([], planned)
     shards = _plan_shards(videos, options, base)
     annotated = [truth.videos[video.features.video] for video in videos]
@@ -148,8 +148,8 @@ def plan_packing(options: PackOptions) -> Plan:
             without_annotations=sorted(release.places.keys() - truth.videos - there),
             bad=bad,
             source=_say_source(release, found.widths, options, clock=clock, rates=sorted({v.fps for v in planned})),
-            notes=[*_say_beside(release), *(_look(videos, annotated, clock, on_bad) if videos else ())],
-            coverage=None if options.rescaled else _measure_coverage(videos, truth, clock),
+            notes=[*_say_beside(release), *(look_at_truth(videos, annotated, clock, on_bad) if videos else ())],
+            coverage=None if options.rescaled else measure_coverage(videos, truth, clock),
             appended_to=len(base.rows) if base else None,
             held=len(held),
             new_classes=classes[len(base.description.classes) :] if base else (),
@@ -208,13 +208,13 @@ def refuse_existing(out: Place) -> None:
         )
 
 
-def _match(release: Release, annotations: Annotations) -> list[str]:
+def match(source: Path, found: Collection[str], annotations: Annotations) -> list[str]:
     """The videos to pack, by subset and id: annotated ones with features, of one stream at least."""
-    found, annotated = release.places.keys(), annotations.videos
-    both = sorted(found & annotated.keys(), key=lambda video: (annotated[video].subset, video))
+    annotated = annotations.videos
+    both = sorted(annotated.keys() & found, key=lambda video: (annotated[video].subset, video))
     if not both:
         raise InputError(
-            f"{release.path} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, "
+            f"{source} has features of none of the videos in {annotations.source}: it holds {_examples(found)}, "
             f"and the annotations {_examples(annotated)}; {_propose_names(found, annotated)}."
         )
     return both
@@ -238,29 +238,26 @@ def _is_one_pickle(release: Release) -> bool:
     return release.layout == "wtalc" or place.file.lower().endswith(PICKLE_SUFFIXES)
 
 
-def _refuse_rescaled(features: Sequence[VideoFeatures], annotations: Annotations, options: PackOptions) -> None:
+def refuse_rescaled(
+    source: Path, features: Sequence[VideoFeatures], annotations: Annotations, rescaled: bool | None
+) -> None:
     """Ask where all videos have one length in snippets and not in seconds: no stride fits such features."""
     durations = [annotations.videos[found.video].duration_s or 0.0 for found in features]
     is_suspect = (
         len({found.snippets for found in features}) == 1 and max(durations) > RESCALED_RATIO * min(durations) > 0
     )
-    if is_suspect and options.rescaled is None:
+    if is_suspect and rescaled is None:
         raise InputError(
-            f"{options.features}: all {len(features):,} videos have {features[0].snippets:,} snippets, and last from "
+            f"{source}: all {len(features):,} videos have {features[0].snippets:,} snippets, and last from "
             f"{min(durations):g} to {max(durations):g} s: give --rescaled if the features were resized to one length, "
             "or --no-rescaled if a snippet is as long in all of them."
         )
 
 
-def _order_classes(annotations: Annotations, file: Path | None, base: Base | None) -> tuple[str, ...]:
-    """The classes of the list, or else the labels of the whole ground truth in alphabetical order.
-
-    Those of a set that is added to come first, so that its labels stay what they are.
-    """
-    labels = {label for video in annotations.videos.values() for label in video.labels()}
-    first = base.description.classes if base else ()
+def read_classes(file: Path | None) -> list[str] | None:
+    """The classes of the list, where one is given."""
     if file is None:
-        return (*first, *sorted(labels - {*first}))
+        return None
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -270,6 +267,18 @@ def _order_classes(annotations: Annotations, file: Path | None, base: Base | Non
         raise InputError(
             f"The list of classes names {', '.join(map(repr, twice))} more than once; name each class once."
         )
+    return classes
+
+
+def order_classes(annotations: Annotations, classes: Sequence[str] | None, base: Base | None = None) -> tuple[str, ...]:
+    """The classes that are given, or else the labels of the whole ground truth in alphabetical order.
+
+    Those of a set that is added to come first, so that its labels stay what they are.
+    """
+    labels = {label for video in annotations.videos.values() for label in video.labels()}
+    first = base.description.classes if base else ()
+    if classes is None:
+        return (*first, *sorted(labels - {*first}))
     if unknown := sorted(labels - set(classes)):
         raise InputError(
             f"{annotations.source} has labels that are not in the list of {len(classes)} classes: "
@@ -277,19 +286,20 @@ def _order_classes(annotations: Annotations, file: Path | None, base: Base | Non
         )
     if base and tuple(classes[: len(first)]) != first:
         raise InputError(
-            f"{file} does not begin with the {len(first)} classes of {base.path} in their order "
+            f"The list of classes does not begin with the {len(first)} classes of {base.path} in their order "
             f"({', '.join(map(repr, first[:3]))}{', ...' * (len(first) > 3)}): add new ones behind them."
         )
     return tuple(classes)
 
 
-def _plan_videos(
+def plan_videos(
     features: Sequence[VideoFeatures],
     annotations: Annotations,
     classes: Sequence[str],
     clock: Clock,
-    options: PackOptions,
+    fps: float | None,
     *,
+    is_rescaled: bool,
     facts: Mapping[str, Facts],
 ) -> list[PlannedVideo]:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error.
@@ -300,8 +310,8 @@ def _plan_videos(
     for arrays in features:
         video = annotations.videos[arrays.video]
         told = facts.get(arrays.video)
-        rate = told.fps if told else options.fps or video.fps
-        if options.rescaled:
+        rate = told.fps if told else fps or video.fps
+        if is_rescaled:
             rate = clock.lasts_s(arrays.snippets, 1) / video.duration_s if video.duration_s else None
         if not rate:
             unknown.append(video.id)
@@ -310,7 +320,7 @@ def _plan_videos(
         duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
         names = tuple(classes[label] for label in labels)
         planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
-    if unknown and options.rescaled:
+    if unknown and is_rescaled:
         raise InputError(
             f"{annotations.source} tells no duration for {len(unknown):,} videos ({_examples(unknown)}), over which "
             "--rescaled features are spread: add it."
@@ -324,7 +334,7 @@ def _plan_videos(
 
 
 def _say_source(
-    release: Release, streams: dict[str, int], options: PackOptions, *, clock: Clock, rates: list[float]
+    release: Release, streams: dict[str, int], options: PackOptions, *, clock: Clock, rates: Sequence[float]
 ) -> str:
     how = "found by looking" if release.was_found else "as told"
     parts = [f"layout {release.layout} ({say_layout(release.layout, release.streams)}), {how}"]
@@ -339,10 +349,15 @@ def _say_source(
         parts.append(f"{count:,} names known by a part of them, such as {name!r} for {video!r}")
     if options.crops:
         parts.append("the mean of all crops" if options.crops == "mean" else f"crop {options.crops}")
-    if options.rescaled:
-        return "; ".join([*parts, "resized: a video's snippets share its duration evenly"])
+    return "; ".join([*parts, say_times(clock, rates, is_rescaled=bool(options.rescaled))])
+
+
+def say_times(clock: Clock, rates: Sequence[float], *, is_rescaled: bool) -> str:
+    """From which frames a snippet comes, and at which of the rates, which rise."""
+    if is_rescaled:
+        return "resized: a video's snippets share its duration evenly"
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return "; ".join([*parts, f"a snippet {clock} at {shown} fps"])
+    return f"a snippet {clock} at {shown} fps"
 
 
 def _say_beside(release: Release) -> Iterator[str]:
@@ -353,7 +368,7 @@ def _say_beside(release: Release) -> Iterator[str]:
         yield f"Not taken, though of the same videos: {counts}. To take all as streams: {every}."
 
 
-def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, clock: Clock) -> float | None:
+def measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, clock: Clock) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     shares = [
         clock.lasts_s(video.features.snippets, video.fps) / duration_s
@@ -363,7 +378,9 @@ def _measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, 
     return float(np.median(shares)) if shares else None
 
 
-def _look(videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], clock: Clock, on_bad: str) -> list[str]:
+def look_at_truth(
+    videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], clock: Clock, on_bad: str
+) -> list[str]:
     """Sentences on what looks wrong with the times in the ground truth."""
     lengths = [
         Length(clock.lasts_s(video.features.snippets, video.fps), clock.stride_frames / video.fps, video.fps)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import xxhash
 
 from aumn.addresses import public
-from aumn.records import InputError, check_streams
+from aumn.data.shards.stores import Store, open_store
+from aumn.records import InputError, check_streams, place_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from aumn.data.shards.stores import Store
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
@@ -52,6 +52,9 @@ class Description:
     window_frames: int | None = None  # that a snippet was read from; None: the stride
     left_out: tuple[str, ...] = ()  # videos that packing was told to leave out where they are bad
     extractor: dict[str, Any] | None = None  # what made the features, where `aumn extract` did
+    tars: str | None = None  # the folder where the tars lie, seen from the set's; None: they lie in the set
+    decoded: dict[str, str] = field(default_factory=dict)  # streams whose members are no plain arrays: their suffix
+    transposed: bool = False  # the arrays of those are D x T
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""
@@ -59,8 +62,11 @@ class Description:
             raise ValueError(f"dtype is {self.dtype!r}, which must be float16 or float32")
         check_streams(self.streams)
         least = min(self.stride_frames, self.window_frames or 1, *self.streams.values())
-        if least < 1 or any("/" in shard.file for shard in self.shards):
+        parts = [PurePosixPath(shard.file).parts for shard in self.shards]
+        if least < 1 or any({"/", ".."} & set(each) or (len(each) > 1 and self.tars is None) for each in parts):
             raise ValueError("widths and stride_frames must be above 0, and shards lie in the set's own folder")
+        if not self.decoded.keys() <= self.streams.keys():
+            raise ValueError("decoded names streams that the set does not have")
 
     @property
     def growths(self) -> int:
@@ -74,10 +80,8 @@ class Description:
 
     def to_json(self) -> str:
         """The text of dataset.json: these fields, and their checksum."""
-        defaults = {field.name: field.default for field in dataclass_fields(self) if field.default is not MISSING}
-        fields = {
-            name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]
-        }
+        defaults = {each.name: each.default for each in dataclass_fields(self)} | {"decoded": {}}
+        fields = {name: value for name, value in asdict(self).items() if value != defaults[name]}
         return json.dumps(fields | {"checksum": _own_checksum(fields)}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -141,6 +145,16 @@ def read_table_bytes(store: Store, name: str, description: Description) -> bytes
 def file_of(store: Store, name: str) -> str:
     """A file of a set, as errors name it."""
     return f"{public(str(store.place))}/{name}"
+
+
+def store_of_tars(store: Store, description: Description, away_s: float) -> Store:
+    """Where the tars lie of a set that lies in `store`."""
+    if description.tars is None:
+        return store
+    place = place_of(description.tars)
+    if isinstance(place, Path) and not place.is_absolute():
+        place = store.place / place if isinstance(store.place, Path) else f"{store.place}/{place}"
+    return open_store(place, away_s)
 
 
 def open_table(content: bytes, wanted: pa.Schema, optional: Collection[str] = ()) -> pq.ParquetFile:

@@ -67,7 +67,8 @@ class Manifest(Sequence[Video]):
         tar_bytes_N = np.array([shard.bytes for shard in shards] + [0])[np.where(fits["shard"], self.shard_N, -1)]
         for stream, width in description.streams.items():
             offset_N, bytes_N = self.offset_N[stream], self.bytes_N[stream]
-            fits[f"{stream}_bytes"] = bytes_N >= self.snippets_N.astype(np.int64) * width * itemsize
+            array_bytes = 0 if stream in description.decoded else width * itemsize  # a snippet has at least
+            fits[f"{stream}_bytes"] = bytes_N >= self.snippets_N.astype(np.int64) * array_bytes
             fits[f"{stream}_offset"] = (offset_N >= 0) & (offset_N <= tar_bytes_N - bytes_N)
         for name, fits_N in fits.items():
             if not fits_N.all():

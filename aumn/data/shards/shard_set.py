@@ -5,6 +5,7 @@ data_shards/README.md documents the format. Temporal ground truth lies in annota
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,7 +42,12 @@ class ShardSet:
     """
 
     def __init__(
-        self, store: Store, description: layout.Description, rows: Manifest, access: Access = Access()
+        self,
+        store: Store,
+        description: layout.Description,
+        rows: Manifest,
+        access: Access = Access(),
+        tars: Store | None = None,
     ) -> None:
         self.path: Place = store.place
         self.name = description.name
@@ -58,12 +64,14 @@ class ShardSet:
         """Every video of every subset, in the order that `indices` and `read` count in."""
         self._rows, self._description = rows, description
         self.cache: ShardCache | None = None  # of a remote set
-        if isinstance(store, Folder):
-            self._tars: Tars = MappedTars(store.place, description.shards)
+        tars = tars or store
+        self._place_of_tars = tars.place
+        if isinstance(tars, Folder):
+            self._tars: Tars = MappedTars(tars.place, description.shards)
         else:
             self.cache = ShardCache(access.cache_folder, access.cache_bytes)
             self._tars = RemoteTars(
-                store,
+                tars,
                 description.shards,
                 self.cache,
                 whole=access.whole,
@@ -85,16 +93,18 @@ class ShardSet:
         with about(layout.file_of(store, manifest)):
             rows = Manifest(content, list(description.streams))
             rows.check(description)
-        for shard in description.shards if isinstance(store, Folder) else ():
-            size, file = store.size(shard.file), layout.file_of(store, shard.file)
+        tars = layout.store_of_tars(store, description, access.away_s)
+        for shard in description.shards if isinstance(tars, Folder) else ():
+            size, file = tars.size(shard.file), layout.file_of(tars, shard.file)
             if size is None:
-                raise InputError(f"{file} is missing: fetch this shard again, or pack the features again.")
+                remedy = "index the tars where they are now" if description.tars else "pack the features again"
+                raise InputError(f"{file} is missing: fetch this shard again, or {remedy}.")
             if size != shard.bytes:
                 raise InputError(
                     f"{file} has {size:,} bytes where {layout.DESCRIPTION} says "
                     f"{shard.bytes:,}: it is truncated or another's; fetch this shard again."
                 )
-        return cls(store, description, rows, access)
+        return cls(store, description, rows, access, tars)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -150,7 +160,8 @@ class ShardSet:
     def tar_of(self, index: int) -> Place:
         """The tar that holds a video."""
         file = self._description.shards[int(self._rows.shard_N[index])].file
-        return self.path / file if isinstance(self.path, Path) else f"{public(self.path)}/{file}"
+        place = self._place_of_tars
+        return place / file if isinstance(place, Path) else f"{public(place)}/{file}"
 
     def shards_of(self, indices: Sequence[int]) -> np.ndarray:
         """The number of each video's tar."""
@@ -176,15 +187,25 @@ class ShardSet:
         if damaged:
             raise DamagedVideoError(
                 video,
-                f"{self.tar_of(index)}: member {damaged} does not match its checksum, so the file is damaged; fetch "
-                "this shard again or pack anew.",
+                f"{self.tar_of(index)}: {damaged} does not match its checksum, so the file is damaged; fetch this "
+                "shard again or pack anew.",
             )
-        snippets, features = int(rows.snippets_N[index]), {}
-        for stream, width in self.streams.items():
-            # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
-            tail = members[stream][-snippets * width * self.dtype.itemsize :]
-            features[stream] = np.frombuffer(tail, self.dtype).reshape(snippets, width)
-        return features
+        snippets = int(rows.snippets_N[index])
+        return {stream: self._array_of(member, stream, snippets) for stream, member in members.items()}
+
+    def _array_of(self, member: memoryview, stream: str, snippets: int) -> np.ndarray:
+        shape = snippets, self.streams[stream]
+        if suffix := self._description.decoded.get(stream):
+            from aumn.data.sources.containers import decode
+
+            values = decode(f"{stream}.{suffix}", member)
+            values = values.reshape(shape[::-1]).T if self._description.transposed else values.reshape(shape)
+            features_TD = values.astype(self.dtype, order="C")
+            features_TD.flags.writeable = False
+            return features_TD
+        # The array is the tail of the .npy file: shape and dtype are known, so its header needs no parsing.
+        array_bytes = math.prod(shape) * self.dtype.itemsize
+        return np.frombuffer(member[len(member) - array_bytes :], self.dtype).reshape(shape)
 
     def ahead(self, indices: Iterable[int]) -> AbstractContextManager[None]:
         """While the block runs, a remote set's tars are fetched in the order in which these videos will be read."""
@@ -195,10 +216,10 @@ class ShardSet:
         return self._tars.interrupted()
 
     def _damaged(self, index: int, members: dict[str, memoryview]) -> str:
-        """The first member that is not what was packed."""
+        """The first of a video's members that is not what was packed."""
         for stream, member in members.items():
             if xxhash.xxh3_64_intdigest(member) != self._rows.xxh3_N[stream].item(index):
-                return f"{layout.sample_key(self._rows.ids[index].as_py(), self.streams)}.{stream}.npy"
+                return f"what it holds of stream {stream} of video {self._rows.ids[index].as_py()!r}"
         return ""
 
     def _find_damage(self, shard: int, content: memoryview) -> str:
@@ -209,7 +230,7 @@ class ShardSet:
                 first = self._rows.offset_N[stream].item(index)
                 members[stream] = content[first : first + self._rows.bytes_N[stream].item(index)]
             if damaged := self._damaged(index, members):
-                return f"member {damaged}"
+                return damaged
         return ""
 
     def _cached_name(self, shard: int) -> str:
@@ -218,7 +239,7 @@ class ShardSet:
         for stream in self.streams:
             for column, kind in ((self._rows.offset_N, "<i8"), (self._rows.bytes_N, "<i8"), (self._rows.xxh3_N, "<u8")):
                 digest.update(np.ascontiguousarray(column[stream][rows].astype(kind)).tobytes())
-        return f"{digest.hexdigest()}-{self._description.shards[shard].file}"
+        return f"{digest.hexdigest()}-{Path(self._description.shards[shard].file).name}"
 
     def _rows_of(self, shard: int) -> np.ndarray:
         order_N, bounds = self._by_shard

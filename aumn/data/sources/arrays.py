@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Header(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    order: Literal["C", "F"] = "C"
 
 
 def read_header(path: Path, *, allow_pickle: bool) -> Header:
@@ -78,7 +79,7 @@ def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
         with _parsing:
             version = np.lib.format.read_magic(file)
             parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = parse(file)
+            shape, is_fortran, dtype = parse(file)
     except ValueError as error:
         raise InputError(f"{name} is not a .npy file ({error}): save the features with numpy.save.") from None
     if any(length < 0 for length in shape):
@@ -90,7 +91,7 @@ def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
             f"{name} is truncated: {data_bytes:,} bytes of data where its header {shape} {dtype} "
             f"says {expected_bytes:,}; fetch or extract it again."
         )
-    return Header(shape, dtype)
+    return Header(shape, dtype, "F" if is_fortran else "C")
 
 
 def read_values(file: BinaryIO) -> np.ndarray:

@@ -5,6 +5,7 @@ Nothing in them can run code or lead to another file.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -23,7 +24,7 @@ import numpy as np
 from aumn.data.problems import about
 from aumn.data.sources import arrays
 from aumn.data.sources.arrays import Header, read_array, read_values, table_of
-from aumn.data.sources.unpickling import plain, unpickle
+from aumn.data.sources.unpickling import as_numbers, plain, unpickle
 from aumn.records import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ KINDS = ((".npy", ".npz", ".h5", ".hdf5", ".hdf"), (".mat",), (".pt", ".pth"), (
 beside .npy files is something else."""
 SINGLE_SUFFIXES = (".npy", ".csv")
 PICKLE_SUFFIXES = KINDS[-1]
+TORCH_SUFFIXES = KINDS[2]
+DECODED_SUFFIXES = (".npy", ".npz", *TORCH_SUFFIXES, *PICKLE_SUFFIXES, ".pyd")
+LONGEST_HEADER = 2**17  # of a .npy file, more than any array of numbers needs
 MOST_OPEN = 32  # 1,024 is a usual limit of open files
 DEFLATE_RATIO = 1032  # no byte of zip's and gzip's compression becomes more
 
@@ -103,7 +107,7 @@ def _open(file: str, *, allow_pickle: bool) -> Archive:
     if suffix == ".mat":
         with path.open("rb") as opened:
             return _Mat73(file) if opened.read(10) == b"MATLAB 7.3" else _Loaded(file, _load_mat)
-    if suffix in {".pt", ".pth"}:
+    if suffix in TORCH_SUFFIXES:
         return _Loaded(file, _load_torch)
     return _Npz(file) if suffix == ".npz" else _Hdf5(file)
 
@@ -127,10 +131,11 @@ def _telling_damage(what: str) -> Iterator[None]:
 
 
 class _Npz(Archive):
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, content: bytes | None = None) -> None:
         self._file = file
+        self._bytes = Path(file).stat().st_size if content is None else len(content)
         with _telling_damage(f"{file} is not a whole .npz archive"):
-            self._zip = zipfile.ZipFile(file)
+            self._zip = zipfile.ZipFile(file if content is None else io.BytesIO(content))
 
     def names(self) -> list[str]:
         return [name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy")]
@@ -143,11 +148,19 @@ class _Npz(Archive):
         with self._open(name) as (_, member):
             return read_values(member)
 
+    def content(self, name: str) -> bytes:
+        """An array's .npy file."""
+        with self._open(name) as (header, member):
+            size = member.tell() + math.prod(header.shape) * header.dtype.itemsize
+            member.seek(0)
+            held: bytes = member.read(size)
+        return held
+
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[Header, Any]]:
         what = f"{self._file}[{name}]"
         with _telling_damage(f"{what} cannot be read"), self._zip.open(f"{name}.npy") as member:
-            held_bytes = _most_bytes(self._zip.getinfo(f"{name}.npy"), Path(self._file).stat().st_size)
+            held_bytes = _most_bytes(self._zip.getinfo(f"{name}.npy"), self._bytes)
             header = arrays.parse_header(what, member, held_bytes)  # type: ignore[arg-type]
             if header.dtype.hasobject:
                 raise InputError(f"{what} holds pickled Python objects: save it as an array of numbers.")
@@ -226,8 +239,11 @@ class _Loaded(Archive):
         return self._arrays[name]
 
 
-def _by_name(value: Any, path: Path) -> dict[str, Any]:
-    """A video's arrays, or those of its streams, out of dicts in dicts, with names like paths."""
+def _by_name(value: Any, file: str, limit: int) -> dict[str, Any]:
+    """A video's arrays, or those of its streams, out of dicts in dicts, with names like paths.
+
+    Dicts may share parts, so what they hold as a tree is without bound: `limit`, the file's bytes, is one.
+    """
 
     def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(value, dict) or name.count("/") > 2:
@@ -236,10 +252,9 @@ def _by_name(value: Any, path: Path) -> dict[str, Any]:
         for key, item in value.items():
             yield from flatten(item, f"{name}/{key}".lstrip("/"))
 
-    limit = path.stat().st_size  # dicts may share parts, so what they hold as a tree is without bound
     found = list(islice(flatten(value, ""), limit + 1))
     if len(found) > limit:
-        raise InputError(f"{path} repeats its parts beyond measure, so it is no file of features: do not trust it.")
+        raise InputError(f"{file} repeats its parts beyond measure, so it is no file of features: do not trust it.")
     return dict(found)
 
 
@@ -249,20 +264,22 @@ def _load_mat(file: str) -> dict[str, Any]:
     return {name: value for name, value in loadmat(file).items() if not name.startswith("__")}
 
 
-def _load_torch(file: str) -> dict[str, np.ndarray]:
+def _load_torch(file: str, content: bytes | None = None) -> dict[str, np.ndarray]:
     """Tensors alone: `weights_only` refuses everything that could run."""
     import torch
+
+    size = Path(file).stat().st_size if content is None else len(content)
 
     def convert(value: Any) -> np.ndarray:
         if not isinstance(value, torch.Tensor):
             return np.asarray(value)
-        if value.nbytes > Path(file).stat().st_size:  # a view that repeats what there is
+        if value.nbytes > size:  # a view that repeats what there is
             raise InputError(f"{file} says that it holds {value.nbytes:,} bytes and is smaller: save it again.")
         array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         return array
 
-    loaded = torch.load(file, map_location="cpu", weights_only=True)
-    return {name: convert(value) for name, value in _by_name(loaded, Path(file)).items()}
+    loaded = torch.load(file if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {name: convert(value) for name, value in _by_name(loaded, file, size).items()}
 
 
 def _read_csv(file: str) -> np.ndarray:
@@ -304,7 +321,43 @@ def _objects_by_name(path: Path, allow_pickle: bool) -> dict[str, Any]:
         objects = unpickle(file)
     if not isinstance(objects, dict):
         raise InputError(f"{path} is no dict of arrays by the videos' names: save an array a video.")
-    return _by_name(objects, path)
+    return _by_name(objects, str(path), path.stat().st_size)
+
+
+def decode(name: str, content: bytes | memoryview) -> np.ndarray:
+    """The one array in the bytes of a file that lies elsewhere, such as in a tar; its name tells the kind.
+
+    Of several arrays the one of two dimensions or more. Pickles pass through `unpickling`, which makes arrays alone.
+    """
+    suffix = Path(name).suffix.lower()
+    with _telling_damage(f"{name} cannot be read"):
+        if suffix == ".npy":
+            return _npy_of(name, content)
+        if suffix == ".npz":
+            archive = _Npz(name, bytes(content))
+            found = {each: _npy_of(f"{name}[{each}]", archive.content(each)) for each in archive.names()}
+        elif suffix in TORCH_SUFFIXES:
+            found = _load_torch(name, bytes(content))
+        elif suffix in DECODED_SUFFIXES:
+            with about(name):
+                objects = _by_name(unpickle(io.BytesIO(content)), name, len(content))
+                found = {each: as_numbers(value, len(content)) for each, value in objects.items()}
+        else:
+            raise InputError(f"{name} is none of {', '.join(DECODED_SUFFIXES)}, which can hold an array.")
+        tables = [values for values in found.values() if values.ndim > 1]
+        if len(tables) != 1:
+            held = ", ".join(f"{each or 'array'} {values.shape}" for each, values in found.items()) or "nothing"
+            raise InputError(f"{name} holds {held[:200]}; it must hold one array, snippets x width.")
+        return tables[0]
+
+
+def _npy_of(name: str, content: bytes | memoryview) -> np.ndarray:
+    file = io.BytesIO(content[:LONGEST_HEADER])
+    header = arrays.parse_header(name, file, len(content))
+    if header.dtype.hasobject:
+        raise InputError(f"{name} holds pickled Python objects: save it as an array of numbers.")
+    values = np.frombuffer(content, header.dtype, math.prod(header.shape), file.tell())
+    return values.reshape(header.shape, order=header.order)
 
 
 def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str, ...], Place]]:

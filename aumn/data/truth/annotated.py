@@ -14,7 +14,7 @@ from aumn.ends import COVERED, Length, measure_ends
 from aumn.records import MOST_S, InputError
 
 Entry = TypeVar("Entry")
-
+DEFAULT_SUBSET = "training"
 
 MEASURED = {
     "stop": "to measure on their times takes --on-bad skip or swap",

@@ -11,12 +11,11 @@ import csv
 from pathlib import Path
 
 from aumn.data.problems import about
-from aumn.data.truth.annotated import AnnotatedVideo, parse_instance, parse_positive, parse_videos
+from aumn.data.truth.annotated import DEFAULT_SUBSET, AnnotatedVideo, parse_instance, parse_positive, parse_videos
 from aumn.records import InputError
 
 REQUIRED = ("video", "label", "start", "end")
 FACTS = ("subset", "duration", "fps")
-DEFAULT_SUBSET = "training"
 
 Row = dict[str, str]
 

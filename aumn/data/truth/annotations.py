@@ -23,6 +23,7 @@ from aumn.data.problems import about, check_on_bad
 from aumn.data.shards.layout import ANNOTATIONS, file_of, kept_as, open_table, read_description, read_table_bytes
 from aumn.data.shards.stores import open_store
 from aumn.data.truth.annotated import (
+    DEFAULT_SUBSET,
     AnnotatedVideo,
     Instance,
     parse_instance,
@@ -30,7 +31,7 @@ from aumn.data.truth.annotated import (
     parse_videos,
     say_reversed,
 )
-from aumn.data.truth.annotation_csv import DEFAULT_SUBSET, read_csv
+from aumn.data.truth.annotation_csv import read_csv
 from aumn.data.truth.wtalc import NAMES, read_wtalc
 from aumn.records import GroundTruth, InputError, Place
 

@@ -178,10 +178,12 @@ def test_a_store_that_is_wrong(local: ShardSet, server: Faulty, tmp_path: Path, 
         remote.read(0)
     server.longer, server.damage = 0, 100
     for one in (remote, open_remote(server.address, tmp_path / "none", whole=False)):
-        with pytest.raises(DamagedVideoError, match="npy does not match its checksum, so the file is damaged") as error:
+        with pytest.raises(
+            DamagedVideoError, match="rgb of video 'd' does not match its checksum, so the file"
+        ) as error:
             [one.read(index) for index in range(5)]
         assert error.value.video == "d"
-    assert "came damaged (member d.rgb.npy) again: the store's copy is damaged." in caplog.text
+    assert "came damaged (what it holds of stream rgb of video 'd') again: the store's copy is damaged." in caplog.text
     server.damage = 0
     (local.path / "training-000000.tar").unlink()
     with pytest.raises(InputError, match=r"training-000000.tar is missing: upload this shard again"):

@@ -93,7 +93,7 @@ def test_any_flipped_bit_of_a_member_is_found(shard_set: ShardSet, data: st.Data
     damaged[at] ^= 1 << data.draw(st.integers(0, 7), "bit")
     try:
         tar.write_bytes(damaged)
-        member = f"member {rows[index]['id']}.{stream}.npy does not match its checksum"
+        member = f"what it holds of stream {stream} of video '{rows[index]['id']}' does not match its checksum"
         with pytest.raises(
             InputError, match=f"{tar.name}: {member}, so the file is damaged; fetch this shard again or"
         ):
@@ -185,6 +185,8 @@ def edit(shard_set: ShardSet, changes: dict[str, Any], rows: dict[str, Any]) -> 
         ),
         ({"streams": ["rgb"]}, {}, r"dataset.json describes no shard set \(streams: "),
         ({"shards": [{"file": "../a.tar", "bytes": 9}]}, {}, "shards lie in the set's own folder"),
+        ({"tars": "x", "shards": [{"file": "y/../a.tar", "bytes": 9}]}, {}, "shards lie in the set's own folder"),
+        ({"decoded": {"audio": "npy"}}, {}, r"describes no shard set \(.* decoded names streams that the set does not"),
         ({"shards": 3}, {}, r"dataset.json describes no shard set \(shards: "),
         ({"streams": {"rgb": 5}}, {}, "manifest.parquet has other columns than id, subset, shard"),
         ({"streams": {"rgb": 5, "flow": 999}}, {}, "manifest.parquet has a flow_bytes of video 'd' that cannot be in"),

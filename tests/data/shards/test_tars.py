@@ -1,6 +1,7 @@
 """The tars are WebDataset's, whatever a video is called."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,6 +123,9 @@ def test_webdataset_streams_the_members(publish: Callable[..., Any], tmp_path: P
     assert sorted(name for tar in tars for name in names_in_plain_headers(tar)) == sorted(
         f"{sample_key(video)}.{part}" for video in ODD_IDS for part in ("rgb.npy", "flow.npy", "json")
     )
+    for tar in tars:  # GNU's
+        listed = subprocess.run(["tar", "-tf", tar], check=True, capture_output=True, text=True).stdout.split()
+        assert listed == list(names_in_plain_headers(tar))
     shards = ShardSet.open(tmp_path / "out")
     assert {video.id for video in shards.videos} == set(ODD_IDS)
     assert all(shards.read(index) for index in range(len(shards)))

@@ -1,0 +1,153 @@
+"""Which tars: a folder, files, patterns, a wids index, or a folder that Energon prepared; in the order given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from aumn.data.indexing.members import expand
+from aumn.data.json_files import read_json
+from aumn.records import InputError
+
+ENERGON = ".nv-meta"
+WIDS_LAYOUT = 'a wids index is {"shardlist": [{"url": TAR, "nsamples": COUNT}, ...]}.'
+INDEX_HEAD = 4096  # bytes in which an index names its list
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(\xb5/\xfd": "unzstd"}
+
+
+class Tar(NamedTuple):
+    """A tar, and what an index says of it."""
+
+    path: Path
+    split: str | None = None
+    samples: int | None = None
+    excluded: frozenset[str] = frozenset()  # keys of samples
+    told_by: Path | None = None  # which says all that
+
+
+def find_tars(given: Sequence[str]) -> tuple[list[Tar], list[str]]:
+    """Every tar once, and sentences on what lies beside them and is not taken."""
+    notes: list[str] = []
+    found: dict[Path, Tar] = {}
+    for text in given:
+        for tar in _tars_of(text, notes):
+            if found.setdefault(tar.path.resolve(), tar).split != tar.split:
+                raise InputError(
+                    f"{tar.path} is in the splits {found[tar.path.resolve()].split} and {tar.split}: a video has one."
+                )
+    if missing := [str(tar.path) for tar in found.values() if not tar.path.is_file()]:
+        shown_ = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
+        raise InputError(
+            f"{len(missing):,} tars are missing: {shown_}; fetch them, or correct the pattern or the index."
+        )
+    return list(found.values()), notes
+
+
+def open_tar(path: Path) -> BinaryIO:
+    """A tar, open to be read at any place."""
+    try:
+        file = path.open("rb")
+        head = file.read(6)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}): fetch it again.") from None
+    for mark, remedy in COMPRESSED.items():
+        if head.startswith(mark):
+            file.close()
+            raise InputError(
+                f"{path} is compressed, and what lies in it cannot be read by its place: decompress the tars ({remedy} "
+                f"{path.name})."
+            )
+    file.seek(0)
+    return file
+
+
+def _tars_of(text: str, notes: list[str]) -> Iterator[Tar]:
+    path = Path(text)
+    if path.is_dir():
+        yield from _in_folder(path, notes)
+    elif path.is_file() and path.suffix == ".json":
+        yield from _in_wids_index(path)
+    elif path.is_file():
+        yield Tar(path)
+    elif "://" in text or text.startswith("pipe:"):
+        raise InputError(f"{text} is an address: fetch the tars, and give where they lie on a disk.")
+    else:
+        names = [name for each in expand(text) for name in (sorted(glob(each, recursive=True)) or [each])]
+        yield from (Tar(Path(name)) for name in names)
+
+
+def _in_folder(folder: Path, notes: list[str]) -> Iterator[Tar]:
+    tars = sorted(folder.rglob("*.tar"))
+    if (folder / ENERGON).is_dir():
+        listed = list(_in_energon_folder(folder))
+    else:
+        listed = [
+            tar for index in sorted(folder.glob("*.json")) if _is_wids_index(index) for tar in _in_wids_index(index)
+        ]
+    if not tars and not listed:
+        packed = sorted(path for path in folder.rglob("*") if ".tar." in path.name or path.suffix in {".tgz", ".tzst"})
+        if packed:
+            open_tar(packed[0]).close()  # says that it is compressed
+        raise InputError(f"{folder} holds no .tar: give the folder of the WebDataset tars, or a pattern of them.")
+    beside = set(tars) - {tar.path for tar in listed}
+    if listed and beside:
+        notes.append(
+            f"Not taken: {len(beside):,} tars that {listed[0].told_by} does not list, such as {min(beside).name}. To "
+            "take them too, give the tars by a pattern."
+        )
+    yield from listed or map(Tar, tars)
+
+
+def _is_wids_index(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return b'"shardlist"' in opened.read(INDEX_HEAD)
+
+
+def _in_wids_index(index: Path) -> Iterator[Tar]:
+    """The tars of an index, where its `base` says or beside it, also where its addresses are of another place."""
+    document = read_json(index, WIDS_LAYOUT)
+    try:
+        parts = [
+            part for part in (document, *document.get("datasets", [])) if part is not document or "shardlist" in part
+        ]
+        shards = [
+            (part.get("base", ""), shard["url"], shard["nsamples"]) for part in parts for shard in part["shardlist"]
+        ]
+        places = [(Path(base, url.removeprefix("file:")), count) for base, url, count in shards]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{index} lists no tars as wids does ({error!r}): {WIDS_LAYOUT}") from None
+    for place, count in places:
+        there = index.parent / place
+        yield Tar(there if there.is_file() else index.parent / place.name, samples=count, told_by=index)
+
+
+def _in_energon_folder(folder: Path) -> Iterator[Tar]:
+    """The shards of Energon's splits; what it excludes, shards or single samples, is left out as Energon leaves it."""
+    index, info = _read_energon(folder, ".info")
+    splits_file, splits = _read_energon(folder, "split")
+    try:
+        excluded = {name for pattern in splits.get("exclude") or () for name in expand(pattern)}
+        for split, patterns in splits["split_parts"].items():
+            for name in (name for pattern in patterns for name in expand(pattern)):
+                if name not in excluded:
+                    keys = frozenset(each.removeprefix(f"{name}/") for each in excluded if each.startswith(f"{name}/"))
+                    yield Tar(folder / name, str(split), info["shard_counts"][name], keys, index)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{splits_file} and {index} do not name the same shards, or not as Energon does ({error!r}): run `energon "
+            "prepare` again, or give the tars by a pattern."
+        ) from None
+
+
+def _read_energon(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    import yaml
+
+    files = [folder / ENERGON / f"{name}{ending}" for ending in (".json", ".yaml")]
+    file = next((file for file in files if file.is_file()), files[-1])
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        return file, dict(document)
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read ({error}): run `energon prepare` again.") from None
