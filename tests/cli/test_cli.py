@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.launching import aumn, python, succeed
+from tests.launching import aumn, python, succeed, torchrun
 
 SETTINGS = {
     "data": {"snippets": 24},
@@ -40,16 +40,19 @@ class Workplace:
     def aumn(self, *arguments, **options):
         return aumn(*arguments, cwd=self.root, **options)
 
+    def torchrun(self, *arguments):
+        return torchrun(2, "-m", "aumn", *arguments, cwd=self.root)
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Workplace:
     place = Workplace(tmp_path_factory.mktemp("pipeline"))
     succeed(place.aumn("synth", place.features, "--videos", 30, "--classes", 3, "--width", 12, "--snippets", 40))
     succeed(place.aumn("pack", place.features, place.shards, "--annotations", place.gt))
-    place.trained = succeed(place.aumn("train", place.config, ranks=2))
+    place.trained = succeed(place.torchrun("train", place.config))
     localize = ("localize", "models:/tiny@challenger", place.shards, "--subset", "testing", "--out", place.detections)
     uri = ("--tracking-uri", "sqlite:///mlflow.db", "--json", place.root / "results.json")
-    succeed(place.aumn(*localize, *uri, ranks=2))
+    succeed(place.torchrun(*localize, *uri))
     return place
 
 
@@ -116,7 +119,7 @@ def test_detections_appear_behind_their_json_so_that_a_stopped_localization_is_s
     out, refusing = tmp_path / "out", tmp_path / "results.json"
     localize = ("localize", place.run_folder / "model", place.shards, "--subset", "testing", "--out", out, "--json")
     refusing.mkdir()
-    refused = place.aumn(*localize, refusing, ranks=2)
+    refused = place.torchrun(*localize, refusing)
     assert re.search(rf"aumn: {refusing} cannot be written: .*Is a directory.*Free space, mend its", refused.stderr)
     assert "[rank1]: Traceback" not in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -247,7 +250,7 @@ def test_several_ranks_tell_what_is_wrong_once_and_without_a_traceback_of_ours(p
     shutil.copytree(place.shards, tmp_path / "damaged")
     flip_a_bit(next(tmp_path.glob("damaged/training-*.tar")))
     override = override.replace("damaged", str(tmp_path / "damaged"))
-    refused = place.aumn("train", place.config, f"run.folder={tmp_path}/y", override, ranks=2)
+    refused = place.torchrun("train", place.config, f"run.folder={tmp_path}/y", override)
     assert sentence in refused.stderr
     assert refused.stderr.count("aumn: ") == 1, refused.stderr
     assert "aumn/cli/" not in refused.stderr, refused.stderr
@@ -271,7 +274,7 @@ def test_help_answers_at_once():
     took_s = []
     for _ in range(5):
         start_s = time.perf_counter()
-        assert "localize" in succeed(aumn("--help")).stdout
+        assert "localize" in succeed(python("-m", "aumn", "--help")).stdout
         took_s.append(time.perf_counter() - start_s)
     assert min(took_s) < 1.5  # 0.3 s on an idle machine; torch alone would take longer than this
 

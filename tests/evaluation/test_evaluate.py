@@ -17,7 +17,7 @@ from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
 from tests.evaluation.evaluate_ranks import TIOUS
 from tests.evaluation_reference import Found, Instance, as_detections, as_ground_truth, as_rows
-from tests.launching import aumn, python, succeed, torchrun
+from tests.launching import python, succeed, torchrun
 
 TRUTH = [Instance("v1", "run", 0, 4), Instance("v1", "run", 6, 9), Instance("v2", "jump", 3, 5)]
 ROWS = [Found("v1", "run", 0.9, 0, 4), Found("v2", "jump", 0.8, 3, 4.2), Found("v2", "run", 0.7, 0, 4)]
@@ -255,7 +255,8 @@ def test_what_one_rank_alone_finds_wrong_ends_all_with_its_sentence(tmp_path: Pa
         write_part(as_detections(share), tmp_path / f"{number}.parquet")
     database = {row.video: {"subset": "s", "duration": 9.0, "annotations": [TRUE]} for row in rows}
     (tmp_path / "gt.json").write_text(json.dumps({"database": database}))
-    ended = aumn("evaluate", tmp_path, "--annotations", tmp_path / "gt.json", "--protocol", "thumos14", ranks=2)
+    command = ("evaluate", tmp_path, "--annotations", tmp_path / "gt.json", "--protocol", "thumos14")
+    ended = torchrun(2, "-m", "aumn", *command)
     assert ended.returncode == 1
     assert ended.stderr.count("1.parquet, row 1 (from 0), video 'v3': score=nan; every detection needs finite") == 1
     assert ended.stderr.count("Traceback") == 1  # torchrun's own, of its child's exit code

@@ -7,7 +7,7 @@ import pytest
 
 from aumn.inference.detections import detections_of, read_detections
 from aumn.records import InputError
-from tests.launching import aumn, succeed
+from tests.launching import aumn, succeed, torchrun
 from tests.refusing import BrokenDisk, FullDisk
 from tests.tiny import Tiny
 
@@ -20,9 +20,13 @@ def tiny(tmp_path_factory):
     return tiny
 
 
-def localize(tiny, model, *options, ranks=1, **environment):
-    command = ("localize", model, tiny.shards, "--subset", "testing", *options)
-    return aumn(*command, ranks=ranks, cwd=tiny.root, **environment)
+def command(tiny, model, *options):
+    return ("localize", model, tiny.shards, "--subset", "testing", *options)
+
+
+def on_two_ranks(tiny, out, *options, environment):
+    arguments = command(tiny, "run/model", "--out", out, *options)
+    return torchrun(2, "-m", "aumn", *arguments, cwd=tiny.root, environment=environment)
 
 
 def test_a_disk_that_refuses_one_rank_ends_all_with_its_sentence(tiny, tmp_path):
@@ -30,7 +34,7 @@ def test_a_disk_that_refuses_one_rank_ends_all_with_its_sentence(tiny, tmp_path)
     out = tmp_path / "disk" / "found"
     disk.refuse(0)
     only_rank_1 = {"BROKEN_FOLDER": str(out.with_name(".found.partial") / ".part-00001")}
-    ended = localize(tiny, "run/model", "--out", out, ranks=2, **disk.environment | only_rank_1)
+    ended = on_two_ranks(tiny, out, environment=disk.environment | only_rank_1)
     disk.close()
     assert_one_sentence(ended, rf"aumn: {out} cannot be written: Input/output error\. Free space, mend its folder, or")
     assert list((tmp_path / "disk").iterdir()) == []
@@ -42,7 +46,7 @@ def test_a_full_disk_ends_all_ranks_with_one_sentence(tiny, tmp_path):
         pytest.skip("mounting is not permitted")
     out = tmp_path / "disk" / "found"
     disk.refuse(0)
-    ended = localize(tiny, "run/model", "--out", out, "--scores", ranks=2)
+    ended = on_two_ranks(tiny, out, "--scores", environment=disk.environment)
     disk.close()
     assert_one_sentence(ended, rf"aumn: {out} cannot be written: No space left on device\. Free space")
 
@@ -55,7 +59,7 @@ def assert_one_sentence(ended, sentence):
 
 
 def test_a_runs_folder_stands_for_its_final_model_and_its_only_detections(tiny):
-    said = succeed(localize(tiny, "run")).stdout
+    said = succeed(aumn(*command(tiny, "run"), cwd=tiny.root)).stdout
     assert re.match(r"run/detections/testing: \d+ detections by run/model in subset testing of ", said)
     found, metadata = read_detections(tiny.root / "run" / "detections" / "testing")
     assert len(found) > 0
@@ -64,7 +68,7 @@ def test_a_runs_folder_stands_for_its_final_model_and_its_only_detections(tiny):
     assert (
         "run/detections/testing, subset testing of" in succeed(aumn("evaluate", "run", *evaluate, cwd=tiny.root)).stdout
     )
-    again = localize(tiny, "run")
+    again = aumn(*command(tiny, "run"), cwd=tiny.root)
     assert again.returncode == 2
     assert "run/detections/testing already exists: name a new folder" in again.stderr
 

@@ -16,7 +16,7 @@ from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
 from aumn.training.resume import Progress
 from aumn.training.step import train_step
-from tests.launching import python, succeed, torchrun
+from tests.launching import python, succeed, together
 from tests.runtime import engine_ranks
 from tests.tiny import Tiny
 from tests.training.footprint_steps import CARD
@@ -28,14 +28,14 @@ RESUMED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
 SCORED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
 AGAIN = ["ddp-0-fp32", "deepspeed-3-fp32"]  # on three ranks
 DAMAGED = ["ddp-0-fp32", "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
-FROM_ROOT = {"PYTHONPATH": str(engine_ranks.Path(__file__).parents[2])}
+ROOT = engine_ranks.Path(__file__).parents[2]
 
 
 def launch(ranks, folder, **commands):
     """Importing deepspeed takes seconds, so one launch serves many tests."""
     arguments = [f"{kind}:{','.join(names)}" for kind, names in commands.items()]
     script = engine_ranks.__file__
-    succeed(torchrun(ranks, script, folder, *arguments, timeout_s=280, environment=FROM_ROOT))
+    succeed(together(ranks, script, folder, *arguments, timeout_s=280))
     return json.loads((folder / f"{ranks}.json").read_text())
 
 
@@ -109,7 +109,7 @@ def test_a_process_alone_trains_with_deepspeed_and_compiles_nothing(tmp_path):
         "print(engine_ranks.curves(Ranks(), ['deepspeed-3-fp32', 'ddp-0-fp32']))\n"
     )
     place = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "ops")}
-    said = succeed(python("-c", code, FROM_ROOT["PYTHONPATH"], cwd=tmp_path, environment=place)).stdout
+    said = succeed(python("-c", code, ROOT, cwd=tmp_path, environment=place)).stdout
     curves = json.loads(said.strip().splitlines()[-1].replace("'", '"'))
     assert_close(curves["deepspeed-3-fp32"], curves["ddp-0-fp32"], rtol=1e-5, atol=1e-6)
     assert not (tmp_path / "ops").exists()

@@ -9,7 +9,7 @@ from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training.step import learning_rate
-from tests.launching import succeed, torchrun
+from tests.launching import succeed, together
 from tests.training import train_ranks
 
 
@@ -30,7 +30,7 @@ def test_micro_batches_change_nothing(micro_batches):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_change_nothing_even_where_a_rank_has_no_video(ranks, tmp_path):
     cases = ["8x1", "8x2", "7x1", "1x1", "2x2"]
-    succeed(torchrun(ranks, train_ranks.__file__, tmp_path, *cases))
+    succeed(together(ranks, train_ranks.__file__, tmp_path, *cases))
     for case in cases:
         alone = train_ranks.run_step(int(case.split("x")[0]), 1, Ranks())
         assert_same(torch.load(tmp_path / f"{case}x{ranks}.pt", weights_only=True), alone)
