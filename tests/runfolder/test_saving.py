@@ -115,7 +115,7 @@ def tiny(tmp_path_factory):
     return tiny
 
 
-SETTINGS = ["run.steps=300", "run.checkpoint_every=5", "model.embedding_width=64", "evaluation.every=300"]
+SETTINGS = ["run.steps=200", "run.checkpoint_every=5", "model.embedding_width=64", "evaluation.every=200"]
 TRACKED = ["tracking.enabled=true", "tracking.uri=sqlite:///mlflow.db"]
 
 
@@ -128,12 +128,12 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
     run, settings = f"{folder.name}/run", [*SETTINGS, *(TRACKED if kind == "forbidden" else [])]
     with closing(disks(folder, kind)) as disk:
         with tiny.start(run, *settings, prefix=disk.prefix, **disk.environment) as process:
-            process.wait_for("step 12/300")
+            process.wait_for("step 12/200")
             disk.refuse(process.process.pid)
             told = process.wait_for("The checkpoint of step .* cannot be written, and the last whole one is .*")
             assert re.search(disk.refusal, told[0])
             whole = tiny.steps(run)
-            process.wait_for("step 120/300")
+            process.wait_for("step 60/200")
             assert tiny.steps(run) == whole
             disk.relent(process.process.pid)
             process.wait_for("Checkpoints can be written again: ")
@@ -142,11 +142,11 @@ def test_training_goes_on_while_the_disk_refuses_and_what_is_missing_in_the_end_
         assert ended.returncode == 2, ended.stderr
         assert ended.stderr.count("cannot be written, and the last whole one") == 2
         assert re.search(
-            r"Step 300 has the best mAP so far, \d+\.\d%, but could not be saved: no best one is saved yet\.",
+            r"Step 200 has the best mAP so far, \d+\.\d%, but could not be saved: no best one is saved yet\.",
             ended.stderr,
         )
         step = tiny.steps(run)[-1]
-        assert step < 300
+        assert step < 200
         assert "aumn: The trained model cannot be written to" in ended.stderr
         assert (
             f"run the same command with --resume, which goes on from {tiny.root}/{run}/checkpoints/step_{step:08d}"
