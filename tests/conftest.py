@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST = ("real/test_benchmarks.py", "jobs/test_slurm.py", "training/test_resume.py", "runfolder/test_saving.py")
 """Files that take minutes; begun last, they would keep one worker while the others have nothing left to do."""
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would spin, workers' against each other's
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, and in whatever those start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
