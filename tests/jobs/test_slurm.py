@@ -225,15 +225,21 @@ def test_a_job_that_slurm_took_without_answering_in_time_is_found_again(place, t
     assert (status.state, place.log("late", "late").count("aumn: job ")) == ("done", 1)
 
 
-LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5"
+LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5 tracking.enabled=false"
 STRUCK = ("lost", "signalled", "cancelled")
 
 
-def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place):
+@pytest.fixture(scope="module")
+def undisturbed(place) -> bytes:
+    """The weights that two ranks end in where nothing happens to them."""
+    succeed(place.aumn("train", "tiny.yaml", "run.folder=calm", *LONG.split(), ranks=2))
+    return (place.root / "calm" / "model" / "model.safetensors").read_bytes()
+
+
+def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place, undisturbed):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    The undisturbed run is the same job's, run here. The test sends the signal, which saves a minute; the next one waits
-    for SLURM's.
+    The test sends the signal, which saves a minute; the next one waits for SLURM's.
     """
     nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
     steps = {
@@ -250,9 +256,6 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
         place.wait_for_log("struck", step, "step 40/")
         struck[step] = place.statuses("struck")[step]
         strike(place, struck[step])
-    calm = {"calm": {**steps["lost"], "run": steps["lost"]["run"].replace("/lost", "/calm")}}
-    succeed(place.aumn("submit", place.write("calm", calm, **quiet), "--local"))
-
     statuses = place.wait("struck", "end", ended)
     assert states(statuses) == {"lost": "done", "signalled": "done", "cancelled": "cancelled"}
     assert (struck["lost"].nodes, statuses["signalled"].restarts) == ("n[1-2]", 1)
@@ -266,15 +269,15 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
     for step in STRUCK:
         starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", place.log("struck", step))]
         assert starts[0] == 0 < starts[-1], (step, starts)
-        assert place.weights("struck", step) == place.weights("calm", "calm"), step
+        assert place.weights("struck", step) == undisturbed, step
 
 
-def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place):
+def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place, undisturbed):
     """SLURM's own signal, a minute before a limit of two or, as SLURM does, up to 30 s earlier; two nodes.
 
     The ranks are held still until it is there, so that they need longer than their limit however fast the machine is.
     """
-    train = f"train tiny.yaml run.folder={{folder}}/train tracking.enabled=false {LONG}"
+    train = f"train tiny.yaml run.folder={{folder}}/train {LONG}"
     resources = {"nodes": 2, "minutes": 2, "signal_s": 60}
     quiet = {"tracking": {"enabled": False}}
     succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
@@ -282,8 +285,6 @@ def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place
     job, requeues = place.statuses("limited")["train"], place.requeues("limited", "train")
     nodes = node_names(job.nodes)
     place.slurm.run("scancel", "--signal=STOP", job.job_id)
-    calm = {"train": {"run": train, "resources": {"ranks_per_node": 2}}}
-    succeed(place.aumn("submit", place.write("unlimited", calm, **quiet), "--local"))
     place.slurm.wait_until(
         lambda: (
             all(place.slurm.is_held_with(signal.SIGUSR1, node) for node in nodes)
@@ -302,7 +303,7 @@ def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place
     assert "TIME LIMIT" not in log, "SLURM had to end the job itself"
     starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", log)]
     assert starts[0] == 0 < starts[-1], starts
-    assert place.weights("limited", "train") == place.weights("unlimited", "train")
+    assert place.weights("limited", "train") == undisturbed
 
 
 def strike(place: Place, struck: PointStatus) -> None:
