@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def modules() -> dict[str, set[str]]:
     files = (path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem.strip("_") == path.stem)
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): imports(path) for path in files}
