@@ -1,7 +1,7 @@
 """One rank of other loaders' epochs over the arrays of remote.py: python peers.py NAME ADDRESS FOLDER.
 
-It runs in an environment of theirs. Each one's format is written first, by its own writer, where FOLDER has none. They fetch by S3's protocol, without an
-account, from a web server that serves FOLDER: a bucket is a folder there.
+It runs in an environment of theirs. Each one's format is written first, by its own writer, where FOLDER has none. They
+fetch by S3's protocol, without an account, from a web server that serves FOLDER: a bucket is a folder there.
 """
 
 import json

@@ -192,7 +192,7 @@ TELLS = "give them other ids, or pack all anew into another set"
         (None, {"streams": "flow"}, rf"{ANOTHER}streams {{'rgb': 5, 'flow': 3}}, not {{'flow': 3}}\)"),
         (None, {"stride_frames": 8}, rf"{ANOTHER}snippets every 16 frames, not every 8 frames"),
         (None, {"window_frames": 64}, rf"{ANOTHER}snippets every 16 frames, not every 16 frames, each of 64\)"),
-        (None, {"classes": ("Run", "Jump")}, r"The list of classes does not begin with the 2 classes of .*out in their order"),
+        (None, {"classes": ("Run", "Jump")}, r"classes does not begin with the 2 classes of .*out in their order"),
         (extracted_otherwise, {}, rf"{ANOTHER}extractor's side 256, not 224\)"),
         (
             lambda published: (published.root / "extraction.json").unlink(),
