@@ -126,7 +126,7 @@ class ShardCache:
     def _reserve(self, descriptor: int, size: int) -> bool:
         """Take the disk's room for a file, after making it; False where what others fetch now has to be done first.
 
-        Room is taken before anything is written, since a map of a file that the disk has no room for ends the process.
+        Room is taken before anything is written, so that a disk which is full tells it at once.
         """
         with self._making_room():
             files = self._files()
@@ -193,10 +193,9 @@ class ShardCache:
         self, descriptor: int, store: Remote, source: str, size: int, check: Callable[[memoryview], str]
     ) -> None:
         """Fetch until it is what the manifest says, or often enough: what is damaged then is damaged in the store."""
-        content = memoryview(mmap.mmap(descriptor, size))
         for again in ("; it is fetched again.", "; it is fetched again.", " again: the store's copy is damaged."):
-            store.fill(source, 0, content, size)
+            store.copy(source, 0, size, size, lambda at, piece: os.pwrite(descriptor, piece, at))
             self.fetched_bytes += size
-            if not (problem := check(content)):
+            if not (problem := check(memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ)))):
                 return
             logger.warning("%s/%s came damaged (%s)%s", public(str(store.place)), source, problem, again)

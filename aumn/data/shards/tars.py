@@ -175,8 +175,7 @@ class RemoteTars:
         first, last = min(first for first, _ in wanted), max(first + size for first, size in wanted)
         if last - first - sum(size for _, size in wanted) > TOGETHER_BYTES:
             return [part for span in wanted for part in self._read(shard, [span])]
-        content = memoryview(bytearray(last - first))
-        self._store.fill(source.file, first, content, source.bytes)
+        content = memoryview(self._store.part(source.file, first, last - first, source.bytes))
         self._cache.fetched_bytes += len(content)
         return [content[start - first : start - first + size].toreadonly() for start, size in wanted]
 
