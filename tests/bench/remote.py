@@ -117,7 +117,7 @@ def run_ranks(command: list[str]) -> float:
 
 def read_ours(place: str, seed: str, cache: str, order: str, gigabytes: str, epochs: str) -> None:
     local = "://" not in place
-    access = Access(True, Path(cache), round(float(gigabytes) * 1e9))
+    access = Access(order != "range", Path(cache), round(float(gigabytes) * 1e9))
     wait_to_start()
     shards = ShardSet.open(Path(place) if local else place, access)
     loader = TrainingLoader(

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from torch.testing import assert_close
@@ -86,6 +87,35 @@ def test_a_store_that_is_gone_ends_a_run_with_a_checkpoint_from_which_it_goes_on
         server.away = False
         succeed(tiny.train("remote", "--resume", *settings, ranks=2))
     assert tiny.model("remote") == tiny.model("whole")
+
+
+@pytest.mark.slow
+def test_damaged_videos_are_left_out_of_their_steps_on_all_ranks_alike(tiny):
+    shards = tiny.root / "damaged"
+    shutil.copytree(tiny.shards, shards)
+    tar = shards / "training-000000.tar"
+    content = bytearray(tar.read_bytes())
+    rows = pq.read_table(shards / "manifest.parquet").to_pylist()
+    damaged = [row for row in rows if row["subset"] == "training"][3:5]
+    for row in damaged:
+        content[row["rgb_offset"] + 200] ^= 1
+    tar.write_bytes(content)
+    settings = [
+        f"data.shards={shards}",
+        "run.steps=9",
+        "data.on_damage=skip",
+        "data.holdout_share=0",
+        "evaluation.videos=null",
+    ]
+    for run, ranks in (("skipped2", 2), ("skipped1", 1)):
+        ended = succeed(tiny.train(run, *settings, ranks=ranks))
+        for row in damaged:
+            assert ended.stderr.count(f"{row['id']} is left out of step ") == 1
+    expected, found = (read_model(tiny.root / run / "model")[0] for run in ("skipped1", "skipped2"))
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    refused = tiny.train("refused", *settings, "data.damage_limit=1", ranks=2)
+    assert "2 videos are damaged, and data.damage_limit=1 allows no more: fetch or pack" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.slow
