@@ -121,7 +121,11 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
 
 def _agree_and_take(run: Run, step: Step, clock: _Clock) -> int:
     agreed, signal = _agree(run, step) if run.loader.may_lack else (step, 0)
-    return signal or _take(run, agreed, clock)
+    if signal or agreed.global_videos:
+        return signal or _take(run, agreed, clock)
+    run.say(f"step {step.index + 1} has no video that is not damaged, and changes nothing.")
+    _advance(run, step)
+    return run.engine.ranks.ask(preemption.asked)()
 
 
 def _take(run: Run, step: Step, clock: _Clock) -> int:
@@ -133,14 +137,22 @@ def _take(run: Run, step: Step, clock: _Clock) -> int:
     norms = engine.update(rate)
     run.watch.add(step, report, norms)
     clock.videos += step.global_videos
-    progress.step, last = step.index + 1, step.index + 1 == steps
+    last = _advance(run, step)
     if progress.step % config.run.log_every == 0 or last:
         run.watch.settle()
         epoch = progress.step / run.loader.steps_per_epoch
         _log(run, report, norms, {**clock.read(), "learning_rate": rate, "epoch": epoch})
-    progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
-    progress.evaluation_due = run.validation is not None and (progress.step % config.evaluation.every == 0 or last)
     return asked()
+
+
+def _advance(run: Run, step: Step) -> bool:
+    """Count a step; whether it is the last."""
+    progress, last = run.progress, step.index + 1 == run.config.run.steps
+    progress.step = step.index + 1
+    progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
+    every = run.config.evaluation.every
+    progress.evaluation_due = run.validation is not None and (progress.step % every == 0 or last)
+    return last
 
 
 def _evaluate(run: Run) -> float | None:
