@@ -19,7 +19,7 @@ import numpy as np
 from aumn.data.indexing.choosing import choose
 from aumn.data.indexing.options import IndexOptions
 from aumn.data.indexing.samples import Found, TarIndex, Wanted, read_tar
-from aumn.data.indexing.tars import Tar, find_tars
+from aumn.data.indexing.tars import Tar, common_place, find_tars
 from aumn.data.indexing.telling import Named, fill_gaps, name_samples, tell_videos
 from aumn.data.packing.packing import write_tables
 from aumn.data.packing.planning import (
@@ -43,7 +43,7 @@ from aumn.data.sources.features import VideoFeatures
 from aumn.data.sources.forms import find_forms
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.files import sync, whole_folder
-from aumn.records import Clock, InputError
+from aumn.records import Clock, InputError, Place
 
 Samples = list[tuple[int, Found]]  # with the number of its tar
 
@@ -80,7 +80,7 @@ def index(
     videos = plan_videos(features, truth, ordered, clock, chosen.fps, is_rescaled=is_rescaled, facts={})
     annotated = [truth.videos[video] for video in ids]
     used = {number: place for place, number in enumerate(sorted({taken[video].tar for video in ids}))}
-    folder = Path(os.path.commonpath([found[number].path.resolve().parent for number in used]))
+    folder = common_place([found[number].path for number in used])
     description = Description(
         FORMAT_VERSION,
         chosen.name or out.name,
@@ -89,7 +89,7 @@ def index(
         widths,
         dtype.name,
         clock.stride_frames,
-        tuple(Shard(str(found[number].path.resolve().relative_to(folder)), indexed[number].bytes) for number in used),
+        tuple(Shard(_name_in(folder, found[number].path), indexed[number].bytes) for number in used),
         {},
         window_frames=None if len(set(clock)) == 1 else clock.window_frames,
         left_out=tuple(sorted(bad)),
@@ -202,8 +202,14 @@ def _row(video: PlannedVideo, named: Named, used: Mapping[int, int]) -> Row:
     return row | {f"{stream}_{part}": getattr(array, part) for stream, array in places for part in MEMBER_PARTS}
 
 
-def _seen_from(out: Path, folder: Path, given: Path) -> str:
+def _name_in(folder: Place, tar: Place) -> str:
+    return str(Path(tar).resolve().relative_to(folder)) if isinstance(folder, Path) else Path(tar).name
+
+
+def _seen_from(out: Path, folder: Place, given: Path) -> str:
     """The tars' folder as it was given: from the root, or from the set, so that the two can be moved together."""
+    if isinstance(folder, str):
+        return folder
     return str(folder) if given.is_absolute() else os.path.relpath(folder, out.resolve())
 
 

@@ -15,8 +15,8 @@ class IndexOptions:
 
     tars: Annotated[
         list[str],
-        "WebDataset tars: a folder, files, patterns such as 'train-{000..007}.tar', a wids index, or a folder that "
-        "Energon prepared, whose splits are subsets.",
+        "WebDataset tars: a folder, files, patterns such as 'train-{000..007}.tar', also of addresses (https://), a "
+        "wids index, or a folder that Energon prepared, whose splits are subsets.",
     ]
     out: Annotated[Path, "Shard set to make: a description and tables; the tars stay where they are."]
     streams: Annotated[

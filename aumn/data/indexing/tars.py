@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
 from aumn.data.indexing.members import expand
 from aumn.data.json_files import read_json
-from aumn.records import InputError
+from aumn.data.shards.stores import Remote, open_store
+from aumn.records import InputError, Place, place_of
 
 ENERGON = ".nv-meta"
 WIDS_LAYOUT = 'a wids index is {"shardlist": [{"url": TAR, "nsamples": COUNT}, ...]}.'
@@ -20,7 +23,7 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(
 class Tar(NamedTuple):
     """A tar, and what an index says of it."""
 
-    path: Path
+    path: Place
     split: str | None = None
     samples: int | None = None
     excluded: frozenset[str] = frozenset()  # keys of samples
@@ -30,14 +33,13 @@ class Tar(NamedTuple):
 def find_tars(given: Sequence[str]) -> tuple[list[Tar], list[str]]:
     """Every tar once, and sentences on what lies beside them and is not taken."""
     notes: list[str] = []
-    found: dict[Path, Tar] = {}
+    found: dict[Place, Tar] = {}
     for text in given:
         for tar in _tars_of(text, notes):
-            if found.setdefault(tar.path.resolve(), tar).split != tar.split:
-                raise InputError(
-                    f"{tar.path} is in the splits {found[tar.path.resolve()].split} and {tar.split}: a video has one."
-                )
-    if missing := [str(tar.path) for tar in found.values() if not tar.path.is_file()]:
+            place = tar.path.resolve() if isinstance(tar.path, Path) else tar.path
+            if found.setdefault(place, tar).split != tar.split:
+                raise InputError(f"{tar.path} is in the splits {found[place].split} and {tar.split}: a video has one.")
+    if missing := [str(tar.path) for tar in found.values() if isinstance(tar.path, Path) and not tar.path.is_file()]:
         shown_ = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
         raise InputError(
             f"{len(missing):,} tars are missing: {shown_}; fetch them, or correct the pattern or the index."
@@ -45,10 +47,22 @@ def find_tars(given: Sequence[str]) -> tuple[list[Tar], list[str]]:
     return list(found.values()), notes
 
 
-def open_tar(path: Path) -> BinaryIO:
-    """A tar, open to be read at any place."""
+def common_place(tars: Sequence[Place]) -> Place:
+    """The folder, or the address, under which all of them are."""
+    folders = {tar.rpartition("/")[0] if isinstance(tar, str) else "" for tar in tars}
+    if len(folders) > 1:
+        raise InputError(
+            f"The tars lie in {', '.join(sorted(folder or 'folders here' for folder in folders))}: make a set of each, "
+            "and give a run several sets."
+        )
+    (folder,) = folders
+    return folder or Path(os.path.commonpath([Path(tar).resolve().parent for tar in tars]))
+
+
+def open_tar(path: Place) -> BinaryIO:
+    """A tar, open to be read at any place; a remote one is fetched for as long as it is open."""
     try:
-        file = path.open("rb")
+        file = path.open("rb") if isinstance(path, Path) else _fetch(path)
         head = file.read(6)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): fetch it again.") from None
@@ -57,8 +71,20 @@ def open_tar(path: Path) -> BinaryIO:
             file.close()
             raise InputError(
                 f"{path} is compressed, and what lies in it cannot be read by its place: decompress the tars ({remedy} "
-                f"{path.name})."
+                f"{Path(path).name})."
             )
+    file.seek(0)
+    return file
+
+
+def _fetch(address: str) -> BinaryIO:
+    folder, _, name = address.rpartition("/")
+    store = open_store(folder)
+    assert isinstance(store, Remote)
+    if (size := store.size(name)) is None:
+        raise InputError(f"{address} is missing: correct the pattern.")
+    file = TemporaryFile()  # noqa: SIM115  # the caller closes it
+    store.copy(name, 0, size, size, lambda _, piece: file.write(piece))
     file.seek(0)
     return file
 
@@ -71,8 +97,12 @@ def _tars_of(text: str, notes: list[str]) -> Iterator[Tar]:
         yield from _in_wids_index(path)
     elif path.is_file():
         yield Tar(path)
-    elif "://" in text or text.startswith("pipe:"):
-        raise InputError(f"{text} is an address: fetch the tars, and give where they lie on a disk.")
+    elif text.startswith("pipe:"):
+        raise InputError(
+            f"{text} is a command: give the addresses of the tars, https://... or s3://..., or fetch them."
+        )
+    elif "://" in text:
+        yield from (Tar(place_of(name)) for name in expand(text))
     else:
         names = [name for each in expand(text) for name in (sorted(glob(each, recursive=True)) or [each])]
         yield from (Tar(Path(name)) for name in names)

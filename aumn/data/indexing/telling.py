@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aumn.data.indexing.options import IndexOptions
@@ -99,7 +100,7 @@ def tell_videos(
 
 def _subset(facts: Mapping[str, tuple[str, Any]], tar: Tar) -> str:
     told = facts.get("subset", ("", None))[1]
-    return told if isinstance(told, str) and told else NUMBER.sub("", tar.path.stem) or DEFAULT_SUBSET
+    return told if isinstance(told, str) and told else NUMBER.sub("", Path(tar.path).stem) or DEFAULT_SUBSET
 
 
 def _labels(facts: Mapping[str, tuple[str, Any]], classes: Sequence[str]) -> set[str]:

@@ -21,6 +21,7 @@ from aumn.data.truth.annotations import read_annotations
 from aumn.inspect.inspection import inspect_shards
 from aumn.records import InputError
 from tests.data.conftest import contents, write_published
+from tests.stores import faulty
 
 Samples = Mapping[str, Mapping[str, Any]]  # key -> suffix -> content
 FPS = {"fps": 25.0, "stride_frames": 16}
@@ -402,6 +403,24 @@ def test_the_tars_are_found_where_they_were_given(tmp_path: Path, monkeypatch: p
         ShardSet.open(tmp_path / "far")
 
 
+def test_tars_behind_a_web_server_stay_there(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "train-0.tar", make())
+    write_tar(tmp_path / "in" / "train-1.tar", make(3))
+    with faulty(tmp_path / "in") as server:
+        report, shards = index_here(tmp_path, server.address + "/train-{0..1}.tar")
+        assert report.packed == {"train": 6}
+        assert json.loads((tmp_path / "out" / "dataset.json").read_text())["tars"] == server.address
+        found = read(shards)
+        for number in range(6):
+            np.testing.assert_array_equal(found[f"v{number}"]["npy"], features(number))
+        with pytest.raises(InputError, match="train-2.tar is missing: correct the pattern"):
+            index([server.address + "/train-{1..2}.tar"], tmp_path / "more", workers=1, **FPS)
+        with pytest.raises(InputError, match=r"The tars lie in http://.*, folders here: make a set of each"):
+            index(
+                [server.address + "/train-1.tar", str(tmp_path / "in/train-0.tar")], tmp_path / "more", workers=1, **FPS
+            )
+
+
 WIDS = {
     "wids_version": 1,
     "name": "x",
@@ -462,7 +481,7 @@ def test_ways_to_give_tars(
         (["x"], {}, "1 tars are missing: x; fetch them, or correct the pattern or the index"),
         (["a-{0..2}.tar"], {}, "2 tars are missing: a-1.tar, a-2.tar"),
         (["a-{0..2.tar"], {}, r"'a-\{0..2.tar' is no pattern of tars \(Unbalanced braces"),
-        (["https://host/a.tar"], {}, "https://host/a.tar is an address: fetch the tars"),
+        (["pipe:cat a.tar"], {}, "pipe:cat a.tar is a command: give the addresses of the tars"),
         (["e"], {"e/b.tar.gz": b"\x1f\x8b..."}, r"b.tar.gz is compressed, .* decompress the tars \(gunzip b.tar.gz\)"),
         (["c.tar"], {"c.tar": b"\x1f\x8b..."}, "c.tar is compressed, and what lies in it cannot be read by its place"),
         (["e"], {"e/b.txt": b""}, "e holds no .tar: give the folder of the WebDataset tars"),
