@@ -416,7 +416,7 @@ def test_tars_behind_a_web_server_stay_there(tmp_path: Path) -> None:
             np.testing.assert_array_equal(array_TD, features(number))
         with pytest.raises(InputError, match=r"train-2\.tar is missing: correct the pattern"):
             index([server.address + "/train-{1..2}.tar"], tmp_path / "more", workers=1, **FPS)
-        with pytest.raises(InputError, match=r"The tars lie in http://.*, folders here: make a set of each"):
+        with pytest.raises(InputError, match=r"The tars lie in folders here, http://.*: make a set of each"):
             index(
                 [server.address + "/train-1.tar", str(tmp_path / "in/train-0.tar")], tmp_path / "more", workers=1, **FPS
             )
