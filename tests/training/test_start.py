@@ -111,8 +111,8 @@ class OneOfTwo(Ranks):
 
     told: str
 
-    def broadcast(self, _value: object) -> str:
-        return self.told
+    def broadcast(self, _value: object) -> list[str]:
+        return [self.told]
 
 
 def test_every_rank_opens_the_version_that_the_run_began_with_and_a_new_run_the_newest(tmp_path):
