@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +13,16 @@ from aumn.records import Place, place_of
 
 
 def _places(given: Any) -> Any:
-    """A list of one is the one."""
-    places = [place_of(one) if isinstance(one, str) else one for one in (given if isinstance(given, list) else [given])]
-    return places[0] if len(places) == 1 else places
+    places = _texts("shards", given)
+    return [place_of(place) for place in places] if isinstance(places, list) else place_of(places)
+
+
+def _texts(name: str, given: Any) -> Any:
+    """One, or a list of several; a list of one is the one."""
+    several = given if isinstance(given, list) else [given]
+    if not several or not all(isinstance(one, str | Path) for one in several):
+        raise refusal(f"data.{name}={given!r} must be a text, or a list of one for each shard set")
+    return several[0] if len(several) == 1 else several
 
 
 class CacheSettings(Section):
@@ -76,7 +84,7 @@ class DataSettings(Section):
     damage_limit: Count = setting(
         10, "More damaged videos than this end the run.", may_change=True, needs="data.on_damage=skip"
     )
-    subset: str | list[str] = setting(
+    subset: Annotated[str | list[str], BeforeValidator(partial(_texts, "subset"))] = setting(
         "training",
         "Subset to train on; THUMOS14 trains on `validation`. Of several sets: one name, or a list of one each.",
     )
@@ -103,10 +111,8 @@ class DataSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
         sets, problems = len(self.places), []
-        if not sets:
-            problems.append("data.shards=[] names no shard set: name one, or several")
         for name, given in (("subset", self.subsets), ("weights", self.weights)):
-            if given is not None and len(given) != sets and sets:
+            if given is not None and len(given) != sets:
                 problems.append(f"data.{name} has {len(given)} for {sets} shard sets: give one for each")
         for name, default in (("weights", None), ("class_names", {}), ("same_ids", "refuse")):
             if sets == 1 and getattr(self, name) != default:
