@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aumn.config.run_config import RunConfig
+from aumn.data.loader import TrainingLoader
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import Access, ShardSet
+from aumn.data.shards.union import Union
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import Checkpoint, ModelCard, save_checkpoint, save_model
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.ranks import Ranks
 from aumn.training.footprint import predict
+from aumn.training.loop import Run, _agree
 from aumn.training.resume import Progress, find_start, new_card, open_shards
 from aumn.training.validation import Validation
 from tests.data.conftest import write_published
@@ -231,3 +235,20 @@ def test_the_map_of_a_run_of_several_sets_is_of_the_videos_of_all_by_their_names
     snippets = config.data.model_copy(update={"snippets": None})
     whole = predict(config.model_copy(update={"data": snippets}), ranks=1, zero=0, num_classes=None, widths=None)
     assert whole.snippets == 4  # a's, the longest of those to train on
+
+
+def test_a_damaged_video_that_comes_several_times_in_a_step_is_left_out_as_often(tmp_path):
+    published = write_published(tmp_path / "published", {"training": ["a", "b", "c", "d"]})
+    one, two = pack_some(published, tmp_path / "one", "abc"), pack_some(published, tmp_path / "two", "d")
+    tar = two.tar_of(0)
+    tar.write_bytes(tar.read_bytes().replace(published.features["d"]["rgb"].astype("float16").tobytes(), bytes(40)))
+    how = {"global_videos": 4, "micro_videos": 2, "snippets": 3, "seed": 0, "rank": 0, "world_size": 1}
+    shards = Union([one, two], {}, rename=True)
+    loader = TrainingLoader(shards, range(4), weights=[1, 3], damaged_limit=1, **how)
+    step, said = loader.load(0), []
+    assert (step.global_videos, step.damaged.keys()) == (4, {"two/d"})
+    run = Run(settings(tmp_path), SimpleNamespace(ranks=Ranks()), loader, None, None, say=said.append)
+    agreed, _ = _agree(run, step)
+    assert [len(batch.videos) for batch in agreed.micro_batches] in ([1, 0], [0, 1])
+    assert agreed.global_videos == 1
+    assert len(said) == len(run.left_out) == 1
