@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from aumn.data.loader import TrainingLoader
 from aumn.data.problems import DamagedVideoError
 from aumn.data.settings import DataSettings
+from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import Access, ShardSet
-from aumn.data.shards.union import Union, open_sets
+from aumn.data.shards.stores import open_store
+from aumn.data.shards.union import Union, name_and_identity, open_sets
 from aumn.records import InputError
 from tests.data.conftest import ONE_VIDEO, Published, write_published
 from tests.stores import faulty
@@ -77,6 +79,8 @@ def test_a_union_is_what_one_packing_of_all_would_be(halves: Any, tmp_path: Path
                 unite(one, two, Run="Jog").identity}) == 5  # fmt: skip
     settings = {"shards": [str(one.path), str(two.path)]}
     assert open_sets(DataSettings.model_validate(settings)).identity == union.identity
+    described = [read_description(open_store(part.path)) for part in union.parts]
+    assert name_and_identity(described, {}, rename=False) == (union.name, union.identity)
     alone = open_sets(DataSettings.model_validate({"shards": settings["shards"][:1]}))
     assert (alone.identity, alone.path) == (one.identity, one.path)
 
