@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aumn.data.loader import TrainingLoader
+from aumn.data.order import MixedOrder
 from aumn.data.problems import DamagedVideoError
 from aumn.data.settings import DataSettings
 from aumn.data.shards.layout import read_description
@@ -232,6 +233,8 @@ def test_a_set_goes_on_where_the_epoch_before_stopped_and_a_small_one_repeats(th
     assert len({*of_first_set[:15]}) == 13  # the third epoch begins the second pass
     assert all(len({video for video in epoch if video[0] == "y"}) == 5 for epoch in epochs)
     assert epochs[0] != epochs[1]
+    alike = MixedOrder(1, (np.arange(9), np.arange(9)), (9, 9))
+    assert alike.set_order(0).of(0).tolist() != alike.set_order(1).of(0).tolist(), "sets of a size have other orders"
     some = [
         video
         for step in draws(three, indices, 0, 4, (1, None), weights=[1, 1, 2], window_shards=1)
