@@ -29,26 +29,38 @@ SETTINGS = {
 
 
 class Tiny:
-    """A folder with a packed set of 30 videos and a config of many settings at once; `run` names a run's folder."""
+    """A folder with a packed set of 36 videos and a config of many settings at once; `run` names a run's folder.
 
-    def __init__(self, root: Path) -> None:
+    `mixed`: with another set of 12, whose videos have names of the first's, of which an epoch draws as many.
+    """
+
+    def __init__(self, root: Path, *, mixed: bool = False) -> None:
         self.root, self.config = root, root / "tiny.yaml"
         features, gt = root / "features", root / "features" / "gt.json"
         self.shards = root / "shards"
-        succeed(aumn("synth", features, "--videos", 36, "--classes", 3, "--width", 12, "--snippets", 40, cwd=root))
+        self._synth(features, videos=36, seed=0)
         succeed(aumn("pack", features, self.shards, "--annotations", gt, cwd=root))
         settings = {section: dict(fields) for section, fields in SETTINGS.items()}
         settings["data"]["shards"] = str(self.shards)
+        if mixed:
+            self.other = root / "other"
+            self._synth(root / "few", videos=12, seed=2)
+            succeed(aumn("pack", root / "few", self.other, "--annotations", root / "few" / "gt.json", cwd=root))
+            places = [str(self.shards), str(self.other)]
+            settings["data"] |= {"shards": places, "weights": [1, 1], "same_ids": "rename"}
         settings["run"]["folder"] = str(root / "run")
         self.config.write_text(yaml.safe_dump(settings))
+
+    def _synth(self, out: Path, *, videos: int, seed: int) -> None:
+        options = ("--videos", videos, "--classes", 3, "--width", 12, "--snippets", 40, "--seed", seed)
+        succeed(aumn("synth", out, *options, cwd=self.root))
 
     @contextmanager
     def grown(self) -> Iterator[None]:
         """With twelve more videos in the set, which are other ones under other names."""
         more = self.root / "more"
         if not more.exists():
-            options = ("--classes", 3, "--width", 12, "--snippets", 40, "--seed", 1)
-            succeed(aumn("synth", more, "--videos", 12, *options, cwd=self.root))
+            self._synth(more, videos=12, seed=1)
             for file in more.glob("*/*.npy"):
                 file.rename(file.with_name(f"more_{file.name}"))
             gt = more / "gt.json"

@@ -1,7 +1,8 @@
 """(shard set, rank, world size, step) -> batches, as a pure function: a run resumes at any step by arithmetic.
 
-The videos of a step, the snippets drawn from each, and each video's seed depend on (run seed, epoch, video) alone, so
-ranks, micro-batches, threads and restarts change nothing about what is learned from.
+The videos of a step, the snippets drawn from each, and each video's seed depend on (run seed, epoch, video) alone,
+where sets have weights also on how often its set had been through, so ranks, micro-batches, threads and restarts change
+nothing about what is learned from.
 
 Shapes: B videos, T snippets, D width, C classes.
 """
@@ -10,12 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aumn.data.buffers import Buffers
-from aumn.data.order import EpochOrder, hash63
+from aumn.data.order import EpochOrder, MixedOrder, hash63, share_out
 from aumn.data.problems import DamagedVideoError, StoreGoneError
 from aumn.records import Batch, InputError, Step
 
@@ -58,7 +58,8 @@ def split_holdout(indices: Sequence[int], ids: Sequence[str], share: float, seed
 class TrainingLoader:
     """The steps of a training run as one rank sees them.
 
-    An epoch shows every video exactly once, in an order that depends on (seed, epoch) alone. It is cut into steps of
+    An epoch shows every video exactly once, in an order that depends on (seed, epoch) alone; where the sets of a union
+    have weights, it shows as many videos, of each set its share (see `MixedOrder`). It is cut into steps of
     `global_videos`; the last is smaller where that does not divide, and so is every step where the set itself is
     smaller. A step is cut into `world_size` x micro-batches as evenly as can be. Each rank has the same number of
     micro-batches at every step, since all must take part in the collectives: in a small step some are empty.
@@ -79,6 +80,7 @@ class TrainingLoader:
     damaged_limit: int = (
         0  # videos whose features are damaged that are left out of their steps, before that is an error
     )
+    weights: Sequence[float] | None = None  # of each set of a union; None: each video comes once an epoch
 
     def __post_init__(self) -> None:
         if not len(self.indices):
@@ -92,8 +94,7 @@ class TrainingLoader:
         self.steps_per_epoch = -(-len(self.indices) // self.global_videos)
         self.wait_s = 0.0  # how long the consumer of `steps` has waited for data so far
         self._indices = np.asarray(self.indices)
-        shard_N = None if self.window_shards is None else self.shards.shards_of(self.indices)
-        self._order = EpochOrder(self.seed, len(self.indices), shard_N, self.window_shards or 1)
+        self._order = self._order_of_epochs()
         self._micro_count = count_micro_batches(self.global_videos, self.micro_videos, self.world_size)
         self._reader = _Reader(self.shards, self.dtype, self.pin_memory)
         self._damaged: dict[int, str] = {}  # of the videos that this rank has met, why
@@ -105,7 +106,7 @@ class TrainingLoader:
 
     def load(self, step: int) -> Step:
         """Any step's data, at once."""
-        epoch, mine, count = self._videos_of(step)
+        epoch, mine, count = self._draws_of(step)
         damaged: dict[str, str] = {}
         batches = tuple(self._load_batch(piece.tolist(), epoch, damaged) for piece in mine)
         return Step(step, epoch, count, batches, damaged)
@@ -116,7 +117,6 @@ class TrainingLoader:
         Where a remote set's store is gone, or `give_up` says so while a step is waited for, that step comes without
         data, and is the last one; its `problem` says why.
         """
-        upcoming = chain.from_iterable(np.concatenate(self._videos_of(step)[1]).tolist() for step in range(first, last))
         load = partial(_or_problem, self.load)
         ahead = _prefetch(
             load,
@@ -126,7 +126,7 @@ class TrainingLoader:
             interrupted=self.shards.interrupted,
             give_up=give_up,
         )
-        with self.shards.ahead(upcoming), closing(ahead):
+        with self.shards.ahead(_Upcoming(self, range(first, last))), closing(ahead):
             for index in range(first, last):
                 asked_s = time.perf_counter()
                 step = next(ahead)
@@ -137,36 +137,69 @@ class TrainingLoader:
                 yield Step(index, 0, 0, (), problem=step or InputError("A step was waited for in vain."))
                 return
 
-    def _videos_of(self, step: int) -> tuple[int, list[np.ndarray], int]:
-        """A step's epoch, the videos of each of this rank's micro-batches, and how many the step has over all ranks."""
+    def _order_of_epochs(self) -> EpochOrder | MixedOrder:
+        shard_N = None if self.window_shards is None else self.shards.shards_of(self.indices)
+        if self.weights is None:
+            return EpochOrder(self.seed, len(self.indices), shard_N, self.window_shards or 1)
+        set_N, shares = self.shards.sets_of(self.indices), share_out(len(self.indices), self.weights)
+        members = tuple(np.flatnonzero(set_N == number) for number in range(len(self.weights)))
+        for part, of_set, share in zip(self.shards.parts, members, shares, strict=True):
+            if not len(of_set) or not share:
+                raise InputError(
+                    f"data.weights={list(self.weights)} draws {share} videos an epoch of the {len(of_set)} of "
+                    f"{part.path} that there are to train on: raise its weight, hold out fewer, or leave the set out."
+                )
+        return MixedOrder(self.seed, members, shares, shard_N, self.window_shards or 1)
+
+    def _draws_of(self, step: int) -> tuple[int, list[np.ndarray], int]:
+        """A step's epoch, each of this rank's micro-batches, and how many videos the step has over all ranks.
+
+        A micro-batch is two columns: its videos, and how often the set of each had been through.
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         first = position * self.global_videos
-        places = self._order.of(epoch)[first : first + self.global_videos]
-        pieces = np.array_split(self._indices[places], self.world_size * self._micro_count)
-        return epoch, pieces[self.rank * self._micro_count : (self.rank + 1) * self._micro_count], len(places)
+        place_N, pass_N = (column_N[first : first + self.global_videos] for column_N in self._order.draws(epoch))
+        draws_N2 = np.stack([self._indices[place_N], pass_N], axis=1)
+        pieces = np.array_split(draws_N2, self.world_size * self._micro_count)
+        return epoch, pieces[self.rank * self._micro_count : (self.rank + 1) * self._micro_count], len(place_N)
 
-    def _load_batch(self, indices: list[int], epoch: int, damaged: dict[str, str]) -> Batch:
+    def _load_batch(self, draws: list[list[int]], epoch: int, damaged: dict[str, str]) -> Batch:
         """Of these videos; those that are damaged are noted and left out, where that is allowed."""
         while True:
-            for index in [index for index in indices if index in self._damaged]:
+            for index in [index for index, _ in draws if index in self._damaged]:
                 damaged[self.shards.videos[index].id] = self._damaged[index]
-            indices = [index for index in indices if index not in self._damaged]
+            draws = [draw for draw in draws if draw[0] not in self._damaged]
             try:
-                return self._read_batch(indices, epoch)
+                return self._read_batch(draws, epoch)
             except DamagedVideoError as error:
                 if not self.damaged_limit:
                     raise
-                (index,) = (index for index in indices if self.shards.videos[index].id == error.video)
+                index = next(index for index, _ in draws if self.shards.videos[index].id == error.video)
                 self._damaged[index] = str(error)
 
-    def _read_batch(self, indices: list[int], epoch: int) -> Batch:
+    def _read_batch(self, draws: list[list[int]], epoch: int) -> Batch:
+        indices = [index for index, _ in draws]
         videos = [self.shards.videos[index] for index in indices]
-        seeds = [hash63("video", self.seed, epoch, video.id) for video in videos]
+        turns = [[] if self.weights is None else [turn] for _, turn in draws]
+        seeds = [hash63("video", self.seed, epoch, video.id, *turn) for video, turn in zip(videos, turns, strict=True)]
         if self.snippets is None:
             return self._reader.read(indices, [np.arange(video.snippets) for video in videos], seeds)
         lengths = (video.snippets for video in videos)
         rows = [draw_snippets(length, self.snippets, seed) for length, seed in zip(lengths, seeds, strict=True)]
         return self._reader.read(indices, rows, seeds)
+
+
+@dataclass(frozen=True)
+class _Upcoming:
+    """The videos that a rank will read, in order; as often as somebody asks."""
+
+    loader: TrainingLoader
+    steps: range
+
+    def __iter__(self) -> Iterator[int]:
+        for step in self.steps:
+            for draws_n2 in self.loader._draws_of(step)[1]:
+                yield from draws_n2[:, 0].tolist()
 
 
 def count_micro_batches(global_videos: int, micro_videos: int | None, world_size: int) -> int:

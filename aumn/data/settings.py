@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
-from aumn.config.section import Count, Positive, Section, Seed, ShareBelowOne, Size, setting
-from aumn.records import place_of
+from aumn.config.section import Count, Positive, Section, Seed, ShareBelowOne, Size, refusal, setting
+from aumn.records import Place, place_of
 
-PlaceOfSet = Annotated[Path | str, BeforeValidator(lambda given: place_of(given) if isinstance(given, str) else given)]
+
+def _places(given: Any) -> Any:
+    places = _texts("shards", given)
+    return [place_of(place) for place in places] if isinstance(places, list) else place_of(places)
+
+
+def _texts(name: str, given: Any) -> Any:
+    """One, or a list of several; a list of one is the one."""
+    several = given if isinstance(given, list) else [given]
+    if not several or not all(isinstance(one, str | Path) for one in several):
+        raise refusal(f"data.{name}={given!r} must be a text, or a list of one for each shard set")
+    return several[0] if len(several) == 1 else several
 
 
 class CacheSettings(Section):
@@ -23,11 +35,24 @@ class CacheSettings(Section):
 class DataSettings(Section):
     """Which videos a run sees, in which order, and which of their snippets."""
 
-    shards: PlaceOfSet = setting(
+    shards: Annotated[Path | str | list[Path | str], BeforeValidator(_places)] = setting(
         ...,
-        "Shard set that `aumn pack` wrote: a folder, s3://bucket/set, https://..., or what fsspec reads. It may move, "
-        "since its identity is checked.",
+        "Shard set that `aumn pack` wrote: a folder, s3://bucket/set, https://..., or what fsspec reads; or a list of "
+        "them, which are trained on together. They may move, since their identities are checked.",
         same_model=True,
+    )
+    weights: list[Positive] | None = setting(
+        None,
+        "How often videos of each of several sets are drawn: [1, 3] for a quarter and three quarters of an epoch, "
+        "whatever their sizes. null: every video of every set comes once an epoch.",
+    )
+    class_names: dict[str, str] = setting(
+        {}, "What labels of several sets are called together, where their names differ: {Long jump: LongJump}."
+    )
+    same_ids: Literal["refuse", "rename"] = setting(
+        "refuse",
+        "Videos of several sets that have one id: refuse, or rename: put the set's name before it (anet/v_x), in all "
+        "sets but the first.",
     )
     read: Literal["shard", "range"] = setting(
         "shard",
@@ -59,7 +84,10 @@ class DataSettings(Section):
     damage_limit: Count = setting(
         10, "More damaged videos than this end the run.", may_change=True, needs="data.on_damage=skip"
     )
-    subset: str = setting("training", "Subset to train on; THUMOS14 trains on `validation`.")
+    subset: Annotated[str | list[str], BeforeValidator(partial(_texts, "subset"))] = setting(
+        "training",
+        "Subset to train on; THUMOS14 trains on `validation`. Of several sets: one name, or a list of one each.",
+    )
     holdout_share: ShareBelowOne = setting(
         0.0, "Share of the subset's videos held out of training, so that choices need no test video."
     )
@@ -69,6 +97,31 @@ class DataSettings(Section):
         "Snippets drawn a video (one at random from each of as many equal slices); null: all, padded. "
         "The paper does not say; usual are 750 for THUMOS14 and 50 to 150 for ActivityNet.",
     )
+
+    @property
+    def places(self) -> list[Place]:
+        """Of all its sets."""
+        return self.shards if isinstance(self.shards, list) else [self.shards]
+
+    @property
+    def subsets(self) -> list[str]:
+        """The one of each set."""
+        return self.subset if isinstance(self.subset, list) else [self.subset] * len(self.places)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        sets, problems = len(self.places), []
+        for name, given in (("subset", self.subsets), ("weights", self.weights)):
+            if given is not None and len(given) != sets:
+                problems.append(f"data.{name} has {len(given)} for {sets} shard sets: give one for each")
+        for name, default in (("weights", None), ("class_names", {}), ("same_ids", "refuse")):
+            if sets == 1 and getattr(self, name) != default:
+                problems.append(
+                    f"data.{name} has no effect with one shard set: leave it out, or list more in data.shards"
+                )
+        if problems:
+            raise refusal("\n".join(problems))
+        return self
 
 
 class BatchSettings(Section):

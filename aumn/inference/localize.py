@@ -15,6 +15,7 @@ import torch
 
 from aumn.data.loader import deal, whole_videos
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.shards.union import check_alike
 from aumn.files import hold, partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
@@ -87,6 +88,7 @@ def localize_subset(
     network, card = load_network(folder)
     shards = ShardSet.open(shards_path)
     check_fit(card, model, shards)
+    shards = shards.relabelled(card.classes)
     indices = shards.indices(subset)
     own = deal(shards, indices, rank=ranks.rank, world_size=ranks.size)
     network = network.to(place)
@@ -164,36 +166,14 @@ def _telling_refusals(path: Path) -> Iterator[None]:
 
 
 def check_fit(card: ModelCard, model: str, shards: ShardSet) -> None:
-    """InputError unless the shard set has the classes, feature widths and stride that the model was trained with."""
-    if shards.classes != card.classes:
+    """InputError unless the model knows the set's classes, and the features are like those that it was trained on."""
+    if unknown := [name for name in shards.classes if name not in card.classes]:
         raise InputError(
-            f"{shards.path} has other classes than the model {model} ({_difference(shards.classes, card.classes)}): "
-            "pack it with the model's class list (aumn pack --classes FILE), or use a model of these classes."
+            f"{shards.path} has classes that the model {model} does not know ({len(unknown)} of {len(shards.classes)}: "
+            f"{', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}): use a model of these classes; where it calls "
+            "them otherwise, name them so in the annotations and pack again."
         )
-    if shards.streams != card.streams:
-        raise InputError(
-            f"{shards.path} has features {shards.streams} wide, the model {model} was trained on {card.streams}: "
-            "use features of the same extractor."
-        )
-    ours, theirs = shards.extractor or {}, card.extractor or {}
-    if differing := [name for name in ours.keys() & theirs if ours[name] != theirs[name]]:
-        facts = "; ".join(f"{name} {ours[name]} and {theirs[name]}" for name in sorted(differing))
-        raise InputError(
-            f"The features of {shards.path} and those that the model {model} was trained on were extracted otherwise "
-            f"({facts}): extract with the same extractor and weights."
-        )
-    if shards.clock != card.clock:
-        raise InputError(
-            f"{shards.path} has a snippet {shards.clock}, the model {model} was trained on one {card.clock}: extract "
-            "the features again like that."
-        )
-
-
-def _difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-    pairs = {"extra": (ours, theirs), "missing": (theirs, ours)}
-    groups = {word: [name for name in these if name not in those] for word, (these, those) in pairs.items()}
-    parts = [f"{len(names)} {word}: {', '.join(names[:3])}" for word, names in groups.items() if names]
-    return "; ".join([f"{len(ours)} against {len(theirs)}", *parts]) if parts else "the same names in another order"
+    check_alike(shards, card, f"the model {model} was trained on")
 
 
 class _ScoreKeeper:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aumn.data.shards.layout import read_description
 from aumn.data.shards.stores import open_store
+from aumn.data.shards.union import name_and_identity
 from aumn.jobs.job import Job, training_config
 from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.records import InputError
@@ -107,6 +108,8 @@ def _dataset_tags(job: Job) -> dict[str, str]:
     for step in job.steps:
         if step.command == "train":
             with suppress(InputError, OSError):
-                found = read_description(open_store(training_config(step.points[0]).data.shards))
-                return {"dataset": found.name, "dataset_identity": found.identity}
+                data = training_config(step.points[0]).data
+                sets = [read_description(open_store(place)) for place in data.places]
+                name, identity = name_and_identity(sets, data.class_names, rename=data.same_ids == "rename")
+                return {"dataset": name, "dataset_identity": identity}
     return {}

@@ -97,13 +97,19 @@ def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import Ranks
 
-    shards, subset = choices.shards or place_of(run.config["data"]["shards"]), choices.subset
+    data, subset = run.config["data"], choices.subset
+    if choices.shards is None and isinstance(data["shards"], list):
+        raise InputError(
+            f"{run.folder} was trained on several shard sets, {', '.join(data['shards'])}: name the one to look at "
+            "with --shards."
+        )
+    shards = choices.shards or place_of(data["shards"])
     if subset is None:
-        trained_on = run.config["data"]["subset"]
-        others = sorted({video.subset for video in ShardSet.open(shards).videos} - {trained_on})
+        trained_on = data["subset"] if isinstance(data["subset"], list) else [data["subset"]]
+        others = sorted(set(ShardSet.open(shards).subsets) - set(trained_on))
         if len(others) != 1:
             raise InputError(
-                f"{shards}: name the subset to look at with --subset; beside {trained_on} it has "
+                f"{shards}: name the subset to look at with --subset; beside {', '.join(trained_on)} it has "
                 f"{', '.join(others) or 'no other'}."
             )
         (subset,) = others

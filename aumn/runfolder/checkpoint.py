@@ -71,6 +71,8 @@ class ModelCard(BaseModel):
     """Name of the training data."""
     dataset_identity: str
     """Checksum of the training data: equal for the same videos, features and labels."""
+    dataset_parts: tuple[str, ...] | None = None
+    """Of several shard sets that were trained on together, each one's; None: it was one."""
     metrics: dict[str, float]
     """Fractions, such as {"held_out/mAP/0.5": 0.31, "held_out/mAP/average": 0.36}; empty where nothing was measured."""
     aumn_version: str
@@ -228,7 +230,9 @@ def _last_whole(run_dir: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
 
 def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
     _write_tensors(folder / "model.safetensors", weights)
-    unsaid = {name for name in ("window_frames", "extractor") if getattr(card, name) is None}  # as in older cards
+    unsaid = {
+        name for name in ("window_frames", "extractor", "dataset_parts") if getattr(card, name) is None
+    }  # as in older cards
     _write_facts(folder / "model.json", card.model_dump(exclude=unsaid))
 
 

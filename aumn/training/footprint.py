@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import STEPS_AHEAD, count_micro_batches
-from aumn.data.shards.shard_set import ShardSet
+from aumn.data.shards.union import open_sets
 from aumn.model.aumn import StreamNetworks
 from aumn.model.losses import Objective
 from aumn.model.memory import CHUNK_ELEMENTS
@@ -91,14 +91,15 @@ def predict(
     snippets = config.data.snippets
     if num_classes is not None and widths is not None and snippets is not None:
         return footprint(config, widths, num_classes, snippets=snippets, ranks=ranks, zero=zero)
-    if isinstance(config.data.shards, Path) and not config.data.shards.exists():
-        raise InputError(
-            f"data.shards={config.data.shards} does not exist: pack it, or give --classes 200 --widths "
-            "rgb=1024,flow=1024 and a number in data.snippets instead."
-        )
-    shards = ShardSet.open(config.data.shards)
+    for place in config.data.places:
+        if isinstance(place, Path) and not place.exists():
+            raise InputError(
+                f"data.shards={place} does not exist: pack it, or give --classes 200 --widths rgb=1024,flow=1024 and a "
+                "number in data.snippets instead."
+            )
+    shards = open_sets(config.data)
     if snippets is None:
-        snippets = max(shards.videos[index].snippets for index in shards.indices(config.data.subset))
+        snippets = max(shards.videos[index].snippets for index in shards.indices(*config.data.subsets))
     num_classes, widths = num_classes or len(shards.classes), widths or shards.streams
     return footprint(config, widths, num_classes, snippets=snippets, ranks=ranks, zero=zero)
 

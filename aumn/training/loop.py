@@ -105,9 +105,9 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
         return step, state
     if not state:
         return step, 0
-    found: dict[str, str] = {
-        video: why for of_rank in ranks.gather(dict(step.damaged)) for video, why in of_rank.items()
-    }
+    there = sum(len(batch.videos) for batch in step.micro_batches)
+    damaged, counts = zip(*ranks.gather((dict(step.damaged), there)), strict=True)
+    found: dict[str, str] = {video: why for of_rank in damaged for video, why in of_rank.items()}
     for video in sorted(found.keys() - run.left_out):
         run.say(f"{video} is left out of step {step.index + 1}, and of those to come: {found[video]}")
     run.left_out |= found.keys()
@@ -116,7 +116,7 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
             f"{len(run.left_out)} videos are damaged, and data.damage_limit={loader.damaged_limit} allows no more: "
             f"fetch or pack {run.loader.shards.path} again, or raise the limit."
         )
-    return replace(step, global_videos=step.global_videos - len(found)), 0
+    return replace(step, global_videos=sum(counts)), 0
 
 
 def _agree_and_take(run: Run, step: Step, clock: _Clock) -> int:

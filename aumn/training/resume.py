@@ -15,6 +15,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import Access, ShardSet
 from aumn.data.shards.stores import open_store
+from aumn.data.shards.union import open_sets
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import (
     Checkpoint,
@@ -99,27 +100,32 @@ class Start:
 def open_shards(
     config: RunConfig, access: Access, ranks: Ranks, *, resume: bool, say: Callable[[str], None]
 ) -> ShardSet:
-    """The training data: of a run that goes on, the version of the set that it began with, else the newest.
+    """The training data: of a run that goes on, the version of each set that it began with, else the newest.
 
-    It is the same on every rank, while the set grows and where a shared file system shows it to the ranks differently.
+    It is the same on every rank, while sets grow and where a shared file system shows them to the ranks differently.
     """
-    path, wanted = config.data.shards, None
+    wanted: list[str] = []
     if ranks.is_first:
         goes_on = _goes_on(RunFolder(config.run.folder).status(), resume=resume)
         card = last_card(config.run.folder) if goes_on else None
-        wanted = card.dataset_identity if card else None
-        shards = ShardSet.open(path, access, wanted)
-        if shards.identity == wanted != read_description(open_store(path)).identity:
-            say(
-                f"{path}: the set has grown since: this run goes on with the {len(shards):,} videos that it began with."
-            )
-        wanted = shards.identity
+        wanted = list(card.dataset_parts or [card.dataset_identity]) if card else []
+        shards = open_sets(config.data, access, wanted)
+        for part in shards.parts:
+            if part.identity in wanted and part.identity != read_description(open_store(part.path)).identity:
+                say(
+                    f"{part.path}: the set has grown since: this run goes on with the {len(part):,} videos that it "
+                    "began with."
+                )
+        wanted = [part.identity for part in shards.parts]
     wanted = ranks.broadcast(wanted)
-    if not ranks.is_first and (shards := ShardSet.open(path, access, wanted)).identity != wanted:
-        raise InputError(
-            f"{path} is not on rank {ranks.rank} what it is on the first (identity {shards.identity}, not {wanted}): "
-            "let all ranks read the same shard set, and start again."
-        )
+    if not ranks.is_first:
+        shards = open_sets(config.data, access, wanted)
+        for part, identity in zip(shards.parts, wanted, strict=True):
+            if part.identity != identity:
+                raise InputError(
+                    f"{part.path} is not on rank {ranks.rank} what it is on the first (identity {part.identity}, not "
+                    f"{identity}): let all ranks read the same shard set, and start again."
+                )
     return shards
 
 
@@ -178,6 +184,7 @@ def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:
         extractor=shards.extractor,
         dataset=shards.name,
         dataset_identity=shards.identity,
+        dataset_parts=tuple(part.identity for part in shards.parts) if len(shards.parts) > 1 else None,
         metrics={},
         aumn_version=__version__,
         commit=source_commit(),
@@ -217,8 +224,9 @@ def _refuse_another_run(progress: Progress, config: RunConfig, card: ModelCard, 
         raise InputError(f"{path} is of a run with other settings; resume with those it started with:", *refused)
     if progress.card.dataset_identity != card.dataset_identity:
         raise InputError(
-            f"{config.data.shards} is not what {path} was trained on (identity {card.dataset_identity}, not "
-            f"{progress.card.dataset_identity}): resume with the shard set {progress.card.dataset!r} as it was."
+            f"{' and '.join(map(str, config.data.places))} is not what {path} was trained on (identity "
+            f"{card.dataset_identity}, not {progress.card.dataset_identity}): resume with the shard set "
+            f"{progress.card.dataset!r} as it was."
         )
     if progress.step > config.run.steps:
         raise InputError(

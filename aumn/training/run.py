@@ -48,7 +48,7 @@ def run_training(
     """
     shards = open_shards(config, access_of(config.data), ranks, resume=resume, say=say)
     config.check_streams(shards.streams)
-    indices = shards.indices(config.data.subset)
+    indices = shards.indices(*config.data.subsets)
     training, held_out = split_holdout(
         indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
     )
@@ -64,8 +64,9 @@ def run_training(
         pin_memory=config.run.device == "cuda",
         window_shards=config.data.window_shards if config.data.order == "shards" else None,
         damaged_limit=config.data.damage_limit if config.data.on_damage == "skip" else 0,
+        weights=config.data.weights,
     )
-    if shards.cache and ranks.is_first and (note := _note_small_cache(config, shards)):
+    if ranks.is_first and (note := _note_small_cache(config, shards)):
         say(note)
     device = ranks.device(config.run.device)
     _check_memory(shards, config, device)
@@ -106,19 +107,21 @@ def run_training(
 
 
 def access_of(data: DataSettings) -> Access:
-    """How a run reads its shard set."""
+    """How a run reads its shard sets."""
     folder, gigabytes = data.cache.folder, data.cache.size_gb
     return Access(data.read == "shard", folder, round(gigabytes * 10**9), data.store_away_s)
 
 
 def _note_small_cache(config: RunConfig, shards: ShardSet) -> str:
     """What to do about a cache that fetches the same tars again and again."""
-    if config.data.read == "range" or config.data.order == "shards" or shards.bytes <= config.data.cache.size_gb * 1e9:
+    remote = [part for part in shards.parts if part.is_remote]
+    remote_bytes = sum(part.bytes for part in remote)
+    if config.data.read == "range" or config.data.order == "shards" or remote_bytes <= config.data.cache.size_gb * 1e9:
         return ""
     return (
-        f"data.cache.size_gb={config.data.cache.size_gb:g} is less than the {shards.bytes / 1e9:,.1f} GB of "
-        f"{shards.path}, so tars are fetched many times an epoch: raise it, or set data.order=shards or "
-        "data.read=range."
+        f"data.cache.size_gb={config.data.cache.size_gb:g} is less than the {remote_bytes / 1e9:,.1f} GB of "
+        f"{' and '.join(str(part.path) for part in remote)}, so tars are fetched many times an epoch: raise it, or set "
+        "data.order=shards or data.read=range."
     )
 
 

@@ -5,7 +5,7 @@ Only a model chosen on held-out training videos was chosen fairly; a subset by n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -49,9 +49,9 @@ class Validation:
                 f"{config.data.subset} holds none out: set it to 0.2, say, or set evaluation.videos=null."
             )
         indices = held_out if name == HELD_OUT else shards.indices(name)
-        subset = config.data.subset if name == HELD_OUT else name
+        subsets = config.data.subsets if name == HELD_OUT else [name] * len(shards.parts)
         videos = set(shards.ids(indices))
-        ground_truth = _restrict(read_ground_truth(shards.path, subset, identity=shards.identity), videos)
+        ground_truth = _restrict(_read_ground_truth(shards, subsets), videos)
         if not len(ground_truth):
             raise InputError(
                 f"evaluation.videos={name}: its {len(videos)} videos have no annotated instance; name another subset, "
@@ -80,6 +80,56 @@ class Validation:
         """A line for the log, with the population."""
         average = f"{100 * metrics['mAP/average']:.1f} (tIoU {self.tious[0]} to {self.tious[-1]})"
         return f"mAP {average} on {len(self.indices)} videos: {self.name.replace('_', ' ')}"
+
+
+def _read_ground_truth(shards: ShardSet, subsets: Sequence[str]) -> GroundTruth:
+    """Of each set the one subset, if it has it; all together by the names that the union has for videos and classes."""
+    of_each = [
+        _renamed(
+            read_ground_truth(part.path, subset, identity=part.identity, may_lack_times=len(shards.parts) > 1),
+            prefix,
+            shards.class_names,
+        )
+        for part, prefix, subset in zip(shards.parts, shards.prefixes, subsets, strict=True)
+        if subset in part.subsets
+    ]
+    labels = sorted({label for truth in of_each for label in truth.labels})
+    numbers = {label: number for number, label in enumerate(labels)}
+    firsts = np.cumsum([0, *(len(truth.videos) for truth in of_each[:-1])])
+    label_N = [np.array([numbers[label] for label in truth.labels], np.int32)[truth.label_N] for truth in of_each]
+    return GroundTruth(
+        videos=[video for truth in of_each for video in truth.videos],
+        labels=labels,
+        video_N=np.concatenate([truth.video_N + first for truth, first in zip(of_each, firsts, strict=True)]),
+        label_N=np.concatenate(label_N),
+        start_s_N=np.concatenate([truth.start_s_N for truth in of_each]),
+        end_s_N=np.concatenate([truth.end_s_N for truth in of_each]),
+        durations_s={video: duration_s for truth in of_each for video, duration_s in truth.durations_s.items()},
+        untimed=frozenset(video for truth in of_each for video in truth.untimed),
+        left_out=sum(truth.left_out for truth in of_each),
+        swapped=sum(truth.swapped for truth in of_each),
+    )
+
+
+def _renamed(truth: GroundTruth, prefix: str, class_names: Mapping[str, str]) -> GroundTruth:
+    """By the names of the union; where two labels become one, an instance that both have counts once."""
+    labels = [class_names.get(label, label) for label in truth.labels]
+    label_of: dict[tuple[object, ...], int] = {}
+    rows = zip(
+        *(column.tolist() for column in (truth.video_N, truth.start_s_N, truth.end_s_N, truth.label_N)), strict=True
+    )
+    kept_N = np.array([label_of.setdefault((*row, labels[label]), label) == label for *row, label in rows], bool)
+    return replace(
+        truth,
+        videos=[prefix + video for video in truth.videos],
+        labels=labels,
+        video_N=truth.video_N[kept_N],
+        label_N=truth.label_N[kept_N],
+        start_s_N=truth.start_s_N[kept_N],
+        end_s_N=truth.end_s_N[kept_N],
+        durations_s={prefix + video: duration_s for video, duration_s in truth.durations_s.items()},
+        untimed=frozenset(prefix + video for video in truth.untimed),
+    )
 
 
 def _restrict(ground_truth: GroundTruth, videos: Collection[str]) -> GroundTruth:

@@ -257,7 +257,7 @@ def test_a_model_of_other_classes_is_refused(place, tmp_path):
     succeed(place.aumn("synth", features, "--videos", 8, "--classes", 4, "--width", 12, "--snippets", 40))
     succeed(place.aumn("pack", features, shards, "--annotations", features / "gt.json"))
     refused = place.aumn("localize", "run/model", shards, "--subset", "testing", "--out", tmp_path / "out")
-    assert_refused(refused, r"has other classes than the model run/model \(4 against 3; 1 extra: ")
+    assert_refused(refused, r"has classes that the model run/model does not know \(1 of 4: ")
 
 
 def test_debug_shows_the_traceback(place):

@@ -166,6 +166,15 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
             ["run.engine=deepspeed", "engine.zero_stage=0", "engine.compile_ops=true"],
             "needs engine.zero_stage=1 or more.",
         ),
+        (MINIMAL, ["data.shards=5"], "data.shards=5 must be a text, or a list of one for each shard set."),
+        (MINIMAL, ["data.shards=[]"], "data.shards=[] must be a text, or a list"),
+        (MINIMAL, ["data.subset=[a, 1]"], "data.subset=['a', 1] must be a text, or a list"),
+        (MINIMAL, ["data.subset=[a, b]"], "data.subset has 2 for 1 shard sets: give one for each."),
+        (MINIMAL, ["data.shards=[a, b]", "data.weights=[1]"], "data.weights has 1 for 2 shard sets: give one for each"),
+        (MINIMAL, ["data.shards=[a, b]", "data.weights=[1, 0]"], "data.weights.1=0: input should be greater than 0"),
+        (MINIMAL, ["data.shards=[a]", "data.weights=[2]"], "data.weights has no effect with one shard set: leave it"),
+        (MINIMAL, ["data.same_ids=rename"], "data.same_ids has no effect with one shard set: leave it out, or list"),
+        (MINIMAL, ["data.class_names={Ran: Run}"], "data.class_names has no effect with one shard set: leave it out"),
         (MINIMAL, ["run.steps=1:05"], "run.steps='1:05': input should be a valid integer"),
         (MINIMAL, ["optimizer.learning_rate=yes"], "optimizer.learning_rate='yes': input should be a valid number"),
         (MINIMAL, ["optimizer.learning_rate=true"], "optimizer.learning_rate=True: input should be a valid number"),
@@ -206,6 +215,7 @@ def test_a_setting_that_is_gone_says_why(tmp_path, monkeypatch):
 
 
 PSEUDO = "loss.pseudo_labels=0.5"
+MIXED = ["data.shards=[a, b]", "data.weights=[1, 3]", "data.class_names={Ran: Run}", "data.subset=[x, y]"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +225,12 @@ PSEUDO = "loss.pseudo_labels=0.5"
         ([], ["batch.micro_videos=2", "tracking.uri=sqlite:///x.db", "run.steps=20", "run.hang_timeout_s=9"], ""),
         ([], ["model.units=3", "engine.precision=bf16", "run.device=cuda"], "model.units engine.precision run.device"),
         (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "run.steps=20"], "run.steps"),
+        (MIXED, [*MIXED, "data.shards=[moved, s3://b/c]"], ""),
+        (
+            MIXED,
+            ["data.shards=[a, b]", "data.same_ids=rename", "data.weights=[3, 1]"],
+            "data.subset data.class_names data.weights data.same_ids",
+        ),
         ([PSEUDO], [PSEUDO, "run.steps=20"], "run.steps"),
         ([PSEUDO, "loss.pseudo_labels_from=0"], [PSEUDO, "loss.pseudo_labels_from=0", "run.steps=20"], ""),
     ],

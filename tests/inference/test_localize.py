@@ -1,12 +1,20 @@
 """`aumn localize` of a subset: on disks that refuse one rank, and of a run's folder."""
 
+import json
 import re
 import shutil
 
 import pytest
 
+from aumn.data.packing.packing import pack
+from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotations import read_ground_truth
+from aumn.evaluation.evaluate import evaluate
 from aumn.inference.detections import detections_of, read_detections
+from aumn.inference.localize import check_fit, localize_subset
 from aumn.records import InputError
+from aumn.runfolder.checkpoint import read_card
+from aumn.runtime.ranks import Ranks
 from tests.launching import aumn, succeed, torchrun
 from tests.refusing import BrokenDisk, FullDisk
 from tests.tiny import Tiny
@@ -87,3 +95,34 @@ def test_detections_of_a_run_are_never_guessed(tmp_path):
         detections_of(run, "tasting")
     shutil.rmtree(run / "checkpoints")
     assert detections_of(run) == run
+
+
+def test_a_set_of_fewer_classes_in_another_order_is_localized_and_measured_by_name(tiny, tmp_path):
+    """As each set is that a model was trained on with others."""
+    database = json.loads((tiny.root / "features" / "gt.json").read_text())["database"]
+    labels = sorted({instance["label"] for video in database.values() for instance in video["annotations"]})
+    of = {name: {instance["label"] for instance in video["annotations"]} for name, video in database.items()}
+    some = {name: database[name] for name, found in of.items() if labels[0] not in found}
+    gt, classes, found = tmp_path / "gt.json", tmp_path / "classes.txt", {}
+    gt.write_text(json.dumps({"database": some}))
+    classes.write_text("\n".join(labels[:0:-1]))
+    pack(tiny.root / "features", tmp_path / "shards", gt, classes=classes, workers=1)
+    assert ShardSet.open(tmp_path / "shards").classes == (labels[2], labels[1])
+    how = {"model": "m", "subset": "testing", "device": "cpu", "advance": lambda *_: None, "with_scores": True}
+    for name, shards in (("whole", tiny.shards), ("some", tmp_path / "shards")):
+        localize_subset(tiny.root / "run" / "model", shards, tmp_path / name, Ranks(), **how)
+        one = read_detections(tmp_path / name)[0]
+        columns = (one.video_N, one.label_N, one.score_N, one.start_s_N, one.end_s_N)
+        rows = ((one.videos[video], one.labels[label], *rest) for video, label, *rest in zip(*columns, strict=True))
+        found[name] = sorted(row for row in rows if row[0] in some)
+        assert evaluate(one, read_ground_truth(gt, "testing"), (0.1, 0.5), Ranks()).labels == (labels[1], labels[2])
+    assert found["some"] == found["whole"] != []
+    relabelled = ShardSet.open(tmp_path / "shards").relabelled(tuple(labels))  # whose labels scores are kept for
+    assert {video.id: {labels[label] for label in video.labels} for video in relabelled.videos} == {
+        name: of[name] for name in some
+    }
+    card = read_card(tiny.root / "run" / "model")
+    with pytest.raises(
+        InputError, match=r"shards has classes that the model m does not know \(2 of 3: .*use a model of"
+    ):
+        check_fit(card.model_copy(update={"classes": tuple(labels[:1])}), "m", ShardSet.open(tiny.shards))

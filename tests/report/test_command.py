@@ -1,6 +1,7 @@
 """`aumn report` as a user meets it: a run, its detections, many units, MLflow, and what is wrong in one sentence."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from aumn.inference.localize import load_network
 from aumn.inference.snippet_scores import KEPT_UNITS, STEPS, read_scores
 from aumn.records import InputError
 from aumn.report.reporting import Choices, report_of
+from aumn.runfolder.folder import RunFolder
 from tests.launching import aumn, succeed
 from tests.report.cases import contents_of
 
@@ -144,6 +146,19 @@ def test_what_is_wrong_is_told_before_any_work(place, monkeypatch, what, options
     with pytest.raises(InputError, match=message):
         report([Path(name) for name in what], **{"out": Path("wrong.html")} | options)
     assert not Path("wrong.html").exists()
+
+
+def test_of_a_run_on_several_sets_it_is_asked_which_to_look_at(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run", symlinks=True)
+    folder = RunFolder(tmp_path / "run")
+    sections = folder.config()
+    folder.write_config(
+        sections | {"data": sections["data"] | {"shards": ["one", "s3://far/two"], "subset": ["x", "y"]}}
+    )
+    with pytest.raises(
+        InputError, match=r"run was trained on several shard sets, one, s3://far/two: .* with --shards\."
+    ):
+        report([tmp_path / "run"], **GIVEN | {"annotations": place / "features/gt.json"}, out=tmp_path / "page.html")
 
 
 @pytest.mark.shared

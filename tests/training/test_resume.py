@@ -1,4 +1,7 @@
-"""Runs that are stopped, killed and started again, in real processes: the final model is the undisturbed run's."""
+"""Runs that are stopped, killed and started again, in real processes: the final model is the undisturbed run's.
+
+They are of two shard sets with weights, so that all of this holds of mixtures; one set alone is the simpler case.
+"""
 
 import hashlib
 import json
@@ -24,7 +27,7 @@ from tests.tiny import Tiny
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """With an undisturbed run on two ranks, `whole`."""
-    tiny = Tiny(tmp_path_factory.mktemp("tiny"))
+    tiny = Tiny(tmp_path_factory.mktemp("tiny"), mixed=True)
     succeed(tiny.train("whole", ranks=2))
     return tiny
 
@@ -74,7 +77,12 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_with_the
 def test_a_store_that_is_gone_ends_a_run_with_a_checkpoint_from_which_it_goes_on(tiny):
     with faulty(tiny.shards) as server:
         server.cut_after = 3_000
-        settings = [f"data.shards={server.address}", "data.read=range", "data.store_away_s=2", "data.cache.size_gb=1"]
+        settings = [
+            f"data.shards=[{server.address}, {tiny.other}]",
+            "data.read=range",
+            "data.store_away_s=2",
+            "data.cache.size_gb=1",
+        ]
         with tiny.start("remote", *settings, ranks=2) as run:
             run.wait_for("step 12/60")
             server.away = True

@@ -67,7 +67,8 @@ class ShardCache:
                 )
             try:
                 with self._alone(name) as descriptor:
-                    if descriptor is not None and self._reserve(descriptor, size):
+                    # It may have been fetched, and its part taken away, since it was looked for.
+                    if descriptor is not None and not self.held(name) and self._reserve(descriptor, size):
                         self._fetch(descriptor, store, source, size, check)
                         self._partial(name).rename(self.folder / name)
                         return self.folder / name

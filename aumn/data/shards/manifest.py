@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
@@ -89,6 +90,35 @@ class Manifest(Sequence[Video]):
         for column in numbers:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
+
+    def relabelled(self, number_of: Sequence[int], count: int) -> Manifest:
+        """The same videos with label i as `number_of[i]` of `count`; two of a video that become one count once."""
+        flat = self.labels[self.label_bounds[0] : self.label_bounds[-1]]
+        video_L = np.repeat(np.arange(len(self)), np.diff(self.label_bounds))
+        key_L = np.unique(video_L * count + np.asarray(number_of, np.int64)[flat])
+        found = copy(self)
+        found.labels = (key_L % max(count, 1)).astype(np.int32)
+        found.label_bounds = np.searchsorted(key_L, np.arange(len(self) + 1) * count).astype(np.int32)
+        return found
+
+    @staticmethod
+    def joined(parts: Sequence[Manifest], shards: Sequence[int], ids: pa.StringArray) -> Manifest:
+        """The rows of all, one behind the other, by other ids; `shards` says how many tars each part has.
+
+        Where a video's members lie in its tar, its own part alone knows.
+        """
+        found = copy(parts[0])
+        found.ids, found.subsets = ids, list(dict.fromkeys(name for part in parts for name in part.subsets))
+        found.offset_N = found.bytes_N = found.xxh3_N = {}
+        numbers = [np.array([found.subsets.index(name) for name in part.subsets]) for part in parts]
+        found.subset_N = np.concatenate([of[part.subset_N] for of, part in zip(numbers, parts, strict=True)])
+        firsts = np.cumsum([0, *shards[:-1]])
+        found.shard_N = np.concatenate([part.shard_N + first for part, first in zip(parts, firsts, strict=True)])
+        for name in ("snippets_N", "labels", "duration_s_N", "fps_N"):
+            setattr(found, name, np.concatenate([getattr(part, name) for part in parts]))
+        sizes = np.concatenate([np.diff(part.label_bounds) for part in parts])
+        found.label_bounds = np.concatenate([[0], np.cumsum(sizes)])
+        return found
 
     def __len__(self) -> int:
         return len(self.subset_N)

@@ -6,8 +6,9 @@ data_shards/README.md documents the format. Temporal ground truth lies in annota
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -41,6 +42,11 @@ class ShardSet:
     Safe to read from several threads. Features are verified against their checksum on every read.
     """
 
+    prefixes: Sequence[str] = ("",)
+    """What stands before the ids of each of `parts`; see `union`."""
+    class_names: Mapping[str, str] = {}
+    """What labels of `parts` are called here, where it is otherwise."""
+
     def __init__(
         self,
         store: Store,
@@ -49,20 +55,7 @@ class ShardSet:
         access: Access = Access(),
         tars: Store | None = None,
     ) -> None:
-        self.path: Place = store.place
-        self.name = description.name
-        self.identity = description.identity
-        self.classes = description.classes
-        self.streams = description.streams
-        self.dtype = np.dtype(description.dtype)
-        self.stride_frames = description.stride_frames
-        self.window_frames = description.window_frames
-        self.clock = Clock(self.stride_frames, self.window_frames or self.stride_frames)
-        self.left_out = description.left_out
-        self.extractor = description.extractor
-        self.videos: Sequence[Video] = rows
-        """Every video of every subset, in the order that `indices` and `read` count in."""
-        self._rows, self._description = rows, description
+        self._describe(store.place, description, rows)
         self.cache: ShardCache | None = None  # of a remote set
         tars = tars or store
         self._place_of_tars = tars.place
@@ -78,6 +71,22 @@ class ShardSet:
                 name=lru_cache(maxsize=None)(self._cached_name),
                 check=self._find_damage,
             )
+
+    def _describe(self, path: Place, description: layout.Description, rows: Manifest) -> None:
+        self.path = path
+        self.name = description.name
+        self.identity = description.identity
+        self.classes = description.classes
+        self.streams = description.streams
+        self.dtype = np.dtype(description.dtype)
+        self.stride_frames = description.stride_frames
+        self.window_frames = description.window_frames
+        self.clock = Clock(self.stride_frames, self.window_frames or self.stride_frames)
+        self.left_out = description.left_out
+        self.extractor = description.extractor
+        self.videos: Sequence[Video] = rows
+        """Every video of every subset, in the order that `indices` and `read` count in."""
+        self._rows, self._description = rows, description
 
     @classmethod
     def open(cls, path: Place, access: Access = Access(), identity: str | None = None) -> ShardSet:
@@ -137,8 +146,27 @@ class ShardSet:
         found: list[int] = chosen[order].tolist()
         return found
 
-    def indices(self, subset: str) -> list[int]:
-        """The positions of a subset's videos."""
+    @property
+    def parts(self) -> Sequence[ShardSet]:
+        """The sets whose union this is (see `union`), or itself alone."""
+        return (self,)
+
+    @property
+    def subsets(self) -> list[str]:
+        """Those that have videos."""
+        return self._rows.subsets
+
+    def relabelled(self, classes: Sequence[str]) -> ShardSet:
+        """The same set with its labels numbered by other classes, which have all of its own among them."""
+        found = copy(self)
+        found.classes = tuple(classes)
+        found._rows = self._rows.relabelled([classes.index(name) for name in self.classes], len(classes))
+        found.videos = found._rows
+        return found
+
+    def indices(self, subset: str, *more: str) -> list[int]:
+        """The positions of a subset's videos; of a union by one name for each of `parts`, or by one that any has."""
+        assert not more
         rows = self._rows
         if subset not in rows.subsets:
             counts = np.bincount(rows.subset_N, minlength=len(rows.subsets))
@@ -167,6 +195,10 @@ class ShardSet:
         """The number of each video's tar."""
         numbers: np.ndarray = self._rows.shard_N[np.asarray(indices, dtype=np.int64)]
         return numbers
+
+    def sets_of(self, indices: Sequence[int]) -> np.ndarray:
+        """Of which of `parts` each video is."""
+        return np.zeros(len(indices), np.int64)
 
     def checksum(self, index: int, stream: str) -> int:
         """That of a video's features in one stream: equal features have it, in any video."""
@@ -207,9 +239,12 @@ class ShardSet:
         array_bytes = math.prod(shape) * self.dtype.itemsize
         return np.frombuffer(member[len(member) - array_bytes :], self.dtype).reshape(shape)
 
-    def ahead(self, indices: Iterable[int]) -> AbstractContextManager[None]:
-        """While the block runs, a remote set's tars are fetched in the order in which these videos will be read."""
-        return self._tars.ahead(int(self._rows.shard_N[index]) for index in indices)
+    def ahead(self, indices: Iterable[int], share: float = 1.0) -> AbstractContextManager[None]:
+        """While the block runs, a remote set's tars are fetched in the order in which these videos will be read.
+
+        `share` is what they may take of the cache. A union goes through `indices` once for each remote set.
+        """
+        return self._tars.ahead((int(self._rows.shard_N[index]) for index in indices), share)
 
     def interrupted(self) -> AbstractContextManager[None]:
         """While the block runs, whoever waits for a remote set is sent away with an error."""

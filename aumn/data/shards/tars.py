@@ -38,8 +38,11 @@ class Tars(Protocol):
     def forget(self, shard: int) -> bool:
         """Drop what is held of a tar that is damaged; True where it may come better."""
 
-    def ahead(self, shards: Iterable[int]) -> AbstractContextManager[None]:
-        """While the block runs, fetch these, in the order in which they will be asked for, as far as room allows."""
+    def ahead(self, shards: Iterable[int], share: float) -> AbstractContextManager[None]:
+        """While the block runs, fetch these, in the order in which they will be asked for, as far as room allows.
+
+        `share` is what these tars may take of a cache that they have together with others.
+        """
 
     def interrupted(self) -> AbstractContextManager[None]:
         """While the block runs, whoever waits for a store is sent away with an error."""
@@ -60,7 +63,7 @@ class MappedTars:
         """What is damaged in a folder stays so."""
         return False
 
-    def ahead(self, _shards: Iterable[int]) -> AbstractContextManager[None]:
+    def ahead(self, _shards: Iterable[int], _share: float) -> AbstractContextManager[None]:
         """Everything is here."""
         return nullcontext()
 
@@ -117,15 +120,15 @@ class RemoteTars:
         return is_new
 
     @contextmanager
-    def ahead(self, shards: Iterable[int]) -> Generator[None]:
+    def ahead(self, shards: Iterable[int], share: float) -> Generator[None]:
         """Where all fits into the cache, each is fetched once; else half of the cache is kept for what is in use."""
         if not self._whole:
             yield
             return
-        sizes = [shard.bytes for shard in self._shards]
-        fits = sum(sizes) <= self._cache.size_bytes
+        sizes, cache_bytes = [shard.bytes for shard in self._shards], round(share * self._cache.size_bytes)
+        fits = sum(sizes) <= cache_bytes
         upcoming = _once(shards, len(sizes)) if fits else iter(shards)
-        room = sum(sizes) if fits else self._cache.size_bytes // 2
+        room = sum(sizes) if fits else cache_bytes // 2
         self._ahead = _Ahead(upcoming, sizes, room, lambda shard: self._fetch(shard, wait=False))
         try:
             yield

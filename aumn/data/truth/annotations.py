@@ -64,12 +64,14 @@ def read_ground_truth(
     allow_pickle: bool = False,
     on_bad: str | None = None,
     identity: str | None = None,
+    may_lack_times: bool = False,
 ) -> GroundTruth:
     """One subset's instances as columns; without a name, those of the only subset that has any.
 
     `videos` are all of the subset but those without times, `labels` those that occur in it, sorted. `on_bad` says what
     to do with instances that end before they start: stop, skip them or swap their times; None: as the shard set was
-    packed, else stop. `identity` is that of the version to take, of a shard set that has grown.
+    packed, else stop. `identity` is that of the version to take, of a shard set that has grown. It is an error where
+    nobody annotated any times, unless `may_lack_times`.
     """
     check_on_bad(on_bad)
     read = partial(read_annotations, path, allow_pickle=allow_pickle, identity=identity)
@@ -89,7 +91,7 @@ def read_ground_truth(
         raise InputError(f"{path} has no subset {subset!r}; it has {known}.")
     untimed = [video.id for video in videos if video.untimed]
     videos = [video for video in videos if not video.untimed]
-    if untimed and not any(video.annotations for video in videos):
+    if untimed and not may_lack_times and not any(video.annotations for video in videos):
         raise InputError(
             f"{path} says of {len(untimed):,} videos in subset {subset!r} ({', '.join(untimed[:3])}"
             f"{', ...' * (len(untimed) > 3)}) which actions they hold but not when: such videos can be trained on, and "

@@ -314,3 +314,16 @@ def test_shards_are_fetched_ahead_of_their_use(local: ShardSet, server: Faulty, 
             threading.Event().wait(0.01)
     asked = {name for name in (request.split()[1] for request in server.requests) if name.endswith(".tar")}
     assert asked == {f"/{Path(local.tar_of(index)).name}" for index in (4, 1, 0)}
+
+
+def test_a_file_that_appears_while_it_is_looked_for_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, held, too_early = ShardCache(tmp_path, 10**6), ShardCache.held, [True]
+    (tmp_path / "name").write_bytes(b"fetched")
+    monkeypatch.setattr(
+        ShardCache, "held", lambda self, name: None if too_early and too_early.pop() else held(self, name)
+    )
+    store = open_store("http://127.0.0.1:9", away_s=0.1)
+    assert cache.get("name", store, "source", 7, lambda _: "") == tmp_path / "name"
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["name"]
