@@ -19,6 +19,10 @@ from .stages import STAGES, Inputs, Stage
 from .user import next_command
 
 MOST_LAUNCHES = 8
+AUMN = Path(__file__).resolve().parents[2] / "aumn"
+TRACEBACK = re.compile(
+    rf'Traceback .*\n(?:.*:)?(?: +.*\n)*? +File "{re.escape(str(AUMN))}/'
+)  # torchrun's own goes not through us
 CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 PATIENCE_S = 480.0  # more than ten times what any command takes on a busy machine
 
@@ -69,8 +73,9 @@ class Undisturbed:
 def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
     """`folder` keeps what was left, with the commands and all they said in log.txt."""
     stage, outcome = STAGES[round_.stage], Outcome(round_)
-    needs = {"needs_disk": round_.needs_disk, "needs_server": round_.needs_server}
-    with a_place(folder, undisturbed.blank_database, **needs) as place:
+    needs = {"needs_disk": round_.needs_disk, "needs_server": round_.needs_server, "reading": round_.reading}
+    shards = undisturbed.inputs.of("pack") / "shards"
+    with a_place(folder, undisturbed.blank_database, shards=shards, **needs) as place:
         try:
             start_s = time.monotonic()
             _run_until_done(stage, round_, undisturbed, place, outcome)
@@ -87,7 +92,7 @@ def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
 
 def _run_until_done(stage: Stage, round_: Round, undisturbed: Undisturbed, place: Place, outcome: Outcome) -> None:
     strikes, dice = deque(round_.strikes), round_.dice()
-    arguments: list[object] | None = stage.command(undisturbed.inputs)
+    arguments: list[object] | None = stage.command(undisturbed.inputs, place.settings())
     while arguments is not None:
         if len(outcome.exit_codes) == MOST_LAUNCHES:
             raise HungError(f"the work was not done after {MOST_LAUNCHES} launches")
@@ -104,6 +109,8 @@ def _refuse_crash(code: int, said: str) -> None:
     for number in CRASHES:
         if code == -number or re.search(rf"exitcode\s*: -{number}\b", said):
             raise CrashedError(f"a process died of {number.name}")
+    if TRACEBACK.search(said):
+        raise CrashedError("a traceback, of what is no defect")
 
 
 def _strike(scene: Scene, strikes: deque[Strike], undisturbed_s: float, outcome: Outcome) -> None:
