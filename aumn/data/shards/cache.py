@@ -2,8 +2,7 @@
 
 A file appears under its name once it is whole and verified; its name is a fingerprint of its content, so sets that
 share tars share them here. While one process fetches a file it holds a lock on the part that is there; others wait, or
-fetch another. The file that was read longest ago makes room. Removing a file that is being read is harmless: a map of
-it stays readable, and gives its bytes back to the disk when it is closed.
+fetch another. The file that was read longest ago makes room, and removing one that is being read is harmless.
 """
 
 from __future__ import annotations
@@ -54,9 +53,10 @@ class ShardCache:
     ) -> Path | None:
         """The file, fetched first if it is not here; None where another process is fetching it and `wait` is False.
 
-        `check` says what is wrong with the content, or nothing; what stays wrong is kept as it is. NoRoomError where it
-        cannot be held.
+        None also where that one takes longer than a store may be away, as one that was stopped does. `check` says what
+        is wrong with the content, or nothing; what stays wrong is kept as it is. NoRoomError where it cannot be held.
         """
+        until_s = time.monotonic() + store.away_s * wait
         while True:
             if file := self.held(name):
                 return file
@@ -69,11 +69,12 @@ class ShardCache:
                 with self._alone(name) as descriptor:
                     if descriptor is not None and self._reserve(descriptor, size):
                         self._fetch(descriptor, store, source, size, check)
-                        self._partial(name).rename(self.folder / name)
-                        return self.folder / name
+                        if self._is(self._partial(name), os.fstat(descriptor).st_ino):  # and not begun anew by others
+                            self._partial(name).rename(self.folder / name)
+                            return self.folder / name
             except FileNotFoundError:  # the folder was taken away meanwhile
                 continue
-            if not wait:
+            if time.monotonic() >= until_s:
                 return None
             time.sleep(POLL_S)
             if store.stopping.is_set():

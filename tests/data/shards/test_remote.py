@@ -223,6 +223,67 @@ def test_a_cache_that_is_lost_or_cut_or_changed(local: ShardSet, server: Faulty,
     assert same(open_remote(server.address, tmp_path / "cache"), local)
 
 
+def test_a_cached_file_that_is_cut_under_way_ends_nobody(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    kept = [remote.read(index) for index in range(5)]
+    for size in (300, 0):
+        for file in (tmp_path / "cache").glob("*.tar"):
+            os.truncate(file, size)
+        for index, features in enumerate(kept):  # of a map, this was a SIGBUS
+            np.testing.assert_array_equal(features["rgb"], local.read(index)["rgb"])
+        assert same(remote, local)
+
+
+def test_what_is_damaged_in_the_cache_is_fetched_again_however_often(local, server, tmp_path) -> None:
+    remote, start = open_remote(server.address, tmp_path / "cache"), threading.Barrier(2)
+    for _ in range(3):
+        (held,) = [remote.read(0), *(tmp_path / "cache").glob("*.tar")][1:]
+        content = bytearray(held.read_bytes())
+        content[content.index(b"NUMPY") + 130] ^= 1
+        held.write_bytes(content)
+        with ThreadPoolExecutor(2) as threads:  # both find it damaged before either has fetched it again
+            found = threads.map(lambda _: (start.wait(), remote.read(0))[1], range(2))
+        assert all(np.array_equal(features["rgb"], local.read(0)["rgb"]) for features in found)
+
+
+def test_nobody_renames_the_part_that_another_has_begun(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import shutil
+
+    cache, store, seen = ShardCache(tmp_path / "cache", 10**9), open_store(server.address), []
+    source, size = Path(local.tar_of(0)).name, Path(local.tar_of(0)).stat().st_size
+
+    def check(_: memoryview) -> str:
+        if not seen:
+            shutil.rmtree(cache.folder)
+            cache.folder.mkdir()
+            (cache.folder / ".x.tar.partial").write_bytes(b"half")  # another process's
+        seen.append((cache.folder / "x.tar").exists())
+        return ""
+
+    assert isinstance(store, Remote)
+    file = cache.get("x.tar", store, source, size, check)
+    assert seen == [False, False]
+    assert file.read_bytes() == (local.path / source).read_bytes()
+
+
+def test_who_was_stopped_while_it_fetched_is_not_waited_for(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import fcntl
+
+    remote, other = (open_remote(server.address, tmp_path / "cache", away_s=away_s) for away_s in (0.1, 5.0))
+    remote.read(0)
+    (held,) = (tmp_path / "cache").glob("*.tar")
+    with held.rename(held.with_name(f".{held.name}.partial")).open("rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(remote.read(0)["rgb"], local.read(0)["rgb"])
+        server.requests.clear()
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(other.read, 0)
+            threading.Event().wait(0.2)
+            assert not server.requests
+            stopped.close()
+            np.testing.assert_array_equal(waiting.result()["rgb"], local.read(0)["rgb"])
+
+
 def test_parts_that_killed_processes_left(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
     remote = open_remote(server.address, tmp_path / "cache", gigabytes=remote_size(local) / 1e9)
     (tmp_path / "cache").mkdir()
