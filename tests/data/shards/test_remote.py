@@ -2,12 +2,14 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aumn.data.loader import whole_videos
 from aumn.data.problems import DamagedVideoError, StoreGoneError
 from aumn.data.shards import cache as cache_module
 from aumn.data.shards.cache import ShardCache
@@ -120,10 +122,17 @@ def test_a_store_that_is_away(local: ShardSet, server: Faulty, tmp_path: Path, c
         gone.read(0)
 
 
-def open_remote_later(server: Faulty, local: ShardSet, tmp_path: Path) -> ShardSet:
+def test_who_waits_for_a_video_of_an_evaluation_can_give_up(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    waiting = open_remote_later(server, local, tmp_path, away_s=60.0)
+    start_s = time.monotonic()
+    assert list(whole_videos(waiting, [0, 1], rank=0, world_size=1, give_up=lambda: True)) == []
+    assert time.monotonic() - start_s < 30
+
+
+def open_remote_later(server: Faulty, local: ShardSet, tmp_path: Path, away_s: float = 0.2) -> ShardSet:
     """Of a store that is away by now."""
     server.away = False
-    remote = open_remote(server.address, tmp_path / "another", away_s=0.2)
+    remote = open_remote(server.address, tmp_path / "another", away_s=away_s)
     server.away = True
     return remote
 
