@@ -160,6 +160,9 @@ class _Handler(SimpleHTTPRequestHandler):
         first, last, size = 0, len(content) - 1, len(content) + server.longer
         if wanted := self.headers.get("Range"):
             first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+            if first >= len(content):
+                self.send_error(416)
+                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
             self.send_header("Content-Length", str(last + 1 - first))

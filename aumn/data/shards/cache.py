@@ -74,6 +74,8 @@ class ShardCache:
                             return self.folder / name
             except FileNotFoundError:  # the folder was taken away meanwhile
                 continue
+            except OSError as error:  # of the disk or another user's file: the store's own are told as InputError
+                raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to ({error.strerror})") from None
             if time.monotonic() >= until_s:
                 return None
             time.sleep(POLL_S)
@@ -82,7 +84,13 @@ class ShardCache:
 
     def drop(self, name: str) -> None:
         """Forget a file, which turned out to be damaged."""
-        (self.folder / name).unlink(missing_ok=True)
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder / name} is damaged and cannot be removed ({error.strerror}): remove it, or give another "
+                "data.cache.folder."
+            ) from None
 
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.partial"
@@ -95,10 +103,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NoRoomError(f"data.cache.folder={self.folder} cannot be made ({error.strerror})") from None
-        try:
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except PermissionError:
-            raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to") from None
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

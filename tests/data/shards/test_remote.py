@@ -1,5 +1,6 @@
 """Shard sets on real servers: read as the same set in a folder is, whatever the servers do."""
 
+import errno
 import os
 import threading
 import time
@@ -149,6 +150,11 @@ def test_a_store_that_is_wrong(local: ShardSet, server: Faulty, tmp_path: Path, 
         assert error.value.video == "d"
     assert "came damaged (member d.rgb.npy) again: the store's copy is damaged." in caplog.text
     server.damage = 0
+    os.truncate(local.path / "training-000000.tar", 300)
+    with pytest.raises(
+        InputError, match=r"training-000000.tar ends before a part that dataset.json names: it is trunc"
+    ):
+        [open_remote(server.address, tmp_path / "none", whole=False).read(index) for index in range(5)]
     (local.path / "training-000000.tar").unlink()
     with pytest.raises(InputError, match=r"training-000000.tar is missing: upload this shard again"):
         [open_remote(server.address, tmp_path / "new").read(index) for index in range(5)]
@@ -306,11 +312,11 @@ def remote_size(shards: ShardSet) -> int:
     return sum(file.stat().st_size for file in shards.path.glob("*.tar"))
 
 
-@pytest.mark.parametrize("why", ["full disk", "small cache", "no folder"])
+@pytest.mark.parametrize("why", ["full disk", "broken disk", "small cache", "no folder"])
 def test_without_room_videos_are_read_one_by_one(why, local, server, tmp_path, monkeypatch, caplog) -> None:
     folder, gigabytes = tmp_path / "cache", 1.0
-    if why == "full disk":
-        monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse)
+    if why.endswith("disk"):
+        monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse(errno.ENOSPC if why[0] == "f" else errno.EIO))
     elif why == "small cache":
         gigabytes = 1e-9
     else:
@@ -319,15 +325,15 @@ def test_without_room_videos_are_read_one_by_one(why, local, server, tmp_path, m
     assert same(remote, local)
     (told,) = [record.message for record in caplog.records]
     assert "videos are read one by one from" in told
-    assert {"full disk": "has no room", "small cache": "data.cache.size_gb=1e-09", "no folder": "cannot be made"}[
-        why
-    ] in told
+    expected = {"full disk": "has no room", "small cache": "data.cache.size_gb=1e-09", "no folder": "cannot be made"}
+    assert expected.get(why, "cannot be written to (Input/output error)") in told
 
 
-def refuse(*_: object) -> None:
-    import errno
+def refuse(number: int):
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    raise OSError(errno.ENOSPC, "No space left on device")
+    return refused
 
 
 def test_shards_are_fetched_ahead_of_their_use(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
