@@ -6,6 +6,7 @@ import time
 import traceback
 from collections import deque
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,6 @@ from .user import next_command
 
 MOST_LAUNCHES = 8
 AUMN = Path(__file__).resolve().parents[2] / "aumn"
-TRACEBACK = re.compile(
-    rf'Traceback .*\n(?:.*:)?(?: +.*\n)*? +File "{re.escape(str(AUMN))}/'
-)  # torchrun's own goes not through us
 CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 PATIENCE_S = 480.0  # more than ten times what any command takes on a busy machine
 
@@ -109,8 +107,9 @@ def _refuse_crash(code: int, said: str) -> None:
     for number in CRASHES:
         if code == -number or re.search(rf"exitcode\s*: -{number}\b", said):
             raise CrashedError(f"a process died of {number.name}")
-    if TRACEBACK.search(said):
-        raise CrashedError("a traceback, of what is no defect")
+    for trace in said.split("Traceback (most recent call last):\n")[1:]:  # torchrun's own do not go through us
+        if any(f'File "{AUMN}/' in line for line in takewhile(lambda line: line.startswith(" "), trace.splitlines())):
+            raise CrashedError("a traceback, of what is no defect")
 
 
 def _strike(scene: Scene, strikes: deque[Strike], undisturbed_s: float, outcome: Outcome) -> None:
