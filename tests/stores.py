@@ -173,8 +173,8 @@ class _Handler(SimpleHTTPRequestHandler):
         part = content[first : last + 1][: server.cut_after] if body else b""
         for start in range(0, len(part), 4096):
             time.sleep(server.pause_s)
+            server.sent_bytes += len(part[start : start + 4096])  # first, as the client may ask at once
             self.wfile.write(part[start : start + 4096])
-            server.sent_bytes += len(part[start : start + 4096])
 
 
 @contextmanager

@@ -100,12 +100,13 @@ class RemoteTars:
             self._ahead.used(shard)
         while file := self._cache.held(self._name(shard)) or self._fetch_if_whole(shard):
             try:
-                return _copies(file, wanted)
-            except DamagedVideoError:  # it became shorter
-                self._cache.drop(self._name(shard))
+                if copies := _copies(file, wanted):
+                    return copies
+                self._cache.drop(self._name(shard))  # it became shorter
+            except FileNotFoundError:  # it made room for another one just now
+                continue
             except OSError as error:
-                if file.exists():  # else it made room for another one just now
-                    raise _unreadable(file, error) from None
+                raise _unreadable(file, error) from None
         return self._read(shard, wanted)
 
     def forget(self, shard: int) -> bool:
@@ -248,7 +249,7 @@ class _Maps:
         content = self._of(file)
         if content.size() < max(first + size for first, size in wanted):
             # asks the file; to touch a page of a map behind its end is a SIGBUS
-            raise _shortened(file)
+            raise DamagedVideoError("", f"{file} became shorter while it was read: fetch this shard again.")
         view = memoryview(content)
         return [view[first : first + size] for first, size in wanted]
 
@@ -270,18 +271,13 @@ class _Maps:
 
 
 def _copies(file: Path, wanted: Sequence[Span]) -> list[memoryview]:
+    """None at all where the file is shorter than one of them says."""
     found = []
     with file.open("rb") as opened:
         for first, size in wanted:
             opened.seek(first)
             found.append(memoryview(opened.read(size)))
-            if len(found[-1]) < size:
-                raise _shortened(file)
-    return found
-
-
-def _shortened(file: Path) -> DamagedVideoError:
-    return DamagedVideoError("", f"{file} became shorter while it was read: fetch this shard again.")
+    return found if [len(copy) for copy in found] == [size for _, size in wanted] else []
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
