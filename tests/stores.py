@@ -121,7 +121,7 @@ class Faulty(ThreadingHTTPServer):
         self.damage = 0  # so many of the next bodies of tars have a byte changed
         self.pause_s = 0.0  # before every piece of a body
         self.requests: list[str] = []
-        self.sent_bytes = 0
+        self.sent_bytes, self.counting = 0, threading.Lock()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections that the client closed are no news."""
@@ -173,7 +173,8 @@ class _Handler(SimpleHTTPRequestHandler):
         part = content[first : last + 1][: server.cut_after] if body else b""
         for start in range(0, len(part), 4096):
             time.sleep(server.pause_s)
-            server.sent_bytes += len(part[start : start + 4096])  # first, as the client may ask at once
+            with server.counting:  # before it is sent, as the client may ask at once
+                server.sent_bytes += len(part[start : start + 4096])
             self.wfile.write(part[start : start + 4096])
 
 

@@ -66,12 +66,8 @@ class ShardCache:
                     f"has, {size / 1e9:.3g} GB"
                 )
             try:
-                with self._alone(name) as descriptor:
-                    if descriptor is not None and self._reserve(descriptor, size):
-                        self._fetch(descriptor, store, source, size, check)
-                        if self._is(self._partial(name), os.fstat(descriptor).st_ino):  # and not begun anew by others
-                            self._partial(name).rename(self.folder / name)
-                            return self.folder / name
+                if file := self._get_alone(name, store, source, size, check):
+                    return file
             except FileNotFoundError:  # the folder was taken away meanwhile
                 continue
             except OSError as error:  # of the disk or another user's file: the store's own are told as InputError
@@ -91,6 +87,18 @@ class ShardCache:
                 f"{self.folder / name} is damaged and cannot be removed ({error.strerror}): remove it, or give another "
                 "data.cache.folder."
             ) from None
+
+    def _get_alone(
+        self, name: str, store: Remote, source: str, size: int, check: Callable[[memoryview], str]
+    ) -> Path | None:
+        with self._alone(name) as descriptor:
+            file = self.held(name)  # another may have finished it just now
+            if file or descriptor is None or not self._reserve(descriptor, size):
+                return file
+            self._fetch(descriptor, store, source, size, check)
+            if not self._is(self._partial(name), os.fstat(descriptor).st_ino):  # it was removed, and begun by another
+                return None
+            return self._partial(name).rename(self.folder / name)
 
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.partial"

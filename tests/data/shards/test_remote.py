@@ -186,12 +186,21 @@ def test_fsspec_reads_the_rest(local: ShardSet, tmp_path: Path) -> None:
 
 
 def test_processes_of_a_machine_share_what_they_fetch(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
-    sets = [open_remote(server.address, tmp_path / "cache") for _ in range(4)]
+    sets = [open_remote(server.address, tmp_path / "cache", away_s=60.0) for _ in range(4)]
     server.sent_bytes, server.pause_s = 0, 0.002
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(lambda one: same(one, local), sets * 3))
     assert server.sent_bytes == sets[0].bytes  # each tar once
     assert sum(one.cache.fetched_bytes for one in sets) == sets[0].bytes
+
+
+def test_what_another_finished_just_now_is_not_fetched_again(local, server, tmp_path, monkeypatch) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    remote.read(0)
+    server.sent_bytes, held, answers = 0, remote.cache.held, [None, None]
+    monkeypatch.setattr(remote.cache, "held", lambda name: answers.pop() if answers else held(name))
+    assert np.array_equal(remote.read(0)["rgb"], local.read(0)["rgb"])
+    assert not server.sent_bytes
 
 
 def test_the_cache_stays_within_its_bound(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
@@ -284,7 +293,7 @@ def test_nobody_renames_the_part_that_another_has_begun(local: ShardSet, server:
 def test_who_was_stopped_while_it_fetched_is_not_waited_for(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
     import fcntl
 
-    remote, other = (open_remote(server.address, tmp_path / "cache", away_s=away_s) for away_s in (0.1, 5.0))
+    remote, other = (open_remote(server.address, tmp_path / "cache", away_s=away_s) for away_s in (0.1, 60.0))
     remote.read(0)
     (held,) = (tmp_path / "cache").glob("*.tar")
     with held.rename(held.with_name(f".{held.name}.partial")).open("rb") as stopped:
