@@ -96,9 +96,10 @@ class ShardCache:
             if file or descriptor is None or not self._reserve(descriptor, size):
                 return file
             self._fetch(descriptor, store, source, size, check)
-            if not self._is(self._partial(name), os.fstat(descriptor).st_ino):  # it was removed, and begun by another
-                return None
-            return self._partial(name).rename(self.folder / name)
+            with self._making_room():  # who counts files meanwhile would see neither name
+                if not self._is(self._partial(name), os.fstat(descriptor).st_ino):  # it was removed, and begun anew
+                    return None
+                return self._partial(name).rename(self.folder / name)
 
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.partial"

@@ -290,6 +290,26 @@ def test_nobody_renames_the_part_that_another_has_begun(local: ShardSet, server:
     assert file.read_bytes() == (local.path / source).read_bytes()
 
 
+def test_no_file_is_renamed_while_another_counts_them(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import fcntl
+
+    cache, store, counting = ShardCache(tmp_path / "cache", 10**9), open_store(server.address), []
+    source, size = Path(local.tar_of(0)).name, Path(local.tar_of(0)).stat().st_size
+
+    def check(_: memoryview) -> str:
+        counting.append((cache.folder / ".lock").open("rb"))
+        fcntl.flock(counting[0], fcntl.LOCK_EX)
+        return ""
+
+    assert isinstance(store, Remote)
+    with ThreadPoolExecutor(1) as threads:
+        fetched = threads.submit(cache.get, "x.tar", store, source, size, check)
+        threading.Event().wait(0.3)
+        assert (cache.folder / ".x.tar.partial").exists()
+        counting[0].close()
+        assert fetched.result().exists()
+
+
 def test_who_was_stopped_while_it_fetched_is_not_waited_for(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
     import fcntl
 
