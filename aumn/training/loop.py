@@ -56,7 +56,19 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them."""
+    """Run the steps that are left; `Stopped` on every rank, at the same step, where a signal came to any of them.
+
+    Where a rank's store is gone, all ranks save what they have, and the error is everybody's.
+    """
+    try:
+        _train(run)
+    except StoreGoneError as error:  # on every rank, at the same step
+        _save(run)
+        run.all_stop = True
+        raise InputError(f"{error} {(run.engine.ranks.broadcast(_how_to_go_on(run)) or '').capitalize()}.") from None
+
+
+def _train(run: Run) -> None:
     config, progress, ranks = run.config.run, run.progress, run.engine.ranks
     clock = _Clock(run.loader, run.engine)
     with closing(run.loader.steps(progress.step, config.steps, partial(_should_give_up, ranks))) as steps:
@@ -88,7 +100,7 @@ def _should_give_up(ranks: Ranks) -> bool:
 def _agree(run: Run, step: Step) -> tuple[Step, int]:
     """The step as all ranks take it, without damaged videos; or the signal for which none of them takes it.
 
-    Where a rank's store is gone, all ranks save what they have, and the error is everybody's.
+    Where a rank's store is gone, the error is everybody's.
     """
     ranks, loader = run.engine.ranks, run.loader
     if step.problem and not ranks.count(NO_DATA, 0):
@@ -97,10 +109,7 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
     asked = preemption.asked() if step.problem else 0
     state = ranks.ask(lambda: max(GONE * bool(gone), HAS_DAMAGE * bool(step.damaged), asked))()
     if state == GONE:
-        problem = next(filter(None, ranks.gather(gone)))
-        _save(run)
-        run.all_stop = True
-        raise InputError(f"{problem} {(ranks.broadcast(_how_to_go_on(run)) or '').capitalize()}.")
+        raise StoreGoneError(next(filter(None, ranks.gather(gone))))
     if 0 < state < HAS_DAMAGE:
         return step, state
     if not state:

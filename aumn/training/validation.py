@@ -14,6 +14,7 @@ import torch
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import whole_videos
+from aumn.data.problems import StoreGoneError
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
@@ -63,13 +64,24 @@ class Validation:
     def measure(self, network: StreamNetworks, ranks: Ranks, device: torch.device) -> dict[str, float] | None:
         """Mean average precision by threshold and on average, the same on every rank.
 
-        None where a rank was asked to stop meanwhile; it leaves the rest of its videos.
+        None where a rank was asked to stop meanwhile; it leaves the rest of its videos. StoreGoneError on every rank
+        where the store of any of them is gone.
         """
+
+        def asked() -> bool:
+            return bool(preemption.asked())
+
         network.eval()
-        batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size)
-        on_device = (batch.to(device) for batch in takewhile(lambda _: not preemption.asked(), batches))
-        detections = localize(network, on_device, self.card, rules=self.card.localize)
+        batches = whole_videos(self.shards, self.indices, rank=ranks.rank, world_size=ranks.size, give_up=asked)
+        on_device = (batch.to(device) for batch in takewhile(lambda _: not asked(), batches))
+        gone = ""
+        try:
+            detections = localize(network, on_device, self.card, rules=self.card.localize)
+        except StoreGoneError as error:
+            gone = str(error)
         network.train()
+        if problem := next(filter(None, ranks.gather(gone)), ""):
+            raise StoreGoneError(problem)
         if ranks.ask(preemption.asked)():
             return None
         result = evaluate(detections, self.ground_truth, self.tious, ranks)

@@ -59,9 +59,9 @@ class SizeLimit:
 
 
 @contextmanager
-def a_disk(folder: Path) -> Iterator[Disk]:
+def a_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[Disk]:
     """The folder's disk; what was on it stays in the folder, to be looked into."""
-    if not _mount(folder):
+    if not _mount(folder, size):
         yield SizeLimit(folder)
         return
     disk = Tmpfs(folder)
@@ -76,6 +76,6 @@ def a_disk(folder: Path) -> Iterator[Disk]:
         kept.rename(folder)
 
 
-def _mount(folder: Path) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder]
+def _mount(folder: Path, size: int) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     return subprocess.run(command, check=False, timeout=30, capture_output=True).returncode == 0

@@ -4,14 +4,17 @@ A fault that ends by itself returns a `Mend`: what ends it, and after how long; 
 """
 
 import math
+import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-from .places import Place
+from .places import CACHE, STORE_AWAY_S, Place
 from .processes import Command, processes_in, signal_to, wait_until
 
 
@@ -89,7 +92,7 @@ def pause_one(scene: Scene) -> Mend | None:
 def fill_disk(scene: Scene) -> Mend:
     """Nothing, a little or almost enough is left on the disk, for a while or until the command has ended."""
     scene.place.disk.fill(scene.dice.choice((0, 2**16, 2**20)))
-    return Mend(scene.dice.choice((scene.dice.uniform(0.2, 3), math.inf)), scene.place.disk.free)
+    return Mend(_while(scene), scene.place.disk.free)
 
 
 def kill_server(scene: Scene) -> Mend:
@@ -104,6 +107,84 @@ def hang_server(scene: Scene) -> Mend:
     return Mend(scene.dice.choice((scene.dice.uniform(1, 5), math.inf)), scene.place.server.go_on)
 
 
+def misbehave(scene: Scene, after_s: float, **fields: object) -> Mend:
+    """The store does as these fields of it say, for so long."""
+    usual = {name: getattr(scene.place.store, name) for name in fields}
+    vars(scene.place.store).update(fields)
+    return Mend(after_s, lambda: vars(scene.place.store).update(usual))
+
+
+def store_away(scene: Scene) -> Mend:
+    """No answers, for less time than a run waits."""
+    return misbehave(scene, scene.dice.uniform(0.5, STORE_AWAY_S / 2), away=True)
+
+
+def store_gone(scene: Scene) -> Mend:
+    """No answers until the command has ended."""
+    return misbehave(scene, math.inf, away=True)
+
+
+def store_cuts(scene: Scene) -> Mend:
+    """Every connection ends after so many bytes."""
+    return misbehave(scene, _while(scene), cut_after=scene.dice.choice((20_000, 200_000)))
+
+
+def store_slow(scene: Scene) -> Mend:
+    """A tar takes half a second, or five."""
+    return misbehave(scene, _while(scene), pause_s=scene.dice.choice((0.002, 0.02)))
+
+
+def store_busy(scene: Scene) -> None:
+    """The next answers are 503."""
+    scene.place.store.busy = scene.dice.choice((1, 5, 20))
+
+
+def store_damages(scene: Scene) -> None:
+    """The next tar that is sent has a byte changed."""
+    scene.place.store.damage = 1
+
+
+def store_lies(scene: Scene) -> Mend:
+    """Files are said to have more bytes than they have, until the command has ended."""
+    return misbehave(scene, math.inf, longer=5)
+
+
+def remove_cache(scene: Scene) -> None:
+    """Somebody tidies up."""
+    shutil.rmtree(scene.place.work / CACHE, ignore_errors=True)
+
+
+def change_cache(scene: Scene) -> None:
+    """Somebody writes into cached files, mapped or not."""
+    for file in _some_cached(scene):
+        with file.open("r+b") as opened:
+            for _ in range(20):
+                opened.seek(scene.dice.randrange(file.stat().st_size))
+                opened.write(b"damage")
+
+
+def truncate_cache(scene: Scene) -> None:
+    """Cached files lose their ends, or all they have."""
+    for file in _some_cached(scene):
+        os.truncate(file, scene.dice.choice((0, file.stat().st_size // 2)))
+
+
+def fill_cache_disk(scene: Scene) -> Mend:
+    """As `fill_disk`, of the disk that the cache has for its own."""
+    scene.place.cache_disk.fill(scene.dice.choice((0, 2**16, 2**20)))
+    return Mend(_while(scene), scene.place.cache_disk.free)
+
+
+def _while(scene: Scene) -> float:
+    return scene.dice.choice((scene.dice.uniform(0.2, 3), math.inf))
+
+
+def _some_cached(scene: Scene) -> list[Path]:
+    """Of the files that the cache holds now, about half; those that the ranks have removed meanwhile do not count."""
+    files = sorted((scene.place.work / CACHE).glob("*.tar"))
+    return [file for file in files if scene.dice.random() < 0.5 and file.exists()]
+
+
 FAULTS: dict[str, Callable[[Scene], Mend | None]] = {
     "kill -9 of one": kill_one,
     "kill -9 of the launcher": kill_launcher,
@@ -115,4 +196,15 @@ FAULTS: dict[str, Callable[[Scene], Mend | None]] = {
     "disk full": fill_disk,
     "MLflow killed": kill_server,
     "MLflow stopped": hang_server,
+    "store away": store_away,
+    "store gone": store_gone,
+    "store cuts": store_cuts,
+    "store slow": store_slow,
+    "store busy": store_busy,
+    "store damages": store_damages,
+    "store lies": store_lies,
+    "cache removed": remove_cache,
+    "cache changed": change_cache,
+    "cache truncated": truncate_cache,
+    "cache disk full": fill_cache_disk,
 }

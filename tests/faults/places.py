@@ -6,10 +6,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.stores import Faulty, faulty
 from tests.tracking.servers import Server
 
 from .disks import Disk, a_disk
 from .processes import end_all
+
+CACHE = "cache/shards"  # in the working directory
+STORE_AWAY_S = 6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How training reads its set from a store."""
+
+    read: str
+    cache_gb: float
+    cache_disk_bytes: int | None = None  # of a disk of the cache's own
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,9 @@ class Place:
     database: Path
     own_disk: Disk | None = None
     own_server: Server | None = None
+    own_store: Faulty | None = None
+    own_cache_disk: Disk | None = None
+    reading: Reading | None = None
 
     @property
     def disk(self) -> Disk:
@@ -33,6 +49,29 @@ class Place:
         assert self.own_server is not None
         return self.own_server
 
+    @property
+    def store(self) -> Faulty:
+        assert self.own_store is not None
+        return self.own_store
+
+    @property
+    def cache_disk(self) -> Disk:
+        assert self.own_cache_disk is not None
+        return self.own_cache_disk
+
+    def settings(self) -> list[str]:
+        """What training is told where it reads from a store."""
+        if self.reading is None:
+            return []
+        of_data = {
+            "shards": self.store.address,
+            "store_away_s": STORE_AWAY_S,
+            "read": self.reading.read,
+            "cache.folder": CACHE,
+            "cache.size_gb": self.reading.cache_gb,
+        }
+        return [f"data.{name}={value}" for name, value in of_data.items()]
+
     def environment(self) -> dict[str, str]:
         address = self.own_server.address if self.own_server else f"sqlite:///{self.database}"
         # The first rank waits alone for a store that hangs, twice so long, and is itself taken to hang after 60 s.
@@ -41,9 +80,15 @@ class Place:
 
 @contextmanager
 def a_place(
-    folder: Path, blank_database: Path, *, needs_disk: bool = False, needs_server: bool = False
+    folder: Path,
+    blank_database: Path,
+    *,
+    needs_disk: bool = False,
+    needs_server: bool = False,
+    reading: Reading | None = None,
+    shards: Path | None = None,
 ) -> Iterator[Place]:
-    """The folder is made anew; whatever still runs in it in the end is killed, and its disk unmounted."""
+    """The folder is made anew, a store serves these shards; in the end what runs is killed, disks are unmounted."""
     shutil.rmtree(folder, ignore_errors=True)
     work, store = folder / "work", folder / "store"
     work.mkdir(parents=True)
@@ -56,5 +101,11 @@ def a_place(
         else:
             shutil.copy(blank_database, database)
         disk = stack.enter_context(a_disk(work)) if needs_disk else None
+        web, cache_disk = None, None
+        if reading:
+            web = stack.enter_context(faulty(shards))
+            (work / "cache").mkdir()
+            if reading.cache_disk_bytes:
+                cache_disk = stack.enter_context(a_disk(work / "cache", reading.cache_disk_bytes))
         stack.callback(end_all, folder)
-        yield Place(folder, work, folder / "log.txt", database, disk, server)
+        yield Place(folder, work, folder / "log.txt", database, disk, server, web, cache_disk, reading)

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections import deque
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .stages import STAGES, Inputs, Stage
 from .user import next_command
 
 MOST_LAUNCHES = 8
+AUMN = Path(__file__).resolve().parents[2] / "aumn"
 CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 PATIENCE_S = 480.0  # more than ten times what any command takes on a busy machine
 
@@ -69,8 +71,9 @@ class Undisturbed:
 def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
     """`folder` keeps what was left, with the commands and all they said in log.txt."""
     stage, outcome = STAGES[round_.stage], Outcome(round_)
-    needs = {"needs_disk": round_.needs_disk, "needs_server": round_.needs_server}
-    with a_place(folder, undisturbed.blank_database, **needs) as place:
+    needs = {"needs_disk": round_.needs_disk, "needs_server": round_.needs_server, "reading": round_.reading}
+    shards = undisturbed.inputs.of("pack") / "shards"
+    with a_place(folder, undisturbed.blank_database, shards=shards, **needs) as place:
         try:
             start_s = time.monotonic()
             _run_until_done(stage, round_, undisturbed, place, outcome)
@@ -87,7 +90,7 @@ def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
 
 def _run_until_done(stage: Stage, round_: Round, undisturbed: Undisturbed, place: Place, outcome: Outcome) -> None:
     strikes, dice = deque(round_.strikes), round_.dice()
-    arguments: list[object] | None = stage.command(undisturbed.inputs)
+    arguments: list[object] | None = stage.command(undisturbed.inputs, place.settings())
     while arguments is not None:
         if len(outcome.exit_codes) == MOST_LAUNCHES:
             raise HungError(f"the work was not done after {MOST_LAUNCHES} launches")
@@ -104,6 +107,9 @@ def _refuse_crash(code: int, said: str) -> None:
     for number in CRASHES:
         if code == -number or re.search(rf"exitcode\s*: -{number}\b", said):
             raise CrashedError(f"a process died of {number.name}")
+    for trace in said.split("Traceback (most recent call last):\n")[1:]:  # torchrun's own do not go through us
+        if any(f'File "{AUMN}/' in line for line in takewhile(lambda line: line.startswith(" "), trace.splitlines())):
+            raise CrashedError("a traceback, of what is no defect")
 
 
 def _strike(scene: Scene, strikes: deque[Strike], undisturbed_s: float, outcome: Outcome) -> None:

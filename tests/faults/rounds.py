@@ -3,17 +3,25 @@
 import random
 from dataclasses import dataclass
 
+from .disks import DISK_BYTES
 from .moments import AfterLines, AtShare, Moment, WhileWriting
+from .places import CACHE, Reading
 from .stages import STAGES, STEPS, Stage
 
-SHARES = {"pack": 0.25, "train": 0.4, "train alone": 0.1, "localize": 0.15, "evaluate": 0.1}
+SHARES = {"pack": 0.2, "train": 0.3, "train alone": 0.05, "localize": 0.1, "evaluate": 0.05}
+SHARES |= {"train remote": 0.1, "train remote by shards": 0.1, "train remote alone": 0.1}
 ALONE = ("kill -9 of all", "SIGTERM", "disk full")
 SEVERAL = (*ALONE, "kill -9 of one", "kill -9 of the launcher", "SIGSTOP, SIGCONT")
 TRACKED = ("SIGUSR1", "MLflow killed", "MLflow stopped")
+STORE = ("store away", "store gone", "store cuts", "store slow", "store busy", "store damages", "store lies")
+CACHED = ("cache removed", "cache changed", "cache truncated", "cache disk full")
 KINDS = {
     "pack": SEVERAL,
     "train": (*SEVERAL, *TRACKED, "kill -9 of one", "SIGSTOP"),
     "train alone": (*ALONE, *TRACKED),
+    "train remote": (*STORE, *CACHED, *SEVERAL, "SIGUSR1", "SIGSTOP"),
+    "train remote by shards": (*STORE, *CACHED, *SEVERAL, "SIGUSR1", "SIGSTOP"),
+    "train remote alone": (*STORE, *CACHED, *ALONE, "SIGUSR1"),
     "localize": SEVERAL,
     "evaluate": SEVERAL,
 }
@@ -34,6 +42,7 @@ class Round:
     stage: str
     strikes: tuple[Strike, ...]
     name: str = "round"
+    reading: Reading | None = None
 
     @property
     def needs_disk(self) -> bool:
@@ -54,7 +63,19 @@ def draw(seed: int, number: int, stages: tuple[str, ...] = tuple(STAGES)) -> Rou
     (stage,) = dice.choices(stages, [SHARES[stage] for stage in stages])
     (count,) = dice.choices((1, 2, 3), (0.6, 0.3, 0.1))
     kinds = [dice.choice(KINDS[stage]) for _ in range(count)]
-    return Round(stage, tuple(Strike(kind, _moment(kind, STAGES[stage], dice)) for kind in kinds), name)
+    strikes = tuple(Strike(kind, _moment(kind, STAGES[stage], dice)) for kind in kinds)
+    return Round(stage, strikes, name, _reading(kinds, dice) if STAGES[stage].is_remote else None)
+
+
+def _reading(kinds: list[str], dice: random.Random) -> Reading:
+    """The six tars of the subset have 5.3 MB: a cache holds them, or half of them, or its disk does."""
+    needs_cache = any(kind in CACHED for kind in kinds)
+    read = "shard" if needs_cache or dice.random() < 0.7 else "range"
+    choices = [(0.0027, None), (0.1, 3 * 2**20)]
+    if not any(kind in STORE for kind in kinds):  # a store whose whole set is cached can do nothing wrong
+        choices.append((0.1, None))
+    cache_gb, disk_bytes = dice.choice(choices)
+    return Reading(read, cache_gb, disk_bytes or (DISK_BYTES if "cache disk full" in kinds else None))
 
 
 def _moment(kind: str, stage: Stage, dice: random.Random) -> Moment:
@@ -68,4 +89,5 @@ def _moment(kind: str, stage: Stage, dice: random.Random) -> Moment:
         return AtShare(dice.uniform(0, 0.8))
     if stage.lines and dice.random() < 0.4:
         return AfterLines(stage.lines, dice.randint(1, STEPS), dice.uniform(0, 0.1))
-    return WhileWriting(dice.choice(stage.writing), dice.choice((0, dice.uniform(0, 0.05))))
+    writing = (*stage.writing, *(f"{CACHE}/.*.partial",) * (3 if stage.is_remote else 0))
+    return WhileWriting(dice.choice(writing), dice.choice((0, dice.uniform(0, 0.05))))

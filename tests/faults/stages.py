@@ -1,6 +1,6 @@
 """The stages that are interrupted: the commands a user types first and again, and what must be there in the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +48,13 @@ class Stage:
     writing: tuple[str, ...]
     needs: tuple[str, ...] = ()  # stages whose undisturbed output it reads, and what those need
     lines: str | None = None
+    is_remote: bool = False  # reads from a store when it is disturbed
 
-    def command(self, inputs: Inputs) -> list[object]:
+    def command(self, inputs: Inputs, settings: Sequence[str] = ()) -> list[object]:
         """Python's arguments. torchrun restarts training by itself; the other stages are simply run again."""
         restarts = ("--max-restarts", str(MOST_RESTARTS)) if self.name.startswith("train") else ()
         launch = launcher(self.ranks, *restarts) if self.ranks > 1 else []
-        return [*launch, "-m", "aumn", *self.arguments(inputs)]
+        return [*launch, "-m", "aumn", *self.arguments(inputs), *settings]
 
 
 def _pack(inputs: Inputs) -> list[object]:
@@ -61,12 +62,16 @@ def _pack(inputs: Inputs) -> list[object]:
     return ["pack", inputs.features, "shards", "--annotations", gt, "--shard-mb", 1, "--workers", 2]
 
 
-def _train(inputs: Inputs) -> list[object]:
+def _train(inputs: Inputs, *overrides: str) -> list[object]:
     config = inputs.folder / "train.yaml"
     if not config.exists():
         settings = SETTINGS | {"data": SETTINGS["data"] | {"shards": str(inputs.of("pack") / "shards")}}
         config.write_text(yaml.safe_dump(settings))
-    return ["train", config]
+    return ["train", config, *overrides]
+
+
+def _train_by_shards(inputs: Inputs) -> list[object]:
+    return _train(inputs, "data.order=shards", "data.window_shards=2")
 
 
 def _localize(inputs: Inputs) -> list[object]:
@@ -90,6 +95,9 @@ STAGES = {
         Stage("pack", 1, _pack, ("shards",), ("shards.partial/shards/.*.partial", "shards.partial/shards/*.json")),
         Stage("train", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("train alone", 1, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
+        Stage("train remote", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step ", True),
+        Stage("train remote by shards", 2, _train_by_shards, _RUN, _RUN_WRITING, ("pack",), "step ", True),
+        Stage("train remote alone", 1, _train_by_shards, _RUN, _RUN_WRITING, ("pack",), "step ", True),
         Stage("localize", 2, _localize, ("detections", "results.json"), _DETECTIONS_WRITING, ("pack", "train")),
         Stage("evaluate", 2, _evaluate, ("metrics.json",), (), ("pack", "train", "localize")),
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from .comparing import differences, lost_for_good
-from .moments import AfterLines, WhileWriting
-from .places import Place
+from .moments import AfterLines, AtShare, WhileWriting
+from .places import Place, Reading
 from .playing import Undisturbed, play
 from .report import summary
 from .rounds import Round, Strike, draw
@@ -24,19 +24,22 @@ ROUNDS = [
     Round("pack", (Strike("kill -9 of one", WhileWriting(SHARD, 0)), Strike("kill -9 of all", WhileWriting(SHARD, 0)))),
     Round("pack", (Strike("disk full", WhileWriting(SHARD, 0)),)),
     Round(
-        "train",
+        "train remote",
         (
+            Strike("store busy", AtShare(0)),
             Strike("kill -9 of one", WhileWriting(CHECKPOINT, 0.001)),
-            Strike("SIGTERM", AfterLines("step ", 3, 0.01)),
+            Strike("cache truncated", AfterLines("step ", 1, 0)),
+            Strike("SIGTERM", AfterLines("step ", 2, 0.01)),
             Strike("kill -9 of all", WhileWriting("run/model", 0)),
         ),
+        reading=Reading("shard", 0.0027),
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", ("train",))
+    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", ("train remote",))
 
 
 @pytest.mark.parametrize("round_", ROUNDS, ids=lambda round_: f"{round_.stage}, {round_.strikes[0].kind}")
@@ -111,11 +114,11 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_comparison_sees(loss, undisturbed, tmp_path):
     lose, message = LOSSES[loss]
-    expected = undisturbed.places["train"]
+    expected = undisturbed.places["train remote"]
     copied = copy_of(expected, tmp_path / "copy")
-    assert differences(STAGES["train"], expected, copied) == []
+    assert differences(STAGES["train remote"], expected, copied) == []
     lose(copied)
-    found = differences(STAGES["train"], expected, copied)
+    found = differences(STAGES["train remote"], expected, copied)
     assert any(re.search(message, str(difference)) for difference in found), found
 
 

@@ -11,4 +11,4 @@ def next_command(stage: Stage, inputs: Inputs, place: Place, code: int, said: st
     if code == 0 or ("already exists" in said and all((place.work / output).exists() for output in stage.outputs)):
         return None
     is_begun = any((place.work / "run" / "checkpoints").glob("step_*"))
-    return [*stage.command(inputs), *(["--resume"] if is_begun else [])]
+    return [*stage.command(inputs, place.settings()), *(["--resume"] if is_begun else [])]

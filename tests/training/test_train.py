@@ -1,14 +1,19 @@
 """A training step gives one result, however its videos were cut into ranks and micro-batches."""
 
+from types import SimpleNamespace as Fake
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from aumn.data.problems import StoreGoneError
 from aumn.records import InputError
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
+from aumn.training import loop
 from aumn.training.step import learning_rate
+from aumn.training.validation import Validation
 from tests.launching import succeed, together
 from tests.training import train_ranks
 
@@ -51,3 +56,32 @@ def test_the_learning_rate_is_a_function_of_the_step():
 def test_a_single_process_engine_refuses_several_ranks():
     with pytest.raises(InputError, match=r"run.engine=single trains in one process, but 2 ranks .* set run.engine=ddp"):
         build_engine("single", None, Ranks(0, 2), "cpu", optimizer=OptimizerSettings(), engine=EngineSettings())
+
+
+@pytest.mark.parametrize("whose", ["mine", "another's"])
+def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on_all_ranks(whose, monkeypatch):
+    def videos(*_, **__):
+        if whose == "mine":
+            raise StoreGoneError("my store has not answered.")
+        yield from ()
+
+    class TwoRanks(Ranks):
+        def gather(self, item):
+            return [item, "" if item else "another's store has not answered."]
+
+    saved = []
+    monkeypatch.setattr(loop, "_save", saved.append)
+    monkeypatch.setattr(loop, "_how_to_go_on", lambda _: "here holds step 20 of 60")
+    monkeypatch.setattr("aumn.training.validation.whole_videos", videos)
+    monkeypatch.setattr("aumn.training.validation.localize", lambda _, batches, *__, **___: next(batches, None))
+    network = Fake(eval=lambda: None, train=lambda: None)
+    engine = Fake(ranks=TwoRanks(), whole_network=lambda: network, device="cpu", communication_s=lambda: None)
+    loader = Fake(steps=lambda *_: (step for step in ()), wait_s=0.0)
+    watch, progress = Fake(settle=lambda: None), Fake(step=20, evaluation_due=True)
+    validation = Validation("held_out", None, [0], None, (), Fake(localize=None))
+    run = loop.Run(Fake(run=Fake(steps=60)), engine, loader, watch, progress, validation)
+    with pytest.raises(InputError, match=rf"^{whose[:1]}.* store has not answered\. Here holds step 20 of 60\."):
+        loop.train(run)
+    assert run.all_stop
+    assert saved == [run]
+    assert progress.evaluation_due

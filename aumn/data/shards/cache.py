@@ -2,8 +2,7 @@
 
 A file appears under its name once it is whole and verified; its name is a fingerprint of its content, so sets that
 share tars share them here. While one process fetches a file it holds a lock on the part that is there; others wait, or
-fetch another. The file that was read longest ago makes room. Removing a file that is being read is harmless: a map of
-it stays readable, and gives its bytes back to the disk when it is closed.
+fetch another. The file that was read longest ago makes room, and removing one that is being read is harmless.
 """
 
 from __future__ import annotations
@@ -54,9 +53,10 @@ class ShardCache:
     ) -> Path | None:
         """The file, fetched first if it is not here; None where another process is fetching it and `wait` is False.
 
-        `check` says what is wrong with the content, or nothing; what stays wrong is kept as it is. NoRoomError where it
-        cannot be held.
+        None also where that one takes longer than a store may be away, as one that was stopped does. `check` says what
+        is wrong with the content, or nothing; what stays wrong is kept as it is. NoRoomError where it cannot be held.
         """
+        until_s = time.monotonic() + store.away_s * wait
         while True:
             if file := self.held(name):
                 return file
@@ -66,15 +66,13 @@ class ShardCache:
                     f"has, {size / 1e9:.3g} GB"
                 )
             try:
-                with self._alone(name) as descriptor:
-                    # It may have been fetched, and its part taken away, since it was looked for.
-                    if descriptor is not None and not self.held(name) and self._reserve(descriptor, size):
-                        self._fetch(descriptor, store, source, size, check)
-                        self._partial(name).rename(self.folder / name)
-                        return self.folder / name
+                if file := self._get_alone(name, store, source, size, check):
+                    return file
             except FileNotFoundError:  # the folder was taken away meanwhile
                 continue
-            if not wait:
+            except OSError as error:  # of the disk or another user's file: the store's own are told as InputError
+                raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to ({error.strerror})") from None
+            if time.monotonic() >= until_s:
                 return None
             time.sleep(POLL_S)
             if store.stopping.is_set():
@@ -82,7 +80,26 @@ class ShardCache:
 
     def drop(self, name: str) -> None:
         """Forget a file, which turned out to be damaged."""
-        (self.folder / name).unlink(missing_ok=True)
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder / name} is damaged and cannot be removed ({error.strerror}): remove it, or give another "
+                "data.cache.folder."
+            ) from None
+
+    def _get_alone(
+        self, name: str, store: Remote, source: str, size: int, check: Callable[[memoryview], str]
+    ) -> Path | None:
+        with self._alone(name) as descriptor:
+            file = self.held(name)  # another may have finished it just now
+            if file or descriptor is None or not self._reserve(descriptor, size):
+                return file
+            self._fetch(descriptor, store, source, size, check)
+            with self._making_room():  # who counts files meanwhile would see neither name
+                if not self._is(self._partial(name), os.fstat(descriptor).st_ino):  # it was removed, and begun anew
+                    return None
+                return self._partial(name).rename(self.folder / name)
 
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.partial"
@@ -95,10 +112,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NoRoomError(f"data.cache.folder={self.folder} cannot be made ({error.strerror})") from None
-        try:
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except PermissionError:
-            raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to") from None
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

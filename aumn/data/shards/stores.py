@@ -36,7 +36,7 @@ PIECE = 2**25  # bytes asked of an object store at once
 WEB_PIECE = 2**16  # of an answer, handed on while they are in the processor's cache: 2.5 times quicker than 2**20
 TELL_S = 2.0  # a shorter absence is told nobody
 REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "INVALID_CLIENT", "NO_SUCH_BUCKET", "HTTP status 403")
-MISSING, REFUSED, LATER = {404, 410}, {400, 401, 402, 403, 405, 407, 451}, {408, 423, 425, 429}
+MISSING, REFUSED, TOO_SHORT = {404, 410}, {400, 401, 402, 403, 405, 407, 451}, 416
 
 
 class Folder:
@@ -232,6 +232,11 @@ class Web(Remote):
                 raise FileNotFoundError(f"{public(url)} is not there ({error.code})") from None
             if error.code in REFUSED:
                 raise PermissionError(f"{error.code} {error.reason}") from None
+            if error.code == TOO_SHORT:
+                raise InputError(
+                    f"{public(url)} ends before a part that dataset.json names: it is truncated or another's; upload "
+                    "this shard again."
+                ) from None
             raise OSError(f"{error.code} {error.reason}") from None
         except URLError as error:
             raise OSError(str(error.reason)) from None

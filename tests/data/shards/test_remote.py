@@ -1,13 +1,16 @@
 """Shard sets on real servers: read as the same set in a folder is, whatever the servers do."""
 
+import errno
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aumn.data.loader import whole_videos
 from aumn.data.problems import DamagedVideoError, StoreGoneError
 from aumn.data.shards import cache as cache_module
 from aumn.data.shards.cache import ShardCache
@@ -163,10 +166,17 @@ def test_a_store_that_is_away(local: ShardSet, server: Faulty, tmp_path: Path, c
         gone.read(0)
 
 
-def open_remote_later(server: Faulty, local: ShardSet, tmp_path: Path) -> ShardSet:
+def test_who_waits_for_a_video_of_an_evaluation_can_give_up(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    waiting = open_remote_later(server, local, tmp_path, away_s=60.0)
+    start_s = time.monotonic()
+    assert list(whole_videos(waiting, [0, 1], rank=0, world_size=1, give_up=lambda: True)) == []
+    assert time.monotonic() - start_s < 30
+
+
+def open_remote_later(server: Faulty, local: ShardSet, tmp_path: Path, away_s: float = 0.2) -> ShardSet:
     """Of a store that is away by now."""
     server.away = False
-    remote = open_remote(server.address, tmp_path / "another", away_s=0.2)
+    remote = open_remote(server.address, tmp_path / "another", away_s=away_s)
     server.away = True
     return remote
 
@@ -185,6 +195,11 @@ def test_a_store_that_is_wrong(local: ShardSet, server: Faulty, tmp_path: Path, 
         assert error.value.video == "d"
     assert "came damaged (what it holds of stream rgb of video 'd') again: the store's copy is damaged." in caplog.text
     server.damage = 0
+    os.truncate(local.path / "training-000000.tar", 300)
+    with pytest.raises(
+        InputError, match=r"training-000000.tar ends before a part that dataset.json names: it is trunc"
+    ):
+        [open_remote(server.address, tmp_path / "none", whole=False).read(index) for index in range(5)]
     (local.path / "training-000000.tar").unlink()
     with pytest.raises(InputError, match=r"training-000000.tar is missing: upload this shard again"):
         [open_remote(server.address, tmp_path / "new").read(index) for index in range(5)]
@@ -216,12 +231,21 @@ def test_fsspec_reads_the_rest(local: ShardSet, tmp_path: Path) -> None:
 
 
 def test_processes_of_a_machine_share_what_they_fetch(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
-    sets = [open_remote(server.address, tmp_path / "cache") for _ in range(4)]
+    sets = [open_remote(server.address, tmp_path / "cache", away_s=60.0) for _ in range(4)]
     server.sent_bytes, server.pause_s = 0, 0.002
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(lambda one: same(one, local), sets * 3))
     assert server.sent_bytes == sets[0].bytes  # each tar once
     assert sum(one.cache.fetched_bytes for one in sets) == sets[0].bytes
+
+
+def test_what_another_finished_just_now_is_not_fetched_again(local, server, tmp_path, monkeypatch) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    remote.read(0)
+    server.sent_bytes, held, answers = 0, remote.cache.held, [None, None]
+    monkeypatch.setattr(remote.cache, "held", lambda name: answers.pop() if answers else held(name))
+    assert np.array_equal(remote.read(0)["rgb"], local.read(0)["rgb"])
+    assert not server.sent_bytes
 
 
 def test_the_cache_stays_within_its_bound(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
@@ -268,6 +292,87 @@ def test_a_cache_that_is_lost_or_cut_or_changed(local: ShardSet, server: Faulty,
     assert same(open_remote(server.address, tmp_path / "cache"), local)
 
 
+def test_a_cached_file_that_is_cut_under_way_ends_nobody(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    remote = open_remote(server.address, tmp_path / "cache")
+    kept = [remote.read(index) for index in range(5)]
+    for size in (300, 0):
+        for file in (tmp_path / "cache").glob("*.tar"):
+            os.truncate(file, size)
+        for index, features in enumerate(kept):  # of a map, this was a SIGBUS
+            np.testing.assert_array_equal(features["rgb"], local.read(index)["rgb"])
+        assert same(remote, local)
+
+
+def test_what_is_damaged_in_the_cache_is_fetched_again_however_often(local, server, tmp_path) -> None:
+    remote, start = open_remote(server.address, tmp_path / "cache"), threading.Barrier(2)
+    for _ in range(3):
+        (held,) = [remote.read(0), *(tmp_path / "cache").glob("*.tar")][1:]
+        content = bytearray(held.read_bytes())
+        content[content.index(b"NUMPY") + 130] ^= 1
+        held.write_bytes(content)
+        with ThreadPoolExecutor(2) as threads:  # both find it damaged before either has fetched it again
+            found = threads.map(lambda _: (start.wait(), remote.read(0))[1], range(2))
+        assert all(np.array_equal(features["rgb"], local.read(0)["rgb"]) for features in found)
+
+
+def test_nobody_renames_the_part_that_another_has_begun(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import shutil
+
+    cache, store, seen = ShardCache(tmp_path / "cache", 10**9), open_store(server.address), []
+    source, size = Path(local.tar_of(0)).name, Path(local.tar_of(0)).stat().st_size
+
+    def check(_: memoryview) -> str:
+        if not seen:
+            shutil.rmtree(cache.folder)
+            cache.folder.mkdir()
+            (cache.folder / ".x.tar.partial").write_bytes(b"half")  # another process's
+        seen.append((cache.folder / "x.tar").exists())
+        return ""
+
+    assert isinstance(store, Remote)
+    file = cache.get("x.tar", store, source, size, check)
+    assert seen == [False, False]
+    assert file.read_bytes() == (local.path / source).read_bytes()
+
+
+def test_no_file_is_renamed_while_another_counts_them(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import fcntl
+
+    cache, store, counting = ShardCache(tmp_path / "cache", 10**9), open_store(server.address), []
+    source, size = Path(local.tar_of(0)).name, Path(local.tar_of(0)).stat().st_size
+
+    def check(_: memoryview) -> str:
+        counting.append((cache.folder / ".lock").open("rb"))
+        fcntl.flock(counting[0], fcntl.LOCK_EX)
+        return ""
+
+    assert isinstance(store, Remote)
+    with ThreadPoolExecutor(1) as threads:
+        fetched = threads.submit(cache.get, "x.tar", store, source, size, check)
+        threading.Event().wait(0.3)
+        assert (cache.folder / ".x.tar.partial").exists()
+        counting[0].close()
+        assert fetched.result().exists()
+
+
+def test_who_was_stopped_while_it_fetched_is_not_waited_for(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    import fcntl
+
+    remote, other = (open_remote(server.address, tmp_path / "cache", away_s=away_s) for away_s in (0.1, 60.0))
+    remote.read(0)
+    (held,) = (tmp_path / "cache").glob("*.tar")
+    with held.rename(held.with_name(f".{held.name}.partial")).open("rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(remote.read(0)["rgb"], local.read(0)["rgb"])
+        server.requests.clear()
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(other.read, 0)
+            threading.Event().wait(0.2)
+            assert not server.requests
+            stopped.close()
+            np.testing.assert_array_equal(waiting.result()["rgb"], local.read(0)["rgb"])
+
+
 def test_parts_that_killed_processes_left(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
     remote = open_remote(server.address, tmp_path / "cache", gigabytes=remote_size(local) / 1e9)
     (tmp_path / "cache").mkdir()
@@ -281,11 +386,11 @@ def remote_size(shards: ShardSet) -> int:
     return sum(file.stat().st_size for file in shards.path.glob("*.tar"))
 
 
-@pytest.mark.parametrize("why", ["full disk", "small cache", "no folder"])
+@pytest.mark.parametrize("why", ["full disk", "broken disk", "small cache", "no folder"])
 def test_without_room_videos_are_read_one_by_one(why, local, server, tmp_path, monkeypatch, caplog) -> None:
     folder, gigabytes = tmp_path / "cache", 1.0
-    if why == "full disk":
-        monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse)
+    if why.endswith("disk"):
+        monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse(errno.ENOSPC if why[0] == "f" else errno.EIO))
     elif why == "small cache":
         gigabytes = 1e-9
     else:
@@ -294,15 +399,15 @@ def test_without_room_videos_are_read_one_by_one(why, local, server, tmp_path, m
     assert same(remote, local)
     (told,) = [record.message for record in caplog.records]
     assert "videos are read one by one from" in told
-    assert {"full disk": "has no room", "small cache": "data.cache.size_gb=1e-09", "no folder": "cannot be made"}[
-        why
-    ] in told
+    expected = {"full disk": "has no room", "small cache": "data.cache.size_gb=1e-09", "no folder": "cannot be made"}
+    assert expected.get(why, "cannot be written to (Input/output error)") in told
 
 
-def refuse(*_: object) -> None:
-    import errno
+def refuse(number: int):
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    raise OSError(errno.ENOSPC, "No space left on device")
+    return refused
 
 
 def test_shards_are_fetched_ahead_of_their_use(local: ShardSet, server: Faulty, tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ def test_classes_are_united_by_name_and_renamed_and_two_that_become_one_count_on
     content = bytearray(tar.read_bytes())
     content[content.rfind(b"NUMPY") + 130] ^= 1
     tar.write_bytes(content)
-    with pytest.raises(DamagedVideoError, match=r"two/training-000000\.tar: what it holds of stream flow of video 'b'") as raised:
+    with pytest.raises(
+        DamagedVideoError, match=r"two/training-000000\.tar: what it holds of stream flow of video 'b'"
+    ) as raised:
         union.read(4)
     assert raised.value.video == "two/b"
 
