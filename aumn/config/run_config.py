@@ -83,6 +83,12 @@ class RunConfig(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than run.steps={self.run.steps}, so "
                 "that the learning rate would never be reached: shorten the one, or lengthen the other"
             )
+        away_s, hang_s = self.data.store_away_s, self.run.hang_timeout_s
+        if away_s >= hang_s and any(isinstance(place, str) for place in self.data.places):
+            problems.append(
+                f"data.store_away_s={away_s:g} is not less than run.hang_timeout_s={hang_s}, so that ranks which wait "
+                "for one without data would take it for hung: lower the one, or raise the other"
+            )
         if problems:
             raise refusal("\n".join(problems))
         return self

@@ -119,7 +119,7 @@ def _note_small_cache(config: RunConfig, shards: ShardSet) -> str:
     if config.data.read == "range" or config.data.order == "shards" or remote_bytes <= config.data.cache.size_gb * 1e9:
         return ""
     return (
-        f"data.cache.size_gb={config.data.cache.size_gb:g} is less than the {remote_bytes / 1e9:,.1f} GB of "
+        f"data.cache.size_gb={config.data.cache.size_gb:g} is less than the {remote_bytes / 1e9:.3g} GB of "
         f"{' and '.join(str(part.path) for part in remote)}, so tars are fetched many times an epoch: raise it, or set "
         "data.order=shards or data.read=range."
     )

@@ -166,6 +166,11 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
             ["run.engine=deepspeed", "engine.zero_stage=0", "engine.compile_ops=true"],
             "needs engine.zero_stage=1 or more.",
         ),
+        (
+            MINIMAL,
+            ["data.shards=s3://a/b", "data.cache.size_gb=5", "run.hang_timeout_s=300"],
+            "data.store_away_s=300 is not less than run.hang_timeout_s=300, so that ranks which wait",
+        ),
         (MINIMAL, ["data.shards=5"], "data.shards=5 must be a text, or a list of one for each shard set."),
         (MINIMAL, ["data.shards=[]"], "data.shards=[] must be a text, or a list"),
         (MINIMAL, ["data.subset=[a, 1]"], "data.subset=['a', 1] must be a text, or a list"),
