@@ -77,9 +77,7 @@ class TrainingLoader:
     dtype: torch.dtype = torch.float32  # of the features in the batches, whatever the shards hold
     pin_memory: bool = False  # page-locked, for copies to CUDA that overlap with compute; untested for want of a GPU
     window_shards: int | None = None  # tars among which videos are shuffled; None: among all; see `EpochOrder`
-    damaged_limit: int = (
-        0  # videos whose features are damaged that are left out of their steps, before that is an error
-    )
+    damaged_limit: int = 0  # damaged videos that are left out of their steps before they are an error
     weights: Sequence[float] | None = None  # of each set of a union; None: each video comes once an epoch
 
     def __post_init__(self) -> None:

@@ -65,7 +65,8 @@ def train(run: Run) -> None:
     except StoreGoneError as error:  # on every rank, at the same step
         _save(run)
         run.all_stop = True
-        raise InputError(f"{error} {(run.engine.ranks.broadcast(_how_to_go_on(run)) or '').capitalize()}.") from None
+        how = run.engine.ranks.broadcast(_how_to_go_on(run)) or ""
+        raise InputError(f"{error} {how[:1].upper()}{how[1:]}.") from None
 
 
 def _train(run: Run) -> None:

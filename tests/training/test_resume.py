@@ -83,7 +83,7 @@ def test_a_store_that_is_gone_ends_a_run_with_a_checkpoint_from_which_it_goes_on
             "data.store_away_s=2",
             "data.cache.size_gb=1",
         ]
-        with tiny.start("remote", *settings, ranks=2) as run:
+        with tiny.start("Remote", *settings, ranks=2) as run:
             run.wait_for("step 12/60")
             server.away = True
             ended = run.finish()
@@ -91,10 +91,10 @@ def test_a_store_that_is_gone_ends_a_run_with_a_checkpoint_from_which_it_goes_on
         assert ended.stderr.count("exitcode  : 2") == 2
         (told,) = re.findall(rf"aumn: {server.address} has not answered for .*", ended.stderr)
         path, step = re.search(r"(\S+) holds step (\d+) of 60; go on by the same command with --resume", told).groups()
-        assert int(step) == tiny.steps("remote")[-1] == int(path[-8:]) >= 12
+        assert int(step) == tiny.steps("Remote")[-1] == int(path[-8:]) >= 12
         server.away = False
-        succeed(tiny.train("remote", "--resume", *settings, ranks=2))
-    assert tiny.model("remote") == tiny.model("whole")
+        succeed(tiny.train("Remote", "--resume", *settings, ranks=2))
+    assert tiny.model("Remote") == tiny.model("whole")
 
 
 @pytest.mark.slow
