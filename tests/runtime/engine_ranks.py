@@ -112,12 +112,12 @@ def go_on(ranks: Ranks, folder: Path, names: list[str]) -> dict[str, list[list[f
 class DamagedSteps:
     """Step 4 holds a video, 31, with one feature that is not a number."""
 
-    steps_per_epoch, wait_s = 10, 0.0
+    steps_per_epoch, wait_s, may_lack = 10, 0.0, False
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
 
-    def steps(self, first: int, last: int) -> Iterator[Step]:
+    def steps(self, first: int, last: int, _give_up: object) -> Iterator[Step]:
         for index in range(first, last):
             step = make_step(index, self.ranks)
             for batch in step.micro_batches:

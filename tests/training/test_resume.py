@@ -112,6 +112,8 @@ def test_damaged_videos_are_left_out_of_their_steps_on_all_ranks_alike(tiny):
         f"data.shards={shards}",
         "run.steps=9",
         "data.on_damage=skip",
+        "data.weights=null",
+        "data.same_ids=refuse",
         "data.holdout_share=0",
         "evaluation.videos=null",
     ]
