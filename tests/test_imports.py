@@ -47,6 +47,7 @@ CLOSED = {
         *("data.truth", "data.packing", "data.indexing", "data.loader", "data.order"),
     },  # containers decode the members of tars that others packed
     "data.order": {"data"},
+    "data.blocks": {"data"},
     "data.truth": {"data.packing", "data.indexing", "data.loader"},
     "data.packing": {"data.indexing", "data.loader"},
     "data.indexing": {"data.loader"},

@@ -232,7 +232,7 @@ def resume(seed: int) -> Row:
             shards, shards.indices("training"), global_videos=BATCH, micro_videos=1, snippets=None, seed=seed,
             rank=2, world_size=4, window_shards=4,
         )  # fmt: skip
-        _, (first, *_), _ = loader._videos_of(41)
+        _, (first, *_), _ = loader._draws_of(41)
         found = shards.read(int(first[0]))
         took_s = time.perf_counter() - start_s
         expected = whole.read(int(first[0]))

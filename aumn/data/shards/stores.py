@@ -74,7 +74,9 @@ class Remote:
         """See `Folder`."""
         if (size := self.size(name)) is None:
             raise FileNotFoundError(f"{public(self.place)}/{name} is not there")
-        return bytes(self.part(name, 0, size, size))
+        content = bytearray(size)
+        self.fill(name, 0, memoryview(content), size)
+        return bytes(content)
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
@@ -91,27 +93,33 @@ class Remote:
                 self.answered()
                 return size
 
-    def part(self, name: str, first: int, length: int, size: int) -> bytearray:
-        """So many of a file's bytes from `first` on; see `copy`."""
-        content = bytearray(length)
-        target = memoryview(content)
-
-        def put(at: int, piece: memoryview) -> None:
-            target[at - first : at - first + len(piece)] = piece
-
-        self.copy(name, first, length, size, put)
-        return content
+    def fill(self, name: str, first: int, target: memoryview, size: int) -> None:
+        """Read a file's bytes from `first` on until `target` is full; see `copy`."""
+        self._copy(name, first, len(target), size, target=target)
 
     def copy(self, name: str, first: int, length: int, size: int, put: Callable[[int, memoryview], object]) -> None:
         """Hand on a file's bytes from `first` on, piece by piece with its place, going on where a connection was cut.
 
         `size` is what the file must have in all; InputError where it has another.
         """
+        self._copy(name, first, length, size, put=put)
+
+    def _copy(
+        self,
+        name: str,
+        first: int,
+        length: int,
+        size: int,
+        *,
+        target: memoryview | None = None,
+        put: Callable[[int, memoryview], object] = lambda _at, _piece: None,
+    ) -> None:
         patience, at = _Patience(self, name), first
         while at < first + length:
             before, problem = at, "it ended the connection early"
             try:
-                for piece in self._receive(name, at, first + length - at, size):
+                rest = None if target is None else target[at - first :]
+                for piece in self._receive(name, at, first + length - at, size, rest):
                     put(at, piece)
                     at += len(piece)
             except FileNotFoundError:
@@ -178,8 +186,10 @@ class Remote:
     def _size(self, name: str) -> int | None:
         raise NotImplementedError
 
-    def _receive(self, name: str, first: int, length: int, size: int) -> Iterator[memoryview]:
-        """The bytes, or as many of the first as come; a piece is valid until the next one is asked for."""
+    def _receive(
+        self, name: str, first: int, length: int, size: int, target: memoryview | None
+    ) -> Iterator[memoryview]:
+        """The bytes, or as many of the first as come, in `target`; without one, a piece is valid until the next."""
         raise NotImplementedError
 
     def _put(self, name: str, file: Path) -> None:
@@ -197,7 +207,9 @@ class Web(Remote):
                 raise PermissionError(f"it does not tell the length of {name}")
             return int(length)
 
-    def _receive(self, name: str, first: int, length: int, size: int) -> Iterator[memoryview]:
+    def _receive(
+        self, name: str, first: int, length: int, size: int, target: memoryview | None
+    ) -> Iterator[memoryview]:
         with self._open(name, {"Range": f"bytes={first}-{first + length - 1}"}) as answer:
             whole = answer.headers.get("Content-Length")
             if answer.status == 206:
@@ -213,10 +225,13 @@ class Web(Remote):
                 if not (dropped := len(answer.read(min(skip, 2**20)))):
                     return
                 skip -= dropped
-            buffer = memoryview(bytearray(WEB_PIECE))
-            while length and (count := answer.readinto(buffer[:length])):
-                length -= count
-                yield buffer[:count]
+            at, buffer = 0, memoryview(bytearray(WEB_PIECE if target is None else 0))
+            while at < length:
+                into = buffer[: length - at] if target is None else target[at:]
+                if not (count := answer.readinto(into)):
+                    return
+                at += count
+                yield into[:count]
 
     def _open(self, name: str, headers: dict[str, str] | None = None, *, method: str = "GET") -> Any:
         parts = urlsplit(self.place)
@@ -262,14 +277,20 @@ class ObjectStore(Remote):
         info = self._system.get_file_info(self._path(name))
         return int(info.size) if info.type == arrow_fs.FileType.File else None
 
-    def _receive(self, name: str, first: int, length: int, size: int) -> Iterator[memoryview]:
+    def _receive(
+        self, name: str, first: int, length: int, size: int, target: memoryview | None
+    ) -> Iterator[memoryview]:
         with self._system.open_input_file(self._path(name)) as file:
             if file.size() != size:
                 raise _other_size(self.place, name, file.size(), size)
             file.seek(first)
-            while length and (piece := file.read_buffer(min(length, PIECE))).size:
-                length -= piece.size
-                yield memoryview(piece).cast("B")
+            at = 0
+            while at < length and (piece := file.read_buffer(min(length - at, PIECE))).size:
+                content = memoryview(piece).cast("B")
+                if target is not None:
+                    target[at : at + len(content)] = content
+                at += len(content)
+                yield content
 
     def _put(self, name: str, file: Path) -> None:
         with file.open("rb") as source, self._system.open_output_stream(self._path(name)) as target:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aumn.addresses import public
+from aumn.data.blocks import Blocks
 from aumn.data.problems import DamagedVideoError
 from aumn.data.shards.cache import NoRoomError, ShardCache
 from aumn.data.shards.layout import Shard
@@ -93,7 +95,7 @@ class RemoteTars:
         check: Callable[[int, memoryview], str],
     ) -> None:
         self._store, self._shards, self._cache, self._whole = store, shards, cache, whole
-        self._name, self._find_damage = name, check
+        self._name, self._find_damage, self._blocks = name, check, Blocks()
         self._ahead: _Ahead | None = None
         self._damaged: set[int] = set()  # in the store itself
 
@@ -103,7 +105,7 @@ class RemoteTars:
             self._ahead.used(shard)
         while file := self._cache.held(self._name(shard)) or self._fetch_if_whole(shard):
             try:
-                if copies := _copies(file, wanted):
+                if copies := _copies(file, wanted, self._blocks):
                     return copies
                 self._cache.drop(self._name(shard))  # it became shorter
             except FileNotFoundError:  # it made room for another one just now
@@ -183,7 +185,8 @@ class RemoteTars:
         first, last = min(first for first, _ in wanted), max(first + size for first, size in wanted)
         if last - first - sum(size for _, size in wanted) > TOGETHER_BYTES:
             return [part for span in wanted for part in self._read(shard, [span])]
-        content = memoryview(self._store.part(source.file, first, last - first, source.bytes))
+        content = self._blocks.take(last - first)
+        self._store.fill(source.file, first, content, source.bytes)
         self._cache.fetched_bytes += len(content)
         return [content[start - first : start - first + size].toreadonly() for start, size in wanted]
 
@@ -272,14 +275,16 @@ class _Maps:
         return found
 
 
-def _copies(file: Path, wanted: Sequence[Span]) -> list[memoryview]:
+def _copies(file: Path, wanted: Sequence[Span], blocks: Blocks) -> list[memoryview]:
     """None at all where the file is shorter than one of them says."""
     found = []
-    with file.open("rb") as opened:
+    with file.open("rb", buffering=0) as opened:
         for first, size in wanted:
-            opened.seek(first)
-            found.append(memoryview(opened.read(size)))
-    return found if [len(copy) for copy in found] == [size for _, size in wanted] else []
+            copy = blocks.take(size)
+            if os.preadv(opened.fileno(), [copy], first) != size:
+                return []
+            found.append(copy.toreadonly())
+    return found
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
