@@ -24,7 +24,6 @@ from tests.stores import faulty, nginx
 
 RANKS = 2
 LINK_BYTES_S = 100e6 / 8
-OURS = ("shard", "random")
 
 
 def measure() -> list[Row]:
@@ -41,7 +40,7 @@ def measure() -> list[Row]:
             }
         else:
             print("PEERS is not set: MosaicML Streaming and LitData are not asked")
-        cold_s, cached_s, theirs_s = [], [], {name: [] for name in peers}
+        cold_s, ranged_s, cached_s, theirs_s = [], [], [], {name: [] for name in peers}
         for _ in range(3):
             for name, command in peers.items():
                 theirs_s[name].append(run_ranks(command))
@@ -49,10 +48,11 @@ def measure() -> list[Row]:
             before = web.sent_bytes()
             cold_s.append(run_ranks(our_side(address, seed, cache)))
             sent = web.sent_bytes() - before
+            ranged_s.append(run_ranks(our_side(address, seed, BUILD / "no_cache", "range")))
             cached_s.append((run_ranks(our_side(address, seed, cache)), run_ranks(our_side(folder, seed, cache))))
         half = half_cache(web, address, seed, cache, size)
     shutil.rmtree(cache, ignore_errors=True)
-    for name, seconds in {"ours": cold_s, **theirs_s}.items():
+    for name, seconds in {"ours": cold_s, "by ranges": ranged_s, **theirs_s}.items():
         print(
             f"{name:<12} {', '.join(f'{one:.2f}' for one in seconds)} s an epoch, {size / min(seconds) / 1e9:.2f} GB/s"
         )
@@ -64,6 +64,14 @@ def measure() -> list[Row]:
             theirs / min(cold_s),
             ">= 1.5",
             VIDEOS / min(cold_s),
+            VIDEOS / theirs,
+            "videos/s",
+        ),
+        Row(
+            "  the same by ranges, nothing kept",
+            theirs / min(ranged_s),
+            ">= 1.5",
+            VIDEOS / min(ranged_s),
             VIDEOS / theirs,
             "videos/s",
         ),
@@ -111,7 +119,7 @@ def run_ranks(command: list[str]) -> float:
     for rank in ranks:
         rank.stdin.close()
         rank.wait(timeout=60)
-    assert sum(counts) >= VIDEOS or "epochs" in command, counts
+    assert sum(counts) > 0.99 * VIDEOS, counts  # LitData leaves out what fills no batch on every rank
     return elapsed_s
 
 
@@ -233,9 +241,10 @@ def resume(seed: int) -> Row:
             rank=2, world_size=4, window_shards=4,
         )  # fmt: skip
         _, (first, *_), _ = loader._draws_of(41)
-        found = shards.read(int(first[0]))
+        index = int(first[0][0])
+        found = shards.read(index)
         took_s = time.perf_counter() - start_s
-        expected = whole.read(int(first[0]))
+        expected = whole.read(index)
         assert all(np.array_equal(found[stream], expected[stream]) for stream in expected)
     shutil.rmtree(cache, ignore_errors=True)
     return Row("  to the first video of step 41 at 4 ranks, less one tar", took_s - one_s, "<= 2", took_s, one_s, "s")
