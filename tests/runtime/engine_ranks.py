@@ -117,7 +117,7 @@ class DamagedSteps:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
 
-    def steps(self, first: int, last: int, _give_up: object) -> Iterator[Step]:
+    def steps(self, first: int, last: int, _give_up: object = None) -> Iterator[Step]:
         for index in range(first, last):
             step = make_step(index, self.ranks)
             for batch in step.micro_batches:
