@@ -12,6 +12,7 @@ import fcntl
 import logging
 import mmap
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from aumn.records import InputError
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
+OURS = re.compile(r"\.?[0-9a-f]{16}-.+")  # a fingerprint, and the tar's own name
 
 
 class NoRoomError(InputError):
@@ -176,13 +178,16 @@ class ShardCache:
             os.close(descriptor)
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """Whole files and parts, but not the parts that killed processes left, which are removed."""
+        """Whole files and parts, but not the parts that killed processes left, which are removed.
+
+        What has another name is somebody else's: the folder may hold more than the cache.
+        """
         found = []
-        for path in self.folder.iterdir():
+        for path in filter(lambda path: OURS.fullmatch(path.name), self.folder.iterdir()):
             with suppress(FileNotFoundError):
                 if path.name.endswith(".partial") and self._is_orphan(path):
                     path.unlink()
-                elif path.name != ".lock":
+                else:
                     found.append((path, path.stat()))
         return found
 

@@ -37,7 +37,7 @@ class Access:
 
 
 class ShardSet:
-    """A packed dataset: its videos, and each one's features as read-only views into memory-mapped tars.
+    """A packed dataset: its videos, and the features of each as read-only arrays; of local tars, views into their maps.
 
     Safe to read from several threads. Features are verified against their checksum on every read.
     """

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import parse_qs, quote, urlsplit
 from urllib.request import Request, urlopen
@@ -37,6 +37,8 @@ WEB_PIECE = 2**16  # of an answer, handed on while they are in the processor's c
 TELL_S = 2.0  # a shorter absence is told nobody
 REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "INVALID_CLIENT", "NO_SUCH_BUCKET", "HTTP status 403")
 MISSING, REFUSED, TOO_SHORT = {404, 410}, {400, 401, 402, 403, 405, 407, 451}, 416
+
+Answer = TypeVar("Answer")
 
 
 class Folder:
@@ -80,18 +82,9 @@ class Remote:
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
-        patience = _Patience(self, name)
-        while True:
-            try:
-                size = self._size(name)
-            except (OSError, HTTPException) as error:
-                try:
-                    patience.wait(self._judge(name, error))
-                except FileNotFoundError:
-                    return None
-            else:
-                self.answered()
-                return size
+        with suppress(FileNotFoundError):
+            return self._until_answered(name, lambda: self._size(name))
+        return None
 
     def fill(self, name: str, first: int, target: memoryview, size: int) -> None:
         """Read a file's bytes from `first` on until `target` is full; see `copy`."""
@@ -134,15 +127,18 @@ class Remote:
 
     def put(self, name: str, file: Path) -> None:
         """Write a file, in place of what has the name; it appears whole."""
+        self._until_answered(name, lambda: self._put(name, file))
+
+    def _until_answered(self, name: str, question: Callable[[], Answer]) -> Answer:
         patience = _Patience(self, name)
         while True:
             try:
-                self._put(name, file)
+                answer = question()
             except (OSError, HTTPException) as error:
                 patience.wait(self._judge(name, error))
             else:
                 self.answered()
-                return
+                return answer
 
     def answered(self) -> None:
         """Note that the store is there, and say so if it was said to be away."""
@@ -204,7 +200,10 @@ class Web(Remote):
     def _size(self, name: str) -> int | None:
         with self._open(name, method="HEAD") as answer:
             if not (length := answer.headers.get("Content-Length", "")).isdigit():
-                raise PermissionError(f"it does not tell the length of {name}")
+                raise InputError(
+                    f"{public(self.place)} does not tell how long {name} is (it sends no Content-Length): let the "
+                    "server send the set's files as they are, or fetch the set into a folder."
+                )
             return int(length)
 
     def _receive(
@@ -314,7 +313,7 @@ class ObjectStore(Remote):
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
             endpoint, region = options.get("endpoint_override", endpoint), options.get("region", region)
             if not endpoint and not region:
-                region = self._asked(lambda: arrow_fs.resolve_s3_region(parts.netloc))
+                region = self._until_answered("the bucket", lambda: arrow_fs.resolve_s3_region(parts.netloc))
             return arrow_fs.S3FileSystem(
                 endpoint_override=endpoint,
                 region=region or "us-east-1",
@@ -334,14 +333,6 @@ class ObjectStore(Remote):
                 f"{public(self.place)}: {parts.scheme}:// is not an address that is known here ({error}); known are "
                 "folders, http(s)://, s3://, gs:// and what installed fsspec packages read."
             ) from None
-
-    def _asked(self, question: Any) -> Any:
-        patience = _Patience(self, "the bucket")
-        while True:
-            try:
-                return question()
-            except OSError as error:
-                patience.wait(self._judge("the bucket", error))
 
 
 class _Patience:

@@ -1,8 +1,8 @@
 """Bytes of a set's tars: mapped where they lie, fetched into the machine's cache, or read part by part from afar.
 
 What lies in a cache is copied rather than mapped: whoever shortens or changes a cached file ends no process by SIGBUS
-and changes nothing behind a checksum, and what is removed gives its room back at once. That costs a tenth of the
-reading at most.
+and changes nothing behind a checksum, and what is removed gives its room back at once. That costs about a tenth of the
+reading (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -260,6 +260,17 @@ def test_the_cache_stays_within_its_bound(local: ShardSet, server: Faulty, tmp_p
         np.testing.assert_array_equal(features["rgb"], local.read(index)["rgb"])
 
 
+def test_other_files_in_its_folder_are_not_the_caches(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
+    sizes = [file.stat().st_size for file in local.path.glob("*.tar")]
+    remote = open_remote(server.address, tmp_path / "home", gigabytes=max(sizes) / 1e9)
+    (tmp_path / "home" / "thesis").mkdir(parents=True)
+    for name in ("thesis.tar", ".partial", ".thesis.partial", "thesis/a.tar"):
+        (tmp_path / "home" / name).write_bytes(b"x" * max(sizes))
+        os.utime(tmp_path / "home" / name, (0, 0))  # read longest ago
+    assert same(remote, local)
+    assert sum(path.is_file() and path.stat().st_mtime == 0 for path in (tmp_path / "home").rglob("*")) == 4
+
+
 def test_what_was_read_longest_ago_makes_room(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
     remote = open_remote(server.address, tmp_path / "cache")
     for index in range(5):
@@ -273,7 +284,7 @@ def test_what_was_read_longest_ago_makes_room(local: ShardSet, server: Faulty, t
     other = ShardCache(tmp_path / "cache", bound)
     store = open_store(server.address)
     assert isinstance(store, Remote)
-    other.get("new.tar", store, oldest.name.partition("-")[2], oldest.stat().st_size, lambda _: "")
+    other.get(f"{0:016}-new.tar", store, oldest.name.partition("-")[2], oldest.stat().st_size, lambda _: "")
     assert not oldest.exists()
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 5
 
@@ -325,12 +336,12 @@ def test_nobody_renames_the_part_that_another_has_begun(local: ShardSet, server:
         if not seen:
             shutil.rmtree(cache.folder)
             cache.folder.mkdir()
-            (cache.folder / ".x.tar.partial").write_bytes(b"half")  # another process's
-        seen.append((cache.folder / "x.tar").exists())
+            (cache.folder / ".0123456789abcdef-x.tar.partial").write_bytes(b"half")  # another process's
+        seen.append((cache.folder / "0123456789abcdef-x.tar").exists())
         return ""
 
     assert isinstance(store, Remote)
-    file = cache.get("x.tar", store, source, size, check)
+    file = cache.get("0123456789abcdef-x.tar", store, source, size, check)
     assert seen == [False, False]
     assert file.read_bytes() == (local.path / source).read_bytes()
 
@@ -348,9 +359,9 @@ def test_no_file_is_renamed_while_another_counts_them(local: ShardSet, server: F
 
     assert isinstance(store, Remote)
     with ThreadPoolExecutor(1) as threads:
-        fetched = threads.submit(cache.get, "x.tar", store, source, size, check)
+        fetched = threads.submit(cache.get, "0123456789abcdef-x.tar", store, source, size, check)
         threading.Event().wait(0.3)
-        assert (cache.folder / ".x.tar.partial").exists()
+        assert (cache.folder / ".0123456789abcdef-x.tar.partial").exists()
         counting[0].close()
         assert fetched.result().exists()
 
@@ -376,7 +387,7 @@ def test_who_was_stopped_while_it_fetched_is_not_waited_for(local: ShardSet, ser
 def test_parts_that_killed_processes_left(local: ShardSet, server: Faulty, tmp_path: Path) -> None:
     remote = open_remote(server.address, tmp_path / "cache", gigabytes=remote_size(local) / 1e9)
     (tmp_path / "cache").mkdir()
-    orphan = tmp_path / "cache" / ".0123-training-000009.tar.partial"
+    orphan = tmp_path / "cache" / ".0123456789abcdef-training-000009.tar.partial"
     orphan.write_bytes(b"x" * 5000)
     assert same(remote, local)
     assert not orphan.exists()
