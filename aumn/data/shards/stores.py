@@ -359,8 +359,10 @@ def open_store(place: Place, away_s: float = AWAY_S) -> Store:
             f"{public(place)} holds a password or a token, which every run would keep: give it in the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.netrc for a web server), and the address without."
         )
-    is_web = urlsplit(place).scheme.lower() in {"http", "https"}
-    return (Web if is_web else ObjectStore)(place, away_s)
+    scheme, host, *_ = urlsplit(place)
+    if scheme in {"http", "https", "s3", "gs"} and not host:
+        raise InputError(f"{place} names no host or bucket: give an address such as {scheme}://NAME/set.")
+    return (Web if scheme in {"http", "https"} else ObjectStore)(place, away_s)
 
 
 def _other_size(place: str, name: str, found: int, wanted: int) -> InputError:

@@ -218,6 +218,12 @@ def test_passwords_are_refused_and_credentials_come_from_the_environment(server:
     assert ("Authorization", "Basic bWU6aHVudGVyMg==") in seen
 
 
+@pytest.mark.parametrize("place", ["http://", "s3://", "s3:///set"])
+def test_an_address_without_a_host_is_told_at_once(place: str) -> None:
+    with pytest.raises(InputError, match=r"names no host or bucket: give an address such as (http|s3)://NAME/set"):
+        ShardSet.open(place_of(place))
+
+
 def test_what_no_package_reads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nosuch://x/y: nosuch:// is not an address that is known here"):
         ShardSet.open("nosuch://x/y")
