@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aumn.training.validation import Validation  # which opens temporal ground truth; training does not
 
 NO_DATA = "no_data"  # counts ranks that wait for data no more
-HAS_DAMAGE, GONE = 1_000, 1_001  # above every signal
+HAS_DAMAGE, ASKED, GONE = 1, 1_000, 2_000  # ASKED and the signal; a rank without data outranks one with damage
 
 
 @dataclass
@@ -72,7 +72,9 @@ def train(run: Run) -> None:
 def _train(run: Run) -> None:
     config, progress, ranks = run.config.run, run.progress, run.engine.ranks
     clock = _Clock(run.loader, run.engine)
-    with closing(run.loader.steps(progress.step, config.steps, partial(_should_give_up, ranks))) as steps:
+    # Ranks that do not agree on a step take it, so none may do without its data.
+    give_up = partial(_should_give_up, ranks) if run.loader.may_lack else _never
+    with closing(run.loader.steps(progress.step, config.steps, give_up)) as steps:
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
         for step in chain([None] if progress.evaluation_due else [], steps):
             signal = 0 if step is None else _agree_and_take(run, step, clock)
@@ -93,6 +95,10 @@ def _train(run: Run) -> None:
             run.advance(progress.step, config.steps)
 
 
+def _never() -> bool:
+    return False
+
+
 def _should_give_up(ranks: Ranks) -> bool:
     """Whether a step is waited for in vain, since this rank was asked to stop, or another one has no data."""
     return bool(preemption.asked()) or ranks.count(NO_DATA, 0) > 0
@@ -108,11 +114,13 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
         ranks.count(NO_DATA)
     gone = str(step.problem) if isinstance(step.problem, StoreGoneError) else ""
     asked = preemption.asked() if step.problem else 0
-    state = ranks.ask(lambda: max(GONE * bool(gone), HAS_DAMAGE * bool(step.damaged), asked))()
+    stop = ASKED + asked if asked else 0
+    state = ranks.ask(lambda: max(GONE * bool(gone), stop, HAS_DAMAGE * bool(step.damaged)))()
     if state == GONE:
         raise StoreGoneError(next(filter(None, ranks.gather(gone))))
-    if 0 < state < HAS_DAMAGE:
-        return step, state
+    if state > ASKED:
+        return step, state - ASKED
+    assert step.problem is None, "a rank without data says why"
     if not state:
         return step, 0
     there = sum(len(batch.videos) for batch in step.micro_batches)
@@ -133,7 +141,7 @@ def _agree_and_take(run: Run, step: Step, clock: _Clock) -> int:
     agreed, signal = _agree(run, step) if run.loader.may_lack else (step, 0)
     if signal or agreed.global_videos:
         return signal or _take(run, agreed, clock)
-    run.say(f"step {step.index + 1} has no video that is not damaged, and changes nothing.")
+    run.say(f"step {step.index + 1} is passed over: all its videos are damaged.")
     _advance(run, step)
     return run.engine.ranks.ask(preemption.asked)()
 

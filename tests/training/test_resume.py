@@ -124,7 +124,7 @@ def test_damaged_videos_are_left_out_of_their_steps_on_all_ranks_alike(tiny):
     expected, found = (read_model(tiny.root / run / "model")[0] for run in ("skipped1", "skipped2"))
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
     ended = succeed(tiny.train("singly", *settings, "batch.global_videos=1", "run.steps=24"))
-    assert ended.stderr.count("has no video that is not damaged, and changes nothing.") == 2
+    assert ended.stderr.count("is passed over: all its videos are damaged.") == 2
     refused = tiny.train("refused", *settings, "data.damage_limit=1", ranks=2)
     assert "2 videos are damaged, and data.damage_limit=1 allows no more: fetch or pack" in refused.stderr
     assert "Traceback" not in refused.stderr

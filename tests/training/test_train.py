@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from aumn.data.problems import StoreGoneError
-from aumn.records import InputError
+from aumn.records import InputError, Step
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
@@ -76,7 +76,7 @@ def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on
     monkeypatch.setattr("aumn.training.validation.localize", lambda _, batches, *__, **___: next(batches, None))
     network = Fake(eval=lambda: None, train=lambda: None)
     engine = Fake(ranks=TwoRanks(), whole_network=lambda: network, device="cpu", communication_s=lambda: None)
-    loader = Fake(steps=lambda *_: (step for step in ()), wait_s=0.0)
+    loader = Fake(steps=lambda *_: (step for step in ()), wait_s=0.0, may_lack=True)
     watch, progress = Fake(settle=lambda: None), Fake(step=20, evaluation_due=True)
     validation = Validation("held_out", None, [0], None, (), Fake(localize=None))
     run = loop.Run(Fake(run=Fake(steps=60)), engine, loader, watch, progress, validation)
@@ -85,3 +85,28 @@ def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on
     assert run.all_stop
     assert saved == [run]
     assert progress.evaluation_due
+
+
+@pytest.mark.parametrize("may_lack", [False, True])
+def test_a_step_is_done_without_only_where_ranks_agree_on_it(may_lack, monkeypatch):
+    """A signal that comes while a local set is read slowly waits for the step, as it always did."""
+    given = []
+    loader = Fake(steps=lambda *given_: given.extend(given_) or (step for step in ()), wait_s=0.0, may_lack=may_lack)
+    engine = Fake(ranks=Ranks(), communication_s=lambda: None)
+    monkeypatch.setattr("aumn.runtime.preemption.asked", lambda: 15)
+    loop.train(loop.Run(Fake(run=Fake(steps=60)), engine, loader, None, Fake(step=20, evaluation_due=False)))
+    assert given[2]() is may_lack
+
+
+@pytest.mark.parametrize("other", ["waits", "has damage"])
+def test_a_rank_without_data_outranks_one_with_damage(other, monkeypatch):
+    class Three(Ranks):
+        def ask(self, question):
+            return lambda: max(question(), loop.ASKED + 15 if other == "waits" else loop.HAS_DAMAGE)
+
+    monkeypatch.setattr("aumn.runtime.preemption.asked", lambda: 0 if other == "waits" else 15)
+    damaged = Step(7, 0, 6, (), damaged={"v": "why"})
+    waiting = Step(7, 0, 0, (), problem=InputError("A step was waited for in vain."))
+    step = damaged if other == "waits" else waiting
+    run = loop.Run(None, Fake(ranks=Three()), Fake(damaged_limit=9), None, None)
+    assert loop._agree(run, step) == (step, 15)

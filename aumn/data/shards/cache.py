@@ -213,8 +213,15 @@ class ShardCache:
         self, descriptor: int, store: Remote, source: str, size: int, check: Callable[[memoryview], str]
     ) -> None:
         """Fetch until it is what the manifest says, or often enough: what is damaged then is damaged in the store."""
+
+        def put(at: int, piece: memoryview) -> None:
+            try:
+                os.pwrite(descriptor, piece, at)
+            except OSError as error:  # which would look like the store's
+                raise NoRoomError(f"data.cache.folder={self.folder} cannot be written to ({error.strerror})") from None
+
         for again in ("; it is fetched again.", "; it is fetched again.", " again: the store's copy is damaged."):
-            store.copy(source, 0, size, size, lambda at, piece: os.pwrite(descriptor, piece, at))
+            store.copy(source, 0, size, size, put)
             self.fetched_bytes += size
             if not (problem := check(memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ)))):
                 return

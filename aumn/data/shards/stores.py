@@ -11,10 +11,12 @@ import logging
 import netrc
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
@@ -234,7 +236,8 @@ class Web(Remote):
 
     def _open(self, name: str, headers: dict[str, str] | None = None, *, method: str = "GET") -> Any:
         parts = urlsplit(self.place)
-        url = parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name, safe='%~')}").geturl()
+        path = f"{quote(parts.path.rstrip('/'), safe='/%~')}/{quote(name, safe='%~')}"
+        url = parts._replace(path=path).geturl()
         request = Request(url, headers={"Accept-Encoding": "identity", **(headers or {})}, method=method)  # noqa: S310
         if self._authorization:
             request.add_unredirected_header("Authorization", self._authorization)
@@ -253,7 +256,14 @@ class Web(Remote):
                 ) from None
             raise OSError(f"{error.code} {error.reason}") from None
         except URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError) or "WRONG_VERSION" in str(error.reason):
+                raise InputError(
+                    f"{public(self.place)} cannot be spoken to ({error.reason}): correct the address, or name the file "
+                    "of its authority's certificate in SSL_CERT_FILE."
+                ) from None
             raise OSError(str(error.reason)) from None
+        except UnicodeError as error:
+            raise InputError(f"{public(self.place)} is no address ({error}): correct it.") from None
 
     @cached_property
     def _authorization(self) -> str | None:
@@ -323,12 +333,13 @@ class ObjectStore(Remote):
                 retry_strategy=arrow_fs.AwsStandardS3RetryStrategy(max_attempts=1),  # we do that
             )
         if parts.scheme == "gs":
-            return arrow_fs.GcsFileSystem(anonymous=options.get("anonymous") == "true")
+            patience = timedelta(seconds=ANSWER_S)  # ours is for longer, and says so
+            return arrow_fs.GcsFileSystem(anonymous=options.get("anonymous") == "true", retry_time_limit=patience)
         import fsspec
 
         try:
             return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(fsspec.filesystem(parts.scheme, **options)))
-        except (ImportError, ValueError) as error:
+        except (ImportError, OSError, TypeError, ValueError) as error:
             raise InputError(
                 f"{public(self.place)}: {parts.scheme}:// is not an address that is known here ({error}); known are "
                 "folders, http(s)://, s3://, gs:// and what installed fsspec packages read."
@@ -359,7 +370,11 @@ def open_store(place: Place, away_s: float = AWAY_S) -> Store:
             f"{public(place)} holds a password or a token, which every run would keep: give it in the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.netrc for a web server), and the address without."
         )
-    scheme, host, *_ = urlsplit(place)
+    try:
+        scheme, host, *_ = parts = urlsplit(place)
+        _ = parts.port  # which is looked at when it is asked for
+    except ValueError as error:
+        raise InputError(f"{public(place)} is no address ({error}): correct it.") from None
     if scheme in {"http", "https", "s3", "gs"} and not host:
         raise InputError(f"{place} names no host or bucket: give an address such as {scheme}://NAME/set.")
     return (Web if scheme in {"http", "https"} else ObjectStore)(place, away_s)

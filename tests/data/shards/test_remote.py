@@ -75,8 +75,10 @@ def test_real_servers(published, local: ShardSet, tmp_path: Path, monkeypatch: p
         with pytest.raises(InputError, match=r"http://.*/none is not a shard set: it holds no dataset\.json"):
             ShardSet.open(f"{web.plain}/none")
         monkeypatch.delenv("SSL_CERT_FILE")
-        with pytest.raises(StoreGoneError, match=r"has not answered for .*certificate verify failed"):
-            ShardSet.open(f"{web.tls}/{name}", Access(away_s=0.05))
+        with pytest.raises(InputError, match=r"cannot be spoken to .*certificate verify failed.*in SSL_CERT_FILE"):
+            ShardSet.open(f"{web.tls}/{name}")
+        with pytest.raises(InputError, match=r"cannot be spoken to .*WRONG_VERSION_NUMBER.*correct the address"):
+            ShardSet.open(f"{web.plain}/{name}".replace("http:", "https:"))
 
 
 def pack_to_bucket(published, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,10 +220,40 @@ def test_passwords_are_refused_and_credentials_come_from_the_environment(server:
     assert ("Authorization", "Basic bWU6aHVudGVyMg==") in seen
 
 
-@pytest.mark.parametrize("place", ["http://", "s3://", "s3:///set"])
-def test_an_address_without_a_host_is_told_at_once(place: str) -> None:
-    with pytest.raises(InputError, match=r"names no host or bucket: give an address such as (http|s3)://NAME/set"):
-        ShardSet.open(place_of(place))
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("http://", "names no host or bucket: give an address such as http://NAME/set"),
+        ("s3://", "names no host or bucket: give an address such as s3://NAME/set"),
+        ("s3:///set", "names no host or bucket"),
+        ("http://[bad/set", "is no address"),
+        ("http://127.0.0.1:abc/set", "is no address"),
+        ("http://.foo/set", "is no address"),
+        ("github://x", "github:// is not an address that is known here"),
+        ("hdfs://h/x", "hdfs:// is not an address that is known here"),
+    ],
+)
+def test_what_trying_again_cannot_mend_is_told_at_once(place: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(place_of(place), Access(away_s=30))
+
+
+def test_a_path_in_other_scripts(local: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    local.path.rename(tmp_path / "www" / "sét 1")
+    with faulty(tmp_path / "www") as server:
+        assert len(open_remote(f"{server.address}/sét 1", tmp_path / "cache").read(0)) == 2
+
+
+def test_a_disk_that_fails_under_way_is_not_taken_for_the_store(local, server, tmp_path, monkeypatch, caplog) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    remote = open_remote(server.address, tmp_path / "cache")
+    monkeypatch.setattr(cache_module.os, "pwrite", fail)
+    assert same(remote, local)
+    assert "cannot be written to (Input/output error): videos are read one by one" in caplog.text
+    assert "does not answer" not in caplog.text
 
 
 def test_what_no_package_reads(tmp_path: Path) -> None:
