@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from aumn.data.indexing.members import list_samples
 from aumn.data.indexing.options import IndexOptions
-from aumn.data.indexing.samples import Wanted
+from aumn.data.indexing.samples import Wanted, array_suffixes
 from aumn.data.indexing.tars import Tar, open_tar
 from aumn.data.sources.containers import DECODED_SUFFIXES
 from aumn.data.sources.streams import USUAL, in_order, parse_streams
@@ -24,11 +24,11 @@ FACTS = {
 """Where each fact of a sample is looked for, unless an option says where it stands."""
 
 
-def choose(options: IndexOptions, first: Tar) -> tuple[Wanted, list[str]]:
-    """What to read of every sample, and what to say of it; InputError tells what there is, where that is unclear."""
+def choose(options: IndexOptions, first: Tar) -> Wanted:
+    """What to read of every sample; InputError tells what there is, where that is unclear."""
     with open_tar(first.path) as file:
         counts = Counter(suffix for sample in list_samples(file, str(first.path)) for suffix in sample.members)
-    streams, beside = _streams(options, first, counts)
+    streams = _streams(options, first, counts)
     facts = dict(FACTS)
     for fact, place in (("id", options.id), ("labels", options.labels)):
         if place:
@@ -37,11 +37,11 @@ def choose(options: IndexOptions, first: Tar) -> tuple[Wanted, list[str]]:
     for fact in ("labels", "subset") if options.annotations else ("subset",) if options.subset else ():
         del facts[fact]
     ordered = {stream: streams[stream] for stream in in_order(streams)}
-    return Wanted(ordered, facts, bool(options.transposed)), beside
+    return Wanted(ordered, facts, bool(options.transposed))
 
 
-def _streams(options: IndexOptions, first: Tar, counts: Counter[str]) -> tuple[dict[str, str], list[str]]:
-    arrays = [suffix for suffix in counts if f".{suffix.rpartition('.')[2]}" in DECODED_SUFFIXES]
+def _streams(options: IndexOptions, first: Tar, counts: Counter[str]) -> dict[str, str]:
+    arrays = array_suffixes(counts)
     if options.streams:
         words = parse_streams(options.streams)
         found = {
@@ -49,15 +49,12 @@ def _streams(options: IndexOptions, first: Tar, counts: Counter[str]) -> tuple[d
         }
         if unclear := [word for word, stream in words.items() if len(found[stream]) != 1]:
             raise InputError(f"--streams {options.streams}: no member {unclear[0]}. {_say(first, counts, arrays)}")
-        return {stream: suffix for stream, (suffix,) in found.items()}, []
+        return {stream: suffix for stream, (suffix,) in found.items()}
     usual = [suffix for suffix in arrays if _stem(suffix) in USUAL]
     taken = usual or arrays
     if not taken or len({_stem(suffix) for suffix in taken}) < len(taken) or len(taken) > max(1, len(usual)):
         raise InputError(_say(first, counts, arrays))
-    beside = (
-        [f"Not taken: the members {', '.join(sorted(set(arrays) - set(taken)))}."] if len(arrays) > len(taken) else []
-    )
-    return {_stream_of(suffix): suffix for suffix in taken}, beside
+    return {_stream_of(suffix): suffix for suffix in taken}
 
 
 def _stem(suffix: str) -> str:

@@ -53,20 +53,21 @@ def index(
 ) -> PackingReport:
     """Make the set; `options` are IndexOptions' fields, and progress is counted in tars."""
     chosen = IndexOptions(list(tars), out, **options)
-    refuse_existing(out)
+    refuse_existing(out, grows=False)
     classes = read_classes(chosen.classes)
     found, notes = find_tars(chosen.tars)
-    wanted, beside = choose(chosen, found[0])
+    wanted = choose(chosen, found[0])
     indexed = _read_all(found, wanted, chosen.workers, on_progress)
-    bad = {key: text for tar in indexed for key, text in tar.bad.items()}
+    names = _names_of(found)
+    bad = {f"{names[tar.number]}/{key}": text for tar in indexed for key, text in tar.bad.items()}
     samples = [(tar.number, each) for tar in indexed for each in tar.samples]
     for stream, suffix in wanted.streams.items() if chosen.transposed is None else ():
         found_as = [each.arrays[stream] for _, each in samples]
         find_forms(f"The members {suffix}", {(array.snippets, array.width) for array in found_as}, None, None)
-    samples, widths, dtype = _check_widths(samples, bad)
+    samples, widths, dtype = _check_widths(samples, names, bad)
     named, id_source = name_samples(samples, chosen, bad)
     truth = _read_truth(chosen, named, found, classes, bad)
-    taken = {each.id: each for each in named if chosen.annotations or each.id in truth.videos}
+    taken = {each.id: each for each in named if each.id not in bad and (chosen.annotations or each.id in truth.videos)}
     if chosen.on_bad != "skip" or not taken:
         headline = f"{len(bad):,} samples of {' '.join(chosen.tars)} cannot be taken:"
         refuse(list(bad.values()), headline, OR_SKIP if taken else "")
@@ -120,7 +121,7 @@ def index(
             ]
         ),
         coverage=None if is_rescaled else measure_coverage(videos, truth, clock),
-        notes=[*notes, *beside, *look_at_truth(videos, annotated, clock, chosen.on_bad)],
+        notes=[*notes, *_say_beside(indexed, wanted, chosen), *look_at_truth(videos, annotated, clock, chosen.on_bad)],
         bytes=sum(shard.bytes for shard in description.shards),
     )
 
@@ -137,7 +138,9 @@ def _read_all(
     return [indexed[number] for number in range(len(tars))]
 
 
-def _check_widths(samples: Samples, bad: dict[str, str]) -> tuple[Samples, dict[str, int], np.dtype[Any]]:
+def _check_widths(
+    samples: Samples, names: Sequence[str], bad: dict[str, str]
+) -> tuple[Samples, dict[str, int], np.dtype[Any]]:
     """The samples with the streams' usual widths; those; and the set's dtype, which holds what all members hold."""
     if not samples:
         refuse(list(bad.values()), f"None of the {len(bad):,} samples can be taken:")
@@ -147,7 +150,7 @@ def _check_widths(samples: Samples, bad: dict[str, str]) -> tuple[Samples, dict[
     for tar, found in samples:
         odd = [stream for stream, array in found.arrays.items() if array.width != widths[stream]]
         if odd:
-            bad[found.key] = (
+            bad[f"{names[tar]}/{found.key}"] = (
                 f"Sample {found.key!r} has {odd[0]} features of width {found.arrays[odd[0]].width} where the others' "
                 f"have {widths[odd[0]]}: extract it with the same network."
             )
@@ -167,8 +170,13 @@ def _read_truth(
     if options.annotations is None:
         return Annotations(Path(options.tars[0]), tell_videos(named, tars, options, classes, bad))
     truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
-    with about(f"{options.tars[0]}: a sample"):
-        filled = {each.id: fill_gaps(truth.videos[each.id], each) for each in named if each.id in truth.videos}
+    filled = {}
+    for each in (each for each in named if each.id in truth.videos):
+        try:
+            with about(f"{tars[each.tar].path}: sample {each.found.key!r}"):
+                filled[each.id] = fill_gaps(truth.videos[each.id], each)
+        except InputError as error:
+            bad[each.id] = str(error)
     return replace(truth, videos=truth.videos | filled)
 
 
@@ -202,6 +210,12 @@ def _row(video: PlannedVideo, named: Named, used: Mapping[int, int]) -> Row:
     return row | {f"{stream}_{part}": getattr(array, part) for stream, array in places for part in MEMBER_PARTS}
 
 
+def _names_of(tars: Sequence[Tar]) -> list[str]:
+    """By which samples of tars are told apart, whose keys may come again."""
+    folder = common_place([tar.path for tar in tars])
+    return [_name_in(folder, tar.path) for tar in tars]
+
+
 def _name_in(folder: Place, tar: Place) -> str:
     return str(Path(tar).resolve().relative_to(folder)) if isinstance(folder, Path) else Path(tar).name
 
@@ -211,6 +225,13 @@ def _seen_from(out: Path, folder: Place, given: Path) -> str:
     if isinstance(folder, str):
         return folder
     return str(folder) if given.is_absolute() else os.path.relpath(folder, out.resolve())
+
+
+def _say_beside(indexed: Sequence[TarIndex], wanted: Wanted, options: IndexOptions) -> Iterator[str]:
+    """What else the samples of all tars have, where the user did not choose."""
+    beside = sorted({suffix for tar in indexed for suffix in tar.arrays} - {*wanted.streams.values()})
+    if beside and not options.streams:
+        yield f"Not taken: the members {', '.join(beside)}. To take others: --streams."
 
 
 def _say_members(wanted: Wanted, decoded: Mapping[str, str]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What a user may say about tars that others packed, declared once; `aumn index` has its arguments from here."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,8 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         """InputError where a value cannot be meant."""
+        if re.match(r"[a-z0-9+]+:/", str(self.out)):
+            raise InputError(f"--out {self.out}: the set is a folder here; only the tars may lie elsewhere.")
         check_on_bad(self.on_bad)
         check_bounds(self)
         given = [name for name in ("labels", "subset") if getattr(self, name)]

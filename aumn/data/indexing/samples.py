@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -18,7 +18,7 @@ import xxhash
 from aumn.data.indexing.members import Sample, list_samples
 from aumn.data.indexing.tars import Tar, open_tar
 from aumn.data.problems import about
-from aumn.data.sources.containers import decode
+from aumn.data.sources.containers import DECODED_SUFFIXES, decode
 from aumn.records import InputError
 
 IN_PLACE = (np.dtype("<f2"), np.dtype("<f4"))
@@ -56,20 +56,27 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class TarIndex:
-    """What a tar holds; `bad` are its other samples, by their keys."""
+    """What a tar holds; `bad` are its other samples, by their keys, and `arrays` the suffixes of all its arrays."""
 
     number: int
     bytes: int
     samples: list[Found]
     bad: dict[str, str]
+    arrays: list[str]
+
+
+def array_suffixes(suffixes: Iterable[str]) -> list[str]:
+    """Those of members that may be arrays."""
+    return [suffix for suffix in suffixes if f".{suffix.rpartition('.')[2]}" in DECODED_SUFFIXES]
 
 
 def read_tar(number: int, tar: Tar, wanted: Wanted) -> TarIndex:
     """Look through every sample of a tar; InputError where it is not the tar that its index tells of."""
-    samples, bad, count = [], {}, 0
+    samples, bad, suffixes, count = [], {}, dict[str, None](), 0
     with open_tar(tar.path) as file:
         for sample in list_samples(file, str(tar.path)):
             count += 1
+            suffixes |= dict.fromkeys(sample.members)
             if sample.key in tar.excluded:
                 continue
             try:
@@ -83,7 +90,7 @@ def read_tar(number: int, tar: Tar, wanted: Wanted) -> TarIndex:
             f"{tar.path} has {count:,} samples where {tar.told_by} says {tar.samples:,}: one of the two is another's "
             "or cut short; fetch both again, make the index again, or give the tars by a pattern, without the index."
         )
-    return TarIndex(number, size, samples, bad)
+    return TarIndex(number, size, samples, bad, array_suffixes(suffixes))
 
 
 def _look(file: BinaryIO, sample: Sample, wanted: Wanted) -> Found:

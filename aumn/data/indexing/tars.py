@@ -40,10 +40,7 @@ def find_tars(given: Sequence[str]) -> tuple[list[Tar], list[str]]:
             if found.setdefault(place, tar).split != tar.split:
                 raise InputError(f"{tar.path} is in the splits {found[place].split} and {tar.split}: a video has one.")
     if missing := [str(tar.path) for tar in found.values() if isinstance(tar.path, Path) and not tar.path.is_file()]:
-        shown_ = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
-        raise InputError(
-            f"{len(missing):,} tars are missing: {shown_}; fetch them, or correct the pattern or the index."
-        )
+        raise InputError(f"These tars are missing: {_names(missing)}. Fetch them, or correct what names them.")
     return list(found.values()), notes
 
 
@@ -101,6 +98,10 @@ def _tars_of(text: str, notes: list[str]) -> Iterator[Tar]:
         raise InputError(
             f"{text} is a command: give the addresses of the tars, https://... or s3://..., or fetch them."
         )
+    elif "://" in text and "." not in text.rpartition("/")[2]:
+        raise InputError(
+            f"{text} is no tar's address: give those of the tars, such as {text.rstrip('/')}/train-{{000..007}}.tar."
+        )
     elif "://" in text:
         yield from (Tar(place_of(name)) for name in expand(text))
     else:
@@ -109,25 +110,33 @@ def _tars_of(text: str, notes: list[str]) -> Iterator[Tar]:
 
 
 def _in_folder(folder: Path, notes: list[str]) -> Iterator[Tar]:
-    tars = sorted(folder.rglob("*.tar"))
+    tars = sorted(tar for tar in folder.rglob("*.tar") if not any(part.endswith(".partial") for part in tar.parts))
     if (folder / ENERGON).is_dir():
-        listed = list(_in_energon_folder(folder))
-    else:
-        listed = [
-            tar for index in sorted(folder.glob("*.json")) if _is_wids_index(index) for tar in _in_wids_index(index)
-        ]
-    if not tars and not listed:
+        yield from _listed(tars, list(_in_energon_folder(folder)), notes)
+        return
+    if indexes := [index for index in sorted(folder.glob("*.json")) if _is_wids_index(index)]:
+        yield from _listed(tars, [tar for index in indexes for tar in _in_wids_index(index)], notes)
+        return
+    if not tars:
         packed = sorted(path for path in folder.rglob("*") if ".tar." in path.name or path.suffix in {".tgz", ".tzst"})
         if packed:
             open_tar(packed[0]).close()  # says that it is compressed
         raise InputError(f"{folder} holds no .tar: give the folder of the WebDataset tars, or a pattern of them.")
-    beside = set(tars) - {tar.path for tar in listed}
-    if listed and beside:
+    yield from map(Tar, tars)
+
+
+def _listed(tars: Sequence[Path], listed: list[Tar], notes: list[str]) -> list[Tar]:
+    """The tars of an index, and a note on others that lie there."""
+    if beside := sorted(set(tars) - {tar.path for tar in listed}):
         notes.append(
-            f"Not taken: {len(beside):,} tars that {listed[0].told_by} does not list, such as {min(beside).name}. To "
-            "take them too, give the tars by a pattern."
+            f"Not taken, since {listed[0].told_by} does not list them: {_names([tar.name for tar in beside])}. To take "
+            "them too, give the tars by a pattern."
         )
-    yield from listed or map(Tar, tars)
+    return listed
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _is_wids_index(file: Path) -> bool:
@@ -146,6 +155,8 @@ def _in_wids_index(index: Path) -> Iterator[Tar]:
             (part.get("base", ""), shard["url"], shard["nsamples"]) for part in parts for shard in part["shardlist"]
         ]
         places = [(Path(base, url.removeprefix("file:")), count) for base, url, count in shards]
+        if not places or any(type(count) is not int for _, count in places):
+            raise TypeError("no shards, or counts that are no numbers")
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{index} lists no tars as wids does ({error!r}): {WIDS_LAYOUT}") from None
     for place, count in places:
@@ -159,16 +170,23 @@ def _in_energon_folder(folder: Path) -> Iterator[Tar]:
     splits_file, splits = _read_energon(folder, "split")
     try:
         excluded = {name for pattern in splits.get("exclude") or () for name in expand(pattern)}
-        for split, patterns in splits["split_parts"].items():
-            for name in (name for pattern in patterns for name in expand(pattern)):
-                if name not in excluded:
-                    keys = frozenset(each.removeprefix(f"{name}/") for each in excluded if each.startswith(f"{name}/"))
-                    yield Tar(folder / name, str(split), info["shard_counts"][name], keys, index)
-    except (AttributeError, KeyError, TypeError) as error:
+        shards = [
+            (name, str(split), int(info["shard_counts"][name]))
+            for split, patterns in splits["split_parts"].items()
+            for pattern in patterns
+            for name in expand(pattern)
+            if name not in excluded
+        ]
+        if not shards:
+            raise KeyError("no shard that is not excluded")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{splits_file} and {index} do not name the same shards, or not as Energon does ({error!r}): run `energon "
             "prepare` again, or give the tars by a pattern."
         ) from None
+    for name, split, count in shards:
+        keys = frozenset(each.removeprefix(f"{name}/") for each in excluded if each.startswith(f"{name}/"))
+        yield Tar(folder / name, split, count, keys, index)
 
 
 def _read_energon(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:

@@ -51,13 +51,14 @@ def name_samples(
     of_name = defaultdict(list)
     for name, (tar, found) in zip(names, samples, strict=True):
         of_name[name].append(Named(name, tar, found))
+    unclear = {name for name, group in of_name.items() if len(group) > 1 or not name}
     for name, group in of_name.items():
-        if len(group) > 1 or not name:
+        if name in unclear:
             told = ", ".join(repr(named.found.key) for named in group[:3])
             bad[name] = (
                 f"{len(group):,} samples are called {name!r} by {source} ({told}): give --id, or name them apart."
             )
-    return [group[0] for name, group in of_name.items() if name not in bad], source
+    return [group[0] for name, group in of_name.items() if name not in unclear], source
 
 
 def fill_gaps(video: AnnotatedVideo, named: Named) -> AnnotatedVideo:

@@ -40,6 +40,11 @@ class Base:
     def open(cls, path: Place) -> Base:
         """Open its newest version."""
         description = read_description(open_store(path))
+        if description.tars is not None:
+            raise InputError(
+                f"{path} was made by `aumn index` of tars in {description.tars}, beside which nothing is put: pack the "
+                "new videos into a set of their own, and train on both (data.shards: [A, B])."
+            )
         identity = description.identity
         base = cls(path, description, ShardSet.open(path, identity=identity), read_annotations(path, identity=identity))
         if base.rows.keys() != base.truth.videos.keys():

@@ -200,11 +200,12 @@ def _read_all_facts(
     return facts, bad
 
 
-def refuse_existing(out: Place) -> None:
-    """A shard set is never overwritten."""
+def refuse_existing(out: Place, *, grows: bool = True) -> None:
+    """A shard set is never overwritten; `grows` says whether the command can add to one."""
     if out.exists() if isinstance(out, Path) else open_store(out).size(DESCRIPTION) is not None:
         raise InputError(
-            f"{out} already exists: remove it, pack into another folder, or add videos to it with --append."
+            f"{out} already exists: remove it, "
+            + ("pack into another folder, or add videos to it with --append." if grows else "or name another folder.")
         )
 
 

@@ -281,7 +281,8 @@ def test_what_cannot_be_taken_is_named_or_left_out(tmp_path: Path, members: dict
         index_here(tmp_path)
     assert not (tmp_path / "out").exists()
     report, shards = index_here(tmp_path, on_bad="skip")
-    assert list(report.bad) == list(shards.left_out) == ["bad"]
+    assert [name.removeprefix("train-0.tar/") for name in report.bad] == ["bad"]
+    assert list(report.bad) == list(shards.left_out)
     assert [video.id for video in shards.videos] == ["v0", "v1", "v2"]
 
 
@@ -290,7 +291,7 @@ def test_names_that_nothing_could_store_are_bad(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sample '\\\\udce9' has a name that is no UTF-8: rename it"):
         index_here(tmp_path)
     _, shards = index_here(tmp_path, on_bad="skip")
-    assert shards.left_out == ("\\udce9",)
+    assert shards.left_out == ("train-0.tar/\\udce9",)
 
 
 @pytest.mark.parametrize(
@@ -403,6 +404,51 @@ def test_the_tars_are_found_where_they_were_given(tmp_path: Path, monkeypatch: p
         ShardSet.open(tmp_path / "far")
 
 
+def test_keys_that_come_again_in_another_tar_are_other_samples(tmp_path: Path) -> None:
+    """The key of a bad sample is another's name, or that of a good sample of another tar."""
+    bad = {"npy": np.full((4, 3), np.nan, "float32"), "json": {"id": "lost", "labels": ["Run"]}}
+    good = {name: {"npy": features(1), "json": {"id": name, "labels": ["Run"]}} for name in ("0", "x", "y")}
+    write_tar(tmp_path / "in" / "train-0.tar", {"0": bad, "1": good["x"]})
+    write_tar(tmp_path / "in" / "train-1.tar", {"0": bad, "1": good["0"], "2": good["y"]})
+    report, shards = index_here(tmp_path, on_bad="skip")
+    assert shards.ids(range(len(shards))) == ["0", "x", "y"]
+    assert list(report.bad) == ["train-0.tar/0", "train-1.tar/0"]
+
+
+def test_members_that_only_a_later_tar_has_are_told(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "train-0.tar", {"a": {"rgb.npy": features(1), "cls": "Run"}})
+    write_tar(tmp_path / "in" / "train-1.tar", {"b": {"rgb.npy": features(1), "flow.npy": features(2), "cls": "Run"}})
+    report, shards = index_here(tmp_path)
+    assert shards.streams == {"rgb": 3}
+    assert "Not taken: the members flow.npy. To take others: --streams." in report.notes
+
+
+def test_a_bad_fact_of_one_sample_is_its_own(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "train-0.tar", {
+        name: {"npy": features(1), "json": {"fps": fps}} for name, fps in (("a", 25), ("b", -1))
+    })  # fmt: skip
+    gt = tmp_path / "gt.json"
+    facts = {"subset": "train", "annotations": [{"label": "Run", "segment": [0, 1]}]}
+    gt.write_text(json.dumps({"database": {"a": facts, "b": facts}}))
+    report, shards = index_here(tmp_path, annotations=gt, on_bad="skip", fps=None)
+    assert shards.ids(range(len(shards))) == ["a"]
+    assert list(report.bad) == ["b"]
+
+
+def test_nothing_is_put_beside_the_tars_of_others(tmp_path: Path) -> None:
+    published = write_published(tmp_path / "published", {"training": ["a", "b"]})
+    published.pack(tmp_path / "in")
+    index_here(tmp_path, fps=None)
+    with pytest.raises(
+        InputError, match=r"out was made by `aumn index` of tars in .*: pack the new videos into a set of"
+    ):
+        published.pack(tmp_path / "out", append=True, name=None)
+    with pytest.raises(InputError, match=r"out already exists: remove it, or name another folder\."):
+        index_here(tmp_path)
+    with pytest.raises(InputError, match=r"--out s3:/b/x: the set is a folder here"):
+        index([str(tmp_path / "in")], Path("s3://b/x"), **FPS)
+
+
 def test_tars_behind_a_web_server_stay_there(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train-0.tar", make())
     write_tar(tmp_path / "in" / "train-1.tar", make(3))
@@ -470,23 +516,32 @@ def test_ways_to_give_tars(
     found = {subset: " ".join(shards.ids(shards.indices(subset))) for subset in report.packed}
     assert found == expected
     is_part = "index.json" in files and given == ["."]
-    assert (
-        any("Not taken: 1 tars that index.json does not list, such as b-0.tar" in each for each in report.notes)
-        == is_part
-    )
+    assert any("Not taken, since index.json does not list them: b-0.tar." in each for each in report.notes) == is_part
 
 
 @pytest.mark.parametrize(
     ("given", "files", "message"),
     [
-        (["x"], {}, "1 tars are missing: x; fetch them, or correct the pattern or the index"),
-        (["a-{0..2}.tar"], {}, "2 tars are missing: a-1.tar, a-2.tar"),
+        (["x"], {}, "These tars are missing: x. Fetch them, or correct what names them."),
+        (["a-{0..2}.tar"], {}, "These tars are missing: a-1.tar, a-2.tar. Fetch"),
         (["a-{0..2.tar"], {}, r"'a-\{0..2.tar' is no pattern of tars \(Unbalanced braces"),
         (["pipe:cat a.tar"], {}, "pipe:cat a.tar is a command: give the addresses of the tars"),
         (["e"], {"e/b.tar.gz": b"\x1f\x8b..."}, r"b.tar.gz is compressed, .* decompress the tars \(gunzip b.tar.gz\)"),
         (["c.tar"], {"c.tar": b"\x1f\x8b..."}, "c.tar is compressed, and what lies in it cannot be read by its place"),
         (["e"], {"e/b.txt": b""}, "e holds no .tar: give the folder of the WebDataset tars"),
         (["i.json"], {"i.json": b'{"shardlist": [{"url": "a-0.tar", "nsamples": 4}]}'}, "3 samples where i.json says"),
+        (["i.json"], {"i.json": b'{"shardlist": []}'}, r"i.json lists no tars as wids does"),
+        (["i.json"], {"i.json": b'{"classes": []}'}, r"i.json lists no tars as wids does"),
+        (["i.json"], {"i.json": b'{"shardlist": [{"url": "a-0.tar", "nsamples": "3"}]}'}, "i.json lists no tars"),
+        (["http://host/folder/"], {}, "is no tar's address: give those of the tars, such as http://host/folder/train-"),
+        (
+            ["."],
+            {
+                ".nv-meta/split.yaml": b"{split_parts: {train: [a-0.tar]}, exclude: [a-0.tar]}",
+                ".nv-meta/.info.json": b'{"shard_counts": {"a-0.tar": 3}}',
+            },
+            "no shard that is not excluded",
+        ),
         (["i.json"], {"i.json": b'{"shardlist": 3}'}, r"i.json lists no tars as wids does .*: a wids index is"),
         (["."], {".nv-meta/split.yaml": b"a: 1"}, ".nv-meta/.info.yaml cannot be read .*: run `energon prepare` again"),
         (["."], {".nv-meta/split.yaml": b"a: 1", ".nv-meta/.info.json": b"{}"}, "do not name the same shards, or no"),

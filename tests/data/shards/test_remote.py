@@ -246,11 +246,8 @@ def test_a_path_in_other_scripts(local: ShardSet, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fails_under_way_is_not_taken_for_the_store(local, server, tmp_path, monkeypatch, caplog) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
     remote = open_remote(server.address, tmp_path / "cache")
-    monkeypatch.setattr(cache_module.os, "pwrite", fail)
+    monkeypatch.setattr(cache_module.os, "pwrite", refuse(errno.EIO))
     assert same(remote, local)
     assert "cannot be written to (Input/output error): videos are read one by one" in caplog.text
     assert "does not answer" not in caplog.text
