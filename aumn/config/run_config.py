@@ -163,6 +163,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _fields_of(parents: Sequence[str]) -> list[str]:
+    """The names within a section, or within a field that has some itself."""
+    within: Any = RunConfig
+    for parent in parents:
+        within = within.model_fields[parent].annotation
+    return list(within.model_fields)
+
+
 def _describe(problem: Any) -> list[str]:
     """A line a problem: the field, its value, the rule, and for a typo the nearest name."""
     if problem["type"] == "settings":  # ours, about fields together
@@ -174,11 +182,10 @@ def _describe(problem: Any) -> list[str]:
     if where in REMOVED:
         return [f"{where} is no setting any more: {REMOVED[where]}"]
     if problem["type"] == "extra_forbidden":
-        within: Any = RunConfig
-        for parent in parents:
-            within = within.model_fields[parent].annotation
-        fields = list(within.model_fields)
+        fields = _fields_of(parents)
         near = difflib.get_close_matches(name, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(fields)}."
         return [f"{where} is not a setting: {hint}"]
+    if problem["type"] == "model_type":
+        return [f"{where}={problem['input']!r} must be a mapping of {', '.join(_fields_of((*parents, name)))}."]
     return [f"{where}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."]

@@ -21,7 +21,7 @@ def _texts(name: str, given: Any) -> Any:
     """One, or a list of several; a list of one is the one."""
     several = given if isinstance(given, list) else [given]
     if not several or not all(isinstance(one, str | Path) for one in several):
-        raise refusal(f"data.{name}={given!r} must be a text, or a list of one for each shard set")
+        raise refusal(f"data.{name}={given!r} must be one name, or a list with a name for each shard set")
     return several[0] if len(several) == 1 else several
 
 
