@@ -248,7 +248,10 @@ def _tables_of(plan: Plan, shards: Path, written: Sequence[Written]) -> set[str]
     )
     rows = [row for shard in written for row in shard.rows]
     growths = base.description.growths + 1 if base else 0
-    return write_tables(shards, description, rows, annotated, plan.on_bad, growths=growths, before=before)
+    on_bad = plan.on_bad  # kept with the set for instances that end before they start; where none is added, as it was
+    if base and not any(instance.is_reversed for video in plan.annotated for instance in video.annotations):
+        on_bad = base.truth.on_bad
+    return write_tables(shards, description, rows, annotated, on_bad, growths=growths, before=before)
 
 
 def write_tables(

@@ -223,6 +223,12 @@ def test_what_contradicts_the_set_is_refused_in_a_sentence(
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_what_is_done_with_bad_videos_once_is_not_done_for_ever(published: Any, tmp_path: Path) -> None:
+    pack_some(published, tmp_path / "out")
+    append(published, tmp_path / "out", on_bad="skip")
+    assert read_annotations(tmp_path / "out").on_bad == "stop"
+
+
 def test_a_choice_on_bad_videos_is_kept_and_a_set_that_is_none_is_refused(published: Any, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"out is not a shard set: it holds no dataset.json; make one with `aumn pack`"
