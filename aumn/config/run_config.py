@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from aumn.config.section import Section, refusal
@@ -129,6 +129,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise InputError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines.")
+    _apply(settings, overrides)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [line for problem in error.errors() for line in _describe(problem)]
+        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
+
+
+def change_rules(rules: LocalizeSettings, overrides: Sequence[str]) -> LocalizeSettings:
+    """A model's rules of localization with `localize.field=value` overrides; InputError lists every problem."""
+    settings: dict[str, Any] = {"localize": rules.model_dump(mode="json")}
+    _apply(settings, overrides)
+    try:
+        return _Rules.model_validate(settings).localize
+    except ValidationError as error:
+        raise InputError(
+            "The model's rules cannot be changed so:", *(line for one in error.errors() for line in _describe(one))
+        ) from None
+
+
+class _Rules(BaseModel):
+    localize: LocalizeSettings
+
+
+def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         if not re.match(r"[^.=]+\.[^=]+=", override):
             raise InputError(
@@ -141,11 +166,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             if not isinstance(within, dict):
                 raise InputError(f"override {override!r}: {parent} is a single value, which has no {field}.")
         within[field] = value
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _describe(problem)]
-        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
 
 
 def _flatten(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

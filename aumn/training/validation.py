@@ -47,12 +47,15 @@ class Validation:
         if name == HELD_OUT and not held_out:
             raise InputError(
                 f"evaluation.videos=held_out, but data.holdout_share={config.data.holdout_share} of "
-                f"{config.data.subset} holds none out: set it to 0.2, say, or set evaluation.videos=null."
+                f"{config.data.subset} holds none out: set it to 0.2, say, or name some in data.holdout_videos, or set "
+                "evaluation.videos=null."
             )
         indices = held_out if name == HELD_OUT else shards.indices(name)
         subsets = config.data.subsets if name == HELD_OUT else [name] * len(shards.parts)
-        videos = set(shards.ids(indices))
-        ground_truth = _restrict(_read_ground_truth(shards, subsets), videos)
+        truth, videos = _read_ground_truth(shards, subsets), set(shards.ids(indices))
+        if name == HELD_OUT and truth.untimed:  # whose times nobody annotated, so that nothing can be measured on them
+            indices = [i for i, video in zip(indices, shards.ids(indices), strict=True) if video not in truth.untimed]
+        ground_truth = _restrict(truth, videos)
         if not len(ground_truth):
             raise InputError(
                 f"evaluation.videos={name}: its {len(videos)} videos have no annotated instance; name another subset, "
