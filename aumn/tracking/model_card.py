@@ -113,5 +113,6 @@ def _population(videos: str, card: ModelCard, config: Mapping[str, Any] | None) 
     if named := sorted(data.get("holdout_videos", [])):
         digest = hashlib.sha256("\n".join(named).encode()).hexdigest()[:8]
         return f"{len(named)} of {data['subset']} held out by name (checksum {digest}), of {card.dataset}"
-    subset = f"the groups {data['holdout_groups']} of " * bool(data.get("holdout_groups")) + str(data["subset"])
+    groups = data.get("holdout_groups")
+    subset = f"the groups {groups} of {data['subset']}" if groups else data["subset"]
     return f"{data['holdout_share']:.0%} of {subset} held out with seed {data['holdout_seed']}, of {card.dataset}"
