@@ -108,7 +108,8 @@ class DataSettings(Section):
     )
     subset: Annotated[str | list[str], BeforeValidator(partial(_texts, "subset"))] = setting(
         "training",
-        "Subset to train on; THUMOS14 trains on `validation`. Of several sets: one name, or a list of one each.",
+        "Subset to train on, or a list of them; THUMOS14 trains on `validation`. Of several sets: one name, or a list "
+        "of one each.",
     )
     holdout_share: ShareBelowOne = setting(
         0.0, "Share of the subset's videos held out of training, so that choices need no test video."
@@ -136,7 +137,7 @@ class DataSettings(Section):
 
     @property
     def subsets(self) -> list[str]:
-        """The one of each set."""
+        """The one of each set; of one set, all that are trained on."""
         return self.subset if isinstance(self.subset, list) else [self.subset] * len(self.places)
 
     @model_validator(mode="after")
@@ -147,7 +148,7 @@ class DataSettings(Section):
                 "data.holdout_videos names the videos to hold out: leave out data.holdout_share, or the names"
             )
         for name, given in (("subset", self.subsets), ("weights", self.weights)):
-            if given is not None and len(given) != sets:
+            if given is not None and len(given) != sets and (sets, name) != (1, "subset"):
                 problems.append(f"data.{name} has {len(given)} for {sets} shard sets: give one for each")
         for name, default in (("weights", None), ("class_names", {}), ("same_ids", "refuse")):
             if sets == 1 and getattr(self, name) != default:

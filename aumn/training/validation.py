@@ -98,14 +98,16 @@ class Validation:
 
 
 def _read_ground_truth(shards: ShardSet, subsets: Sequence[str]) -> GroundTruth:
-    """Of each set the one subset, if it has it; all together by the names that the union has for videos and classes."""
+    """Of each set its subset, if it has it, or all of the only set; by the names that the union has for all of it."""
+    parts = list(zip(shards.parts, shards.prefixes, strict=True))
+    asked = list(zip(parts if len(parts) > 1 else parts * len(subsets), subsets, strict=True))
     of_each = [
         _renamed(
-            read_ground_truth(part.path, subset, identity=part.identity, may_lack_times=len(shards.parts) > 1),
+            read_ground_truth(part.path, subset, identity=part.identity, may_lack_times=len(asked) > 1),
             prefix,
             shards.class_names,
         )
-        for part, prefix, subset in zip(shards.parts, shards.prefixes, subsets, strict=True)
+        for (part, prefix), subset in asked
         if subset in part.subsets
     ]
     labels = sorted({label for truth in of_each for label in truth.labels})

@@ -141,7 +141,16 @@ def test_videos_without_an_action_are_trained_on_and_untimed_ones_are_not_measur
         f"model.independent_classes={independent}".lower(),
         f"run.folder=run_{independent}",
     )
-    told = succeed(aumn("train", "tiny.yaml", *settings, cwd=root)).stderr
+    subsets = "data.subset=[training,testing]" if independent else "data.subset=training"
+    told = succeed(aumn("train", "tiny.yaml", *settings, subsets, cwd=root)).stderr
+    count = len(
+        {
+            line.split(",")[0]
+            for line in (root / "gt.csv").read_text().split("\n")[1:]
+            if independent or ",training," in line
+        }
+    )
+    assert f"{count - 4} training videos, 4 held out" in told
     assert f"{'each says of every class' if independent else 'the softmax of Eq. 9 says nothing'}" in told
     assert "on 2 videos: held out" in told
     lines = [json.loads(line) for line in (root / f"run_{independent}" / "metrics.jsonl").read_text().splitlines()]
