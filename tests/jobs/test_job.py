@@ -158,6 +158,16 @@ def test_what_the_run_says_of_its_end_counts_and_else_what_srun_says(place, srun
     assert len(list(place.glob(".aumn-note*"))) == (ends == 75)
 
 
+@pytest.mark.parametrize("code", [75, 1, 0])
+def test_a_script_that_slurm_told_to_end_requeues_nothing(place, code):
+    """As scancel and a time limit do; how training ended is noted where that is settled."""
+    (place / "outcomes").mkdir()
+    node = Node(place)
+    variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train"}
+    assert node.run(f"kill -TERM $PPID; exit {code}", nodes_answer=False, **variables).returncode == code
+    assert (node.requeued(), (place / "outcomes/train.0").exists()) == ([], code == 0)
+
+
 def test_a_requeued_attempt_knows_when_the_one_before_ended_and_when_it_began_itself(place):
     node, times = Node(place), 'echo "${AUMN_LOST_MS:-none} $AUMN_BEGAN_MS" > times'
     found = []
