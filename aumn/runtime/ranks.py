@@ -21,12 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.ending import START_S, Ending, brief, in_thread, wait
+from aumn.runtime.ending import START_S, Ending, as_told, brief, in_thread, wait
 from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+def _own(error: BaseException) -> BaseException:
+    """What a rank alone leaves with."""
+    return as_told(error) or error
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Ranks:
     local_rank: int = 0
     sums_s: float = field(default=0.0, compare=False, repr=False)  # spent in `sum_` so far, on the host's clock
     store: Any = field(default=None, compare=False, repr=False)  # by which the ranks met; alone, there is none
+    settle: Callable[[BaseException], BaseException] = field(default=_own, compare=False, repr=False)  # `Ending.settle`
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
@@ -181,7 +187,7 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S, start_s: float = 
     ending = Ending(_store(ranks, start_s, serves=serves), ranks.rank, ranks.size, serves=serves)
     try:
         ending.wait_for_all(start_s)
-        ranks.store = ending.store
+        ranks.store, ranks.settle = ending.store, ending.settle
         dist.init_process_group(
             _backend(cuda),
             store=ending.store,

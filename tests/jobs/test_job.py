@@ -1,5 +1,6 @@
 """Jobs as data: all problems told at once, and the sbatch commands read as text, with hostile values."""
 
+import json
 import re
 import shlex
 import shutil
@@ -137,18 +138,35 @@ def test_how_training_ended_is_known_when_slurm_has_forgotten_it(place, monkeypa
         assert (status.state, status.nodes, status.restarts) == (state, "n[1-2]", 3)
 
 
-SAVES = 'echo run/checkpoints/step_00000010 > "$AUMN_SAVED"'
-
-
-def test_a_failure_is_requeued_where_training_got_on_or_a_node_is_lost_and_else_told(place):
+@pytest.mark.parametrize(
+    ("srun", "code", "saved", "ends"),
+    [
+        (1, 1, 20, 75), (137, None, 20, 75), (1, 1, 10, 1), (137, None, 10, 137), (137, 2, 20, 2), (143, 75, 10, 75),
+        (137, 0, 20, 0), (138, None, 10, 75),
+    ],
+)  # fmt: skip
+def test_what_the_run_says_of_its_end_counts_and_else_what_srun_says(place, srun, code, saved, ends):
+    """A task that srun ends decides about srun's code alone; this start began at step 10."""
+    status = json.dumps({"state": "x", "why": '"code": 7,\n  "code": 8,', "code": code, "step": saved}, indent=2)
+    (place / "a run").mkdir()
+    (place / "a run" / "status.json").write_text(status)
     node = Node(place)
-    assert node.run(f"{SAVES}; exit 1").returncode == 75
-    assert node.run("exit 137", nodes_answer=False).returncode == 75
-    assert node.requeued() == ["requeue 5"] * 2
-    again = node.run("exit 1")  # what the first run saved is not of this start
-    assert (again.returncode, len(node.requeued())) == (1, 2)
-    assert "exit code 1, with no checkpoint written since this start and no node lost: not requeued" in again.stderr
-    assert not list(place.glob(".aumn-saved*"))
+    done = node.run(f'echo "10 $PWD/a run" > "$AUMN_NOTE"; exit {srun}')
+    assert (done.returncode, node.requeued()) == (ends, ["requeue 5"] * (ends == 75))
+    if ends in {1, 137}:
+        assert f"exit code {ends}, with no checkpoint written since this start and no node lost: not r" in done.stderr
+    assert len(list(place.glob(".aumn-note*"))) == (ends == 75)
+
+
+def test_a_requeued_attempt_knows_when_the_one_before_ended_and_when_it_began_itself(place):
+    node, times = Node(place), 'echo "${AUMN_LOST_MS:-none} $AUMN_BEGAN_MS" > times'
+    found = []
+    for nodes_answer in (False, True, True):  # a node is lost; then nothing helps, so nothing is left to be known
+        node.run(f"{times}; exit 137", nodes_answer=nodes_answer)
+        found.append((place / "times").read_text().split())
+    (first, _), (lost_ms, began_ms), (third, _) = found
+    assert (first, third) == ("none", "none")
+    assert 0 <= int(began_ms) - int(lost_ms) < 60_000
 
 
 @pytest.mark.parametrize("most", ["2", "0"])

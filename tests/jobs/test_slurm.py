@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from aumn.jobs.job import load_job
 from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.jobs.submit import submit
 from aumn.records import InputError
+from aumn.runfolder.folder import RunFolder
 from aumn.runtime.nodelist import node_names
 from tests.launching import aumn, python, succeed
 
@@ -189,6 +191,62 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
     ids = {run["name"]: run["tags"]["slurm_job_id"] for run in nested}
     assert len(set(ids.values())) == len(ids), "each point is a job of its own"
     assert all(run["params"]["run.seed"] for run in nested if run["name"] in points)
+
+
+PROGRAM = """#!{python}
+import os, signal, sys
+from pathlib import Path
+from aumn import cli
+from aumn.records import InputError
+from aumn.runtime import ending, preemption
+from aumn.training import run
+ending.ANSWER_S = 5
+(folder,) = [word for word in sys.argv if word.startswith("run.folder=")]
+roles = Path(folder).name.split("-") if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else ["errs", "waits"]
+
+def train(own):
+    ranks, role = own.engine.ranks, roles[own.engine.ranks.rank]
+    ranks.barrier()  # the run has begun
+    if role == "hangs":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if role == "waits":
+        ranks.barrier()
+    raise preemption.stopped(signal.SIGUSR1) if role == "asked" else InputError("This is to be mended.")
+
+run.train = train
+cli.main()
+"""
+
+
+def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_starts_again_alone(place):
+    """Each point is named after what its ranks do once the run has begun.
+
+    srun kills those that hang, and says 137 then. What a user has to mend is not tried again; only the last point was
+    asked to stop, and of that SLURM_JOB_ID is the whole array's number.
+    """
+    shutil.copytree(REPOSITORY / "slurm", place.root / "verdicts")
+    (place.root / "program").write_text(PROGRAM.format(python=sys.executable))
+    (place.root / "program").chmod(0o755)
+    script = place.root / "verdicts" / "train.sbatch"
+    script.write_text(script.read_text().replace("set -u\n", f"set -u\nAUMN={place.root}/program\n", 1))
+    points = ("errs-hangs", "waits-errs", "hangs-errs", "asked-hangs")
+    train = {
+        "run": "train tiny.yaml run.folder={folder}/{point} tracking.enabled=false",
+        "resources": {"ranks_per_node": 2},
+        "sweep": {"axes": {"ranks": {name: {} for name in points}}},
+    }
+    job = place.write("verdicts", {"train": train}, scripts="verdicts", tracking={"enabled": False})
+    succeed(place.aumn("submit", job, AUMN_WAIT_S="3"))
+    statuses = place.wait("verdicts", "end", ended)
+    found = {label: (status.state, status.reason, status.restarts) for label, status in statuses.items()}
+    restarts = dict.fromkeys(points, 0) | {"asked-hangs": 1}
+    expected = {f"train[{name}]": ("failed", "exit code 2", number) for name, number in restarts.items()}
+    logs = [place.log("verdicts", f"train.{index}") for index in range(len(points))]
+    assert found == expected, logs
+    assert [log.count("aumn: job ") for log in logs] == [1, 1, 1, 2]
+    for name in points:
+        status = RunFolder(place.root / "runs/jobs/verdicts" / name).status()
+        assert (status.state, status.code, status.why) == ("failed", 2, "This is to be mended."), name
 
 
 def test_a_training_that_fails_without_having_got_on_ends_and_says_why(place):
