@@ -5,6 +5,7 @@ submitted.jsonl   a line before each submission (step, points, our comment for i
 points/STEP/N     arguments of a sweep's point N, a line each
 outcomes/STEP.N   "NUMBER CODE NODES RESTARTS SECONDS" of the point's last end, written by the batch script
 logs/             what the points printed
+bad_nodes         "NODE SECONDS WHY" of nodes with slow ranks, by training, or not healthy, by the batch script
 
 The folder may be moved, and looked at from anywhere: where it is now counts, not where it was.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -33,6 +35,8 @@ from aumn.runfolder.typed import typed
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
 LOCAL = "local-"
+BAD_FOR_S = 7 * 86_400
+MOST_BAD = 4
 _STATES: Mapping[str, State] = {
     "PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "running", "RUNNING": "running", "COMPLETING": "running",
     "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running", "SIGNALING": "running",
@@ -196,6 +200,16 @@ class JobFolder:
     def outcome_file(self, step: str, index: int) -> Path:
         """Where a point's last end is noted."""
         return self.path / "outcomes" / f"{step}.{index}"
+
+    def bad_nodes(self) -> dict[str, str]:
+        """Nodes to go round, and why: of those noted in the last BAD_FOR_S, the newest MOST_BAD."""
+        file, found = self.path / "bad_nodes", dict[str, str]()
+        for line in file.read_text().splitlines() if file.exists() else ():
+            name, at_s, why = (*line.split(maxsplit=2), "", "", "")[:3]
+            if at_s.isdigit() and int(at_s) >= time.time() - BAD_FOR_S:
+                found.pop(name, None)
+                found[name] = why
+        return dict(list(found.items())[-MOST_BAD:])
 
     def sent(self) -> dict[Key, Submitted]:
         """The last submission of each point, by step and index."""

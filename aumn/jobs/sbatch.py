@@ -27,10 +27,15 @@ class Submission:
     options: tuple[str, ...]
     command: tuple[str, ...]  # the batch script and its arguments
 
-    def argv(self, dependencies: Sequence[str], comment: str) -> list[str]:
-        """What is run; `dependencies` are such as afterok:123, and by the comment the job is found again."""
+    def argv(self, dependencies: Sequence[str], comment: str, without: Sequence[str] = ()) -> list[str]:
+        """What is run: `dependencies` are such as afterok:123, by the comment the job is found again.
+
+        `without` are nodes to go round, beyond those that an option excludes.
+        """
         after = (f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes") if dependencies else ()
-        return ["sbatch", *self.options, f"--comment={comment}", *after, *self.command]
+        excluded = [option.partition("=")[2] for option in self.options if option.startswith("--exclude=")]
+        exclude = [f"--exclude={','.join([*excluded, *without])}"] if without else []
+        return ["sbatch", *self.options, *exclude, f"--comment={comment}", *after, *self.command]
 
     def text(self, dependencies: Sequence[str]) -> str:
         """The same as a line for a shell; `dependencies` may name another submission's number, as afterok:$train."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from aumn.jobs import queue
@@ -48,11 +48,19 @@ def submit(folder: JobFolder, say: Say) -> None:
         after += [status.task_id for status in statuses if status.step.name in step.needs and status.is_active]
         for call in submissions(job, step, [status.index for status in again], step_environment(folder)):
             comment = folder.announce(step.name, call.indices)
-            argv = call.argv(_dependencies(after, fresh.get(step.name, [])), comment)
-            job_id = queue.run_sbatch(argv, call.environment)
+            dependencies = _dependencies(after, fresh.get(step.name, []))
+            without = folder.bad_nodes()
+            try:
+                job_id = queue.run_sbatch(call.argv(dependencies, comment, tuple(without)), call.environment)
+            except queue.TooFewNodesError:
+                if not without:
+                    raise
+                say(f"{_describe(step, call.indices)}: too few nodes without {', '.join(without)}, so they are used")
+                without = {}
+                job_id = queue.run_sbatch(call.argv(dependencies, comment), call.environment)
             folder.record(step.name, call.indices, comment=comment, job_id=job_id)
             fresh.setdefault(step.name, []).append(job_id)
-            say(f"{_describe(step, call.indices)}: submitted as job {job_id}")
+            say(f"{_describe(step, call.indices)}: submitted as job {job_id}{_without(without, folder)}")
     if fresh:
         say(f"follow: aumn jobs {job.folder}")
     else:
@@ -147,6 +155,14 @@ def _describe(step: Step, indices: Sequence[int]) -> str:
         return step.name
     names = ", ".join(step.points[index].name for index in indices)
     return f"{step.name}, {len(indices)} point{'s' * (len(indices) > 1)} ({names})"
+
+
+def _without(bad: Mapping[str, str], folder: JobFolder) -> str:
+    """What is said of nodes that a submission goes round."""
+    if not bad:
+        return ""
+    named = ", ".join(f"{node} ({why})" for node, why in bad.items())
+    return f", without {named}; remove a line of {folder.path / 'bad_nodes'} to have its node back"
 
 
 def _last_line(log: Path) -> str:

@@ -91,16 +91,28 @@ class Ranks:
         Put before a step's compute and waited for behind it, the question costs the step nothing. Alone, it is put when
         the answer is wanted.
         """
+        answer = self.ask_and_tell(question)
+        return lambda: answer()[0]
+
+    def ask_and_tell(self, question: Callable[[], int], own: int | None = None) -> Callable[[], list[int]]:
+        """`ask`, and in the same collective each rank's own whole number, not below 0; the answer, and those by rank.
+
+        The highest is exact whatever the order, so the numbers that `sum_` adds up keep their last bits.
+        """
         if self.size == 1:
-            return question
+            return lambda: [question()]
         import torch
 
-        answer = torch.tensor([question()])  # on the host whatever the device, so that no device is waited for
-        work = _dist().all_reduce(answer, op=_dist().ReduceOp.MAX, async_op=True)
+        # On the host whatever the device, so that no device is waited for.
+        answers = torch.zeros(1 if own is None else 1 + self.size, dtype=torch.int64)
+        answers[0] = question()
+        if own is not None:
+            answers[1 + self.rank] = own
+        work = _dist().all_reduce(answers, op=_dist().ReduceOp.MAX, async_op=True)
 
-        def highest() -> int:
+        def highest() -> list[int]:
             work.wait()
-            return int(answer.item())
+            return [int(answer) for answer in answers.tolist()]
 
         return highest
 
