@@ -273,6 +273,29 @@ def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_
         assert (status.state, status.code, status.why) == ("failed", 2, "This is to be mended."), name
 
 
+def test_where_scontrol_is_missing_a_waiting_job_takes_over_but_from_nothing_cancelled_or_to_be_mended(place):
+    bare = scripts_with(place, "bare", 'scontrol() { echo "scontrol: command not found" >&2; return 127; }')
+    folder, after = "run.folder={folder}/", "synth {folder}/more --videos 2 --classes 1 --width 3"
+    train = f"train tiny.yaml {folder}%s tracking.enabled=false run.steps=300"
+    steps = {name: {"run": train % name, "resources": {"follow_ups": 1}} for name in ("asked", "cancelled", "broken")}
+    steps["broken"]["run"] += " data.shards=nowhere"
+    steps["after"] = {"run": after, "needs": ["asked"]}
+    steps["never"] = {"run": after, "needs": ["cancelled"]}
+    succeed(place.aumn("submit", place.write("chains", steps, scripts=bare, tracking={"enabled": False})))
+    for step, options in {"asked": ["--signal=USR1"], "cancelled": []}.items():
+        place.wait_for_log("chains", step, "step 20/")
+        place.slurm.run("scancel", *options, place.statuses("chains")[step].job_id)
+    statuses = place.wait("chains", "end", ended)
+    expected = {"asked": "done", "cancelled": "cancelled", "broken": "failed", "after": "done", "never": "cancelled"}
+    assert states(statuses) == expected, [place.log("chains", step) for step in steps]
+    assert statuses["asked"].job_id == statuses["asked"].chain[1]
+    assert "a job that waits to take over does" in place.log("chains", "asked")
+    assert re.search(r"steps [1-9]\d* to 300 ", place.log("chains", "asked"))
+    for step in ("cancelled", "broken"):
+        place.wait_for_log("chains", step, "left no word that it is to be gone on with: nothing is done.")
+        assert place.log("chains", step).count("steps 0 to 300") == (step == "cancelled")
+
+
 def test_a_training_that_fails_without_having_got_on_ends_and_says_why(place):
     """Killed before its first checkpoint, on nodes that all answer, it would end so again."""
     train = "train tiny.yaml run.folder={folder}/train run.steps=100000 run.checkpoint_every=100000"
