@@ -35,6 +35,10 @@ class Task:
     comment: str = ""
 
 
+class TooFewNodesError(InputError):
+    """The cluster has not what a job asks for, at least not without the nodes that it excludes."""
+
+
 def require_slurm() -> None:
     """Refuse at once where there is no SLURM to submit to."""
     missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
@@ -64,7 +68,8 @@ def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
             "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
             "the steps here with --local."
         )
-    raise InputError(f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again.")
+    error = TooFewNodesError if "node configuration is not available" in said else InputError
+    raise error(f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again.")
 
 
 def cancel(job_ids: Iterable[str]) -> None:

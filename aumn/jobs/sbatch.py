@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.jobs.job import Job, Step
@@ -27,10 +27,20 @@ class Submission:
     options: tuple[str, ...]
     command: tuple[str, ...]  # the batch script and its arguments
 
-    def argv(self, dependencies: Sequence[str], comment: str) -> list[str]:
-        """What is run; `dependencies` are such as afterok:123, and by the comment the job is found again."""
+    def follow_ups(self, count: int) -> list[Submission]:
+        """Jobs that take over where the script cannot requeue itself."""
+        environment = {**self.environment, "AUMN_FOLLOWS": "1"}
+        return [replace(self, name=f"{self.name}_{n}_later", environment=environment) for n in range(1, count + 1)]
+
+    def argv(self, dependencies: Sequence[str], comment: str, without: Sequence[str] = ()) -> list[str]:
+        """What is run: `dependencies` are such as afterok:123, by the comment the job is found again.
+
+        `without` are nodes to go round, beyond those that an option excludes.
+        """
         after = (f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes") if dependencies else ()
-        return ["sbatch", *self.options, f"--comment={comment}", *after, *self.command]
+        excluded = [option.partition("=")[2] for option in self.options if option.startswith("--exclude=")]
+        exclude = [f"--exclude={','.join([*excluded, *without])}"] if without else []
+        return ["sbatch", *self.options, *exclude, f"--comment={comment}", *after, *self.command]
 
     def text(self, dependencies: Sequence[str]) -> str:
         """The same as a line for a shell; `dependencies` may name another submission's number, as afterok:$train."""

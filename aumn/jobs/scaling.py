@@ -83,11 +83,18 @@ def write_report(runs: Mapping[str, Path], out: Path, source: str) -> Path:
         )
     out.mkdir(parents=True, exist_ok=True)
     _draw(rows, out / "scaling.png")
-    (out / "scaling.md").write_text(_table(rows, [name for name in found if found[name] is None], source))
+    slow = {name: RunFolder(run).status().facts.get("slow_ranks") for name, run in runs.items()}
+    notes = {
+        "Left out, since they measured too little": [name for name in found if found[name] is None],
+        "Slow ranks made these runs slower than their nodes can be": [
+            f"{run} ({who})" for run, who in slow.items() if who
+        ],
+    }
+    (out / "scaling.md").write_text(_table(rows, notes, source))
     return out / "scaling.md"
 
 
-def _table(rows: Sequence[Row], lacking: Sequence[str], source: str) -> str:
+def _table(rows: Sequence[Row], notes: Mapping[str, Sequence[str]], source: str) -> str:
     lines = [
         f"Measured by the training runs of {source}; medians of each run's readings but the first. Time in",
         "communication is what no compute hid, waiting for slower ranks included; `-`: the engine does not measure it.",
@@ -102,8 +109,8 @@ def _table(rows: Sequence[Row], lacking: Sequence[str], source: str) -> str:
             f"| {row.mode} | {found.units:,} | {found.ranks} | {found.global_videos} | {found.videos_per_s:,.1f} | "
             f"{row.efficiency:.0%} | {wait} | {found.data_share:.1%} |"
         )
-    if lacking:
-        lines += ["", f"Left out, since they measured too little: {', '.join(lacking)}."]
+    for note, names in notes.items():
+        lines += ["", f"{note}: {', '.join(names)}."] if names else []
     return "\n".join([*lines, "", "![videos a second and efficiency by ranks](scaling.png)", ""])
 
 

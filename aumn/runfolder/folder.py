@@ -40,7 +40,9 @@ class Status(BaseModel):
     state: State = "running"
     """`stopped`: by a signal, to go on later; `failed`: see `why`."""
     why: str = ""
-    """One sentence on a run that stopped or failed."""
+    """One sentence on a run that stopped or failed, whichever rank found it."""
+    code: int | None = None
+    """The exit code that it ended with; None while it runs, or where it was killed. slurm/train.sbatch goes by it."""
     step: int = 0
     """Of the newest whole checkpoint."""
     steps: int = 0
@@ -54,6 +56,8 @@ class Status(BaseModel):
     """What all attempts of one launch share; see `runtime.attempts.launch_id`."""
     started_ms: int = 0
     ended_ms: int | None = None
+    slow: dict[str, float] = {}
+    """Nodes with ranks that are slow now, and how many times the median's own time these take."""
     facts: dict[str, str] = {}
     """Where and on what it runs: ranks, host, commit, dataset, dataset_identity, a job's step; MLflow's tags."""
 
@@ -95,10 +99,16 @@ class RunFolder:
             return self._status_before()
         return typed(Status, text, file, "remove it, and the run goes on from its checkpoints")
 
-    def write_status(self, status: Status) -> None:
-        """Replace what is known of the run. OSError where the disk refuses."""
-        with whole_file(self.path / "status.json") as file:
-            file.write_text(json.dumps(status.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    def write_status(self, status: Status, *, by: int = 0) -> None:
+        """Replace what is known of the run. OSError where the disk refuses.
+
+        `by` is the rank that does: the folder's writer may do the same at this moment.
+        """
+        text = json.dumps(status.model_dump(), indent=2, ensure_ascii=False) + "\n"
+        with whole_file(self.path / (f".status.{by}.json" if by else "status.json")) as file:
+            file.write_text(text, encoding="utf-8")
+        if by:
+            (self.path / f".status.{by}.json").replace(self.path / "status.json")
 
     def config(self) -> dict[str, Any]:
         """The settings by section, as resolved; empty where none were written."""

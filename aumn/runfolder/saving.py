@@ -55,6 +55,9 @@ class RunWriter:
         except OSError as error:
             self._say(f"The run's settings, {self._folder.path / 'config.yaml'}, cannot be written: {error}.")
         self.note()
+        if (note := os.environ.get("AUMN_NOTE")) and not self._status_refused:  # slurm/train.sbatch reads the status
+            with suppress(OSError):
+                Path(note).write_text(f"{self.status.step} {self._folder.path.absolute()}\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append numbers of a step to the metrics; never waits for the disk."""
@@ -107,9 +110,6 @@ class RunWriter:
         if self._refused:
             self._refused = False
             self._say(f"Checkpoints can be written again: {self.last} is whole.")
-        if note := os.environ.get("AUMN_SAVED"):  # slurm/train.sbatch asks whether a failed training had got on
-            with suppress(OSError):
-                Path(note).write_text(f"{self.last}\n")
         facts = checkpoint.trainer_facts
         self.note(step=checkpoint.step, **{name: facts[name] for name in ("best", "best_step") if name in facts})
         return True

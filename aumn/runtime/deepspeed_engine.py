@@ -50,12 +50,14 @@ class DeepSpeedEngine(Engine):
         yield
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
-        """See Engine."""
+        """See Engine. Stage 3 gathers weights first, which waits for the other ranks."""
+        self._first_wait()
         return {name: Scores(*self._engines[name](*inputs)) for name, _, inputs in self.network.inputs(batch)}
 
     @torch.no_grad()
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
         """See Engine."""
+        self._first_wait()
         return {name: self._engines[name](*inputs, only_sums=True)[0] for name, _, inputs in self.network.inputs(batch)}
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
@@ -97,6 +99,10 @@ class DeepSpeedEngine(Engine):
         if self.settings.zero_stage > 0:
             for engine in self._engines.values():
                 engine.optimizer.refresh_fp32_params()
+
+    def _first_wait(self) -> None:
+        if self.settings.zero_stage == 3:
+            self.own_time.end()
 
     def _build(self, part: nn.Module) -> Any:
         """A stream's DeepSpeed engine."""

@@ -6,7 +6,7 @@ once. So the store holds
 
     here/RANK        this rank has come to the meeting
     started          how many have
-    reason           exit code, signal (0: none) and rank of the first one that did not leave well
+    reason           exit code, signal (0: none), rank and sentence of the first one that did not leave well
     teller/SENTENCE  the rank that tells this sentence: the first one that found it
     first_is_done    is there as soon as the first rank has nothing left to do
     left             how many ranks have left since
@@ -72,7 +72,7 @@ class Ending:
     def settle(self, error: BaseException) -> BaseException:
         """What this rank leaves with, where `error` has ended its work: another rank's reason, else its own.
 
-        The others find it, and its `teller` is the rank that tells it.
+        The others find it, and its `teller` is the rank that tells it. What is settled stays so when asked again.
         """
         request_exit()  # torchrun sends SIGTERM to the others as soon as one has left
         own = as_told(error)
@@ -81,7 +81,7 @@ class Ending:
         self._has_told = True
         if own is None:
             with _unless_gone:
-                self._claim("reason", f"1 0 {self._rank}")
+                self._claim_reason(1, 0, error)
             return error
         if own.teller is None:
             own.teller = self._agree_on_teller(own)
@@ -122,19 +122,23 @@ class Ending:
         with _unless_gone:
             for _ in _pauses(patience_s):
                 if self._ask("check", ["reason"]):
-                    code, number, rank = map(int, self._ask("get", "reason").split())
-                    reason = Stopped("Another rank stopped and said why.", signal=number, code=code)
-                    reason.teller = rank
+                    code, number, rank, sentence = self._ask("get", "reason").decode().split(" ", 3)
+                    reason = Stopped(sentence, signal=int(number), code=int(code))
+                    reason.teller = int(rank)
                     return reason
         return None
 
     def _agree_on_teller(self, error: InputError | Stopped) -> int:
         number = error.signal if isinstance(error, Stopped) else 0
         with _unless_gone:
-            first = self._claim("reason", f"{error.code} {number} {self._rank}").split()[-1]
+            first = self._claim_reason(error.code, number, error)
             # A signal, or a broken link, that comes after another rank's reason comes from it.
             return int(first if isinstance(error, Stopped) else self._claim(f"teller/{error}", str(self._rank)))
         return 0 if number else self._rank
+
+    def _claim_reason(self, code: int, number: int, error: BaseException) -> str:
+        """The rank whose reason it is that the ranks end for."""
+        return self._claim("reason", f"{code} {number} {self._rank} {first_line(error)}").split(" ", 3)[2]
 
     def _claim(self, key: str, value: str) -> str:
         """The value under a key, which is this one unless another rank has set it before."""
@@ -214,6 +218,11 @@ def as_told(error: BaseException) -> InputError | Stopped | None:
         )
         return Stopped(text, signal=0, code=1)
     return error if isinstance(error, InputError) else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as one sentence."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def brief(error: BaseException | None) -> str:

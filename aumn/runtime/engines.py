@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aumn.records import Batch, InputError, Scores
 from aumn.runtime.optimizer_state import Slots, load_slots, named_state, read_slots
+from aumn.runtime.own_time import OwnTime
 from aumn.runtime.precision import LossScale, autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
@@ -41,6 +42,7 @@ class Engine:
     ) -> None:
         self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
         self.network = network.to(device)
+        self.own_time = OwnTime(device)
         self.scales = {name: LossScale(settings.precision, device) for name in network.networks}
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.networks.named_parameters()}
         self._gradients: Tensor | None = None

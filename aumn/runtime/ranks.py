@@ -21,12 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.ending import START_S, Ending, brief, in_thread, wait
+from aumn.runtime.ending import START_S, Ending, as_told, brief, in_thread, wait
 from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+def _own(error: BaseException) -> BaseException:
+    """What a rank alone leaves with."""
+    return as_told(error) or error
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Ranks:
     local_rank: int = 0
     sums_s: float = field(default=0.0, compare=False, repr=False)  # spent in `sum_` so far, on the host's clock
     store: Any = field(default=None, compare=False, repr=False)  # by which the ranks met; alone, there is none
+    settle: Callable[[BaseException], BaseException] = field(default=_own, compare=False, repr=False)  # `Ending.settle`
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
@@ -85,16 +91,28 @@ class Ranks:
         Put before a step's compute and waited for behind it, the question costs the step nothing. Alone, it is put when
         the answer is wanted.
         """
+        answer = self.ask_and_tell(question)
+        return lambda: answer()[0]
+
+    def ask_and_tell(self, question: Callable[[], int], own: int | None = None) -> Callable[[], list[int]]:
+        """`ask`, and in the same collective each rank's own whole number, not below 0; the answer, and those by rank.
+
+        The highest is exact whatever the order, so the numbers that `sum_` adds up keep their last bits.
+        """
         if self.size == 1:
-            return question
+            return lambda: [question()]
         import torch
 
-        answer = torch.tensor([question()])  # on the host whatever the device, so that no device is waited for
-        work = _dist().all_reduce(answer, op=_dist().ReduceOp.MAX, async_op=True)
+        # On the host whatever the device, so that no device is waited for.
+        answers = torch.zeros(1 if own is None else 1 + self.size, dtype=torch.int64)
+        answers[0] = question()
+        if own is not None:
+            answers[1 + self.rank] = own
+        work = _dist().all_reduce(answers, op=_dist().ReduceOp.MAX, async_op=True)
 
-        def highest() -> int:
+        def highest() -> list[int]:
             work.wait()
-            return int(answer.item())
+            return [int(answer) for answer in answers.tolist()]
 
         return highest
 
@@ -169,7 +187,7 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S, start_s: float = 
     ending = Ending(_store(ranks, start_s, serves=serves), ranks.rank, ranks.size, serves=serves)
     try:
         ending.wait_for_all(start_s)
-        ranks.store = ending.store
+        ranks.store, ranks.settle = ending.store, ending.settle
         dist.init_process_group(
             _backend(cuda),
             store=ending.store,

@@ -29,6 +29,7 @@ from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
 from aumn.training.resume import Progress
 from aumn.training.settings import HELD_OUT
+from aumn.training.slow import SlowRanks, place_of
 from aumn.training.step import learning_rate, train_step
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Run:
     say: Callable[[str], None] = lambda _line: None
     advance: Callable[[int, int], None] = lambda _done, _steps: None
     all_stop: bool = False  # every rank has been told to stop, at the same step
+    slow: SlowRanks | None = None
     left_out: set[str] = field(default_factory=set)  # damaged videos so far, the same on every rank
 
 
@@ -72,6 +74,9 @@ def train(run: Run) -> None:
 def _train(run: Run) -> None:
     config, progress, ranks = run.config.run, run.progress, run.engine.ranks
     clock = _Clock(run.loader, run.engine)
+    if ranks.size > 1:
+        places = ranks.gather(place_of(ranks.rank, ranks.local_rank, run.engine.device))
+        run.slow = SlowRanks(places, run.say, run.writer)
     # Ranks that do not agree on a step take it, so none may do without its data.
     give_up = partial(_should_give_up, ranks) if run.loader.may_lack else _never
     with closing(run.loader.steps(progress.step, config.steps, give_up)) as steps:
@@ -149,28 +154,32 @@ def _agree_and_take(run: Run, step: Step, clock: _Clock) -> int:
 def _take(run: Run, step: Step, clock: _Clock) -> int:
     """Take a step, and log it where that is due; the signal that asked any rank to stop meanwhile, or 0."""
     config, engine, progress, steps = run.config, run.engine, run.progress, run.config.run.steps
-    asked = engine.ranks.ask(preemption.asked)  # answered while the step computes
+    is_logged = (step.index + 1) % config.run.log_every == 0 or step.index + 1 == steps
+    own_us = clock.own_us() if is_logged else None
+    answer = engine.ranks.ask_and_tell(preemption.asked, own_us)  # given while the step computes
     report = train_step(engine, step, Objective(config.loss, steps, config.model.independent_classes))
     rate = learning_rate(config.optimizer, step.index, steps)
     norms = engine.update(rate)
     run.watch.add(step, report, norms)
     clock.videos += step.global_videos
-    last = _advance(run, step)
-    if progress.step % config.run.log_every == 0 or last:
+    clock.steps += 1
+    _advance(run, step)
+    if is_logged:
         run.watch.settle()
         epoch = progress.step / run.loader.steps_per_epoch
-        _log(run, report, norms, {**clock.read(), "learning_rate": rate, "epoch": epoch})
-    return asked()
+        others = {**clock.read(), "learning_rate": rate, "epoch": epoch}
+        if run.slow:
+            others |= run.slow.add(clock.told_steps, [own / 1e6 for own in answer()[1:]])
+        _log(run, report, norms, others)
+    return answer()[0]
 
 
-def _advance(run: Run, step: Step) -> bool:
-    """Count a step; whether it is the last."""
+def _advance(run: Run, step: Step) -> None:
     progress, last = run.progress, step.index + 1 == run.config.run.steps
     progress.step = step.index + 1
     progress.card = progress.card.model_copy(update={"metrics": {}})  # until they are measured here
     every = run.config.evaluation.every
     progress.evaluation_due = run.validation is not None and (progress.step % every == 0 or last)
-    return last
 
 
 def _evaluate(run: Run) -> float | None:
@@ -255,6 +264,14 @@ class _Clock:
     def __init__(self, loader: TrainingLoader, engine: Engine) -> None:
         self.loader, self.engine, self.videos = loader, engine, 0
         self.before = self._totals_s()
+        self.steps = self.told_steps = 0
+        self.told_s = 0.0
+
+    def own_us(self) -> int:
+        """This rank's own time, loading and computing, in the `told_steps` since it was last asked for."""
+        own_s, before_s = self.loader.wait_s + self.engine.own_time.read(), self.told_s
+        self.told_s, self.told_steps, self.steps = own_s, self.steps, 0
+        return round((own_s - before_s) * 1e6)
 
     def read(self) -> dict[str, float]:
         now = self._totals_s()

@@ -168,8 +168,14 @@ def _begun(config: RunConfig, progress: Progress, ranks: Ranks) -> dict[str, Any
     card, launch = progress.card, launch_id(os.environ)
     facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
     facts |= {"ranks": str(ranks.size), "host": os.uname().nodename, **job_tags(os.environ)}
-    where = {"step": progress.step, "best": progress.best, "best_step": progress.best_step, "steps": config.run.steps}
-    return {**where, "state": "running", "why": "", "ended_ms": None, "facts": facts, "launch": launch}
+    where: dict[str, Any] = {
+        "slow": {},
+        "step": progress.step,
+        "best": progress.best,
+        "best_step": progress.best_step,
+        "steps": config.run.steps,
+    }
+    return {**where, "state": "running", "why": "", "code": None, "ended_ms": None, "facts": facts, "launch": launch}
 
 
 def new_card(config: RunConfig, shards: ShardSet) -> ModelCard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from aumn.runfolder.metrics import now_ms
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.attempts import launch_id
-from aumn.runtime.ending import as_told
+from aumn.runtime.ending import first_line
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.mirror import Mirror, push_rest
@@ -170,10 +171,11 @@ def _check_memory(shards: ShardSet, config: RunConfig, device: torch.device) -> 
 @contextmanager
 def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     """Give the first rank's run its writer and its mirror, if it is tracked; both are told how the block ended."""
-    if not run.engine.ranks.is_first:
-        yield None
+    config, ranks, mirror = run.config, run.engine.ranks, None
+    if not ranks.is_first:
+        with _verdict(RunFolder(config.run.folder), ranks):
+            yield None
         return
-    config, mirror = run.config, None
     if config.tracking.enabled:  # before anything is replaced in the folder
         mirror = Mirror(config.run.folder, config.tracking, resumed=start.resumed, say=run.say)
     elif not start.resumed:
@@ -187,17 +189,48 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
             writer.begin(start.progress.config)
             run.writer = writer
             yield mirror
-    except BaseException as error:
-        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        why = str(as_told(error) or error).partition("\n")[0] or type(error).__name__
-        writer.note(state=state, why=why, ended_ms=now_ms())
+    except BaseException as caught:
+        error = ranks.settle(caught)
+        writer.note(**_end(error))
         if mirror:
             with suppress(InputError):  # a store that cannot be told must not hide what went wrong
                 mirror.close(hasty=True)
-        raise
-    writer.note(state="finished", ended_ms=now_ms())
+        if error is caught:
+            raise
+        raise error from caught
+    writer.note(state="finished", code=0, ended_ms=now_ms())
     if mirror:
         mirror.close(hasty=False)
+
+
+@contextmanager
+def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """Where what a user has to mend ends this rank, not the first, note it in the run's status.
+
+    The first rank, which writes the status, may be lost or hung, and then nobody else would know that starting the run
+    again is in vain. Where it lives it does the same a little later.
+    """
+    try:
+        yield
+    except BaseException as caught:
+        error = ranks.settle(caught)
+        if isinstance(error, InputError):  # of its own: another rank's comes as `Stopped`
+            with suppress(OSError, InputError):
+                status = folder.status()
+                if status.state == "running" and status.launch == launch_id(os.environ):
+                    folder.write_status(status.model_copy(update=_end(error)), by=ranks.rank)
+        if error is caught:
+            raise
+        raise error from caught
+
+
+def _end(error: BaseException) -> dict[str, Any]:
+    """What the status says of a run that this has ended."""
+    code = error.code if isinstance(error, Stopped | InputError) else 1
+    stopped = isinstance(error, Stopped | KeyboardInterrupt) and code != InputError.code
+    return {
+        "state": "stopped" if stopped else "failed", "why": first_line(error), "code": code, "ended_ms": now_ms(),
+    }  # fmt: skip
 
 
 def _publish(run: Run, mirror: Mirror | None) -> None:

@@ -27,6 +27,7 @@ def train_step(engine: Engine, step: Step, objective: Objective) -> dict[str, Te
     With several micro-batches, a first pass without gradient finds the global mean share of Eq. 12; with one, its own
     forward already has it.
     """
+    engine.own_time.begin()
     batches = [batch.to(engine.device) for batch in step.micro_batches]
     shares = _share_sums(engine, [engine.unit_sums(batch) for batch in batches]) if len(batches) > 1 else None
     report: dict[str, Tensor] = {}
@@ -68,6 +69,7 @@ def _share_sums(engine: Engine, unit_sums: list[dict[str, Tensor]]) -> dict[str,
         name: torch.stack([losses.unit_shares(sums[name].detach()).sum(0) for sums in unit_sums]).sum(0)
         for name in unit_sums[0]
     }
+    engine.own_time.end()
     together = engine.ranks.sum_(torch.cat(list(parts.values())))
     return dict(zip(parts, together.split([len(part) for part in parts.values()]), strict=True))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness import BUILD, HEADER, REPOSITORY, Row
 
-SCRIPTS = ("cold_start", "step", "floor", "large_memory", "localization", "evaluation", "reading", "remote")
+SCRIPTS = ("cold_start", "step", "naming", "floor", "large_memory", "localization", "evaluation", "reading", "remote")
 CHECKED = ("step", "floor", "large_memory", "localization", "evaluation", "reading")
 OUT = REPOSITORY / "build" / "bench.json"
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 HOSTS = Path("/etc/hosts")
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where version 1 is mounted and may be written, processes are tracked by it, as clusters do; else by their parents."""
 MARK = "# aumn's test cluster"
 CONFIGURATION = """
 ClusterName=aumn
@@ -40,7 +42,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
@@ -57,7 +59,10 @@ SlurmctldTimeout=10
 SlurmdTimeout=5
 MessageTimeout=10
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=n[1-{nodes}] PriorityTier=2 PreemptMode=OFF State=UP
 """
 
 
@@ -69,6 +74,9 @@ class Cluster:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen] = {}
+        self.has_cgroups = os.access(CGROUPS / "freezer", os.W_OK) and any(
+            Path("/usr/lib").rglob("proctrack_cgroup.so")
+        )
 
     def run(self, *argv: object, timeout_s: float = 30) -> str:
         """A client command's output; it must succeed."""
@@ -131,7 +139,9 @@ class Cluster:
             first_job=20_000 + ports[0] % 12_000,
             folder=self.folder,
             nodes=len(self.nodes),
+            proctrack="cgroup" if self.has_cgroups else "linuxproc",
         )
+        (self.folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={CGROUPS}\n")
         text += "".join(
             f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 State=UNKNOWN\n"
             for node, port in zip(self.nodes, ports[1:], strict=True)

@@ -9,6 +9,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -94,6 +95,42 @@ def states(folder: Path) -> dict[str, str]:
     return {status.label: status.state for status in JobFolder.open(folder).statuses()}
 
 
+RUNNING, DEPENDS, PREEMPTED = "RUNNING |None", "PENDING |Dependency", "PENDING |BeginTime"
+ENDED, CANCELLED, NEVER = "FAILED |NonZeroExitCode", "CANCELLED |None", "CANCELLED |DependencyNeverSatisfied"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "end", "state", "job_id"),
+    [
+        ((RUNNING, DEPENDS, DEPENDS), None, "running", "9"),
+        ((PREEMPTED, DEPENDS, DEPENDS), None, "queued", "9"),
+        ((ENDED, RUNNING, DEPENDS), None, "running", "10"),
+        ((ENDED, DEPENDS, DEPENDS), "9 75", "queued", "10"),
+        ((ENDED, DEPENDS, DEPENDS), "9 2", "failed", "9"),
+        ((ENDED, RUNNING, DEPENDS), "9 2", "failed", "9"),
+        ((ENDED, "COMPLETED |None", NEVER), "10 0", "done", "10"),
+        ((CANCELLED, ENDED, ENDED), None, "cancelled", "9"),
+        ((ENDED, CANCELLED, ENDED), None, "cancelled", "10"),
+        ((ENDED, ENDED, ENDED), "11 75", "failed", "9"),
+    ],
+)
+def test_of_jobs_that_take_over_from_each_other_one_counts_and_all_are_cancelled(place, jobs, end, state, job_id):
+    steps = {"train": {"run": "train c.yaml", "resources": {"follow_ups": 2}}}
+    folder = JobFolder.of(load_job(place.write(steps=steps)))
+    folder.write()
+    comment = folder.announce("train", [0])
+    if state != "queued":  # else its numbers never came
+        folder.record("train", [0], comment=comment, job_id="9", follow_ups=["10", "11"])
+    numbered = zip((9, 10, 11), (job.split(" |") for job in jobs), strict=True)
+    (place.slurm / "queue").write_text(
+        "".join(f"{number} |N/A |{word} |0 |0:07 |{comment} |{why} |n1 |\n" for number, (word, why) in numbered)
+    )
+    if end:
+        folder.outcome_file("train", 0).write_text(f"{end} n1 0 9\n")
+    (status,) = JobFolder.open(folder.path).statuses()
+    assert (status.state, status.task_id, status.task_ids) == (state, job_id, ("9", "10", "11"))
+
+
 def test_a_job_is_seen_from_any_folder_and_after_its_own_was_moved(place, tmp_path_factory, monkeypatch):
     """Looked at from elsewhere, nothing seems to wait; what failed alone goes on, to run where it ran before."""
     succeed(aumn("submit", place.write()))
@@ -112,6 +149,45 @@ def test_a_job_is_seen_from_any_folder_and_after_its_own_was_moved(place, tmp_pa
     assert "--array=1 " in train
     assert f"--chdir={place.root} " in train
     assert (moved / "points/train/1").read_text() == f"c.yaml\nrun.folder={moved}/seed=1\nrun.seed=1\n"
+
+
+@pytest.mark.parametrize(
+    ("noted", "options", "excluded"),
+    [
+        ([], [], None),
+        (["n2 NOW slow"], [], "n2"),
+        (["n2 NOW slow"], ["--exclude=n9,n8"], "n9,n8,n2"),
+        (["n2 LONG_AGO slow", "n3 NOW", "", "n4", "n5 x y"], [], "n3"),
+        (["n2 NOW slow", "n3 NOW slow", "n2 NOW again"], [], "n3,n2"),
+        ([f"n{node} NOW slow" for node in range(9)], [], "n5,n6,n7,n8"),
+    ],
+)
+def test_nodes_that_were_bad_are_gone_round_by_the_next_submission_which_says_so(place, noted, options, excluded):
+    step = {"run": "synth {folder}/x --videos 2 --classes 1 --width 3", "resources": {"options": options}}
+    folder = JobFolder.of(load_job(place.write(steps={"one": step})))
+    folder.write()
+    times = {"NOW": f"{time.time():.0f}", "LONG_AGO": f"{time.time() - 8 * 86_400:.0f}"}
+    text = "".join(f"{line}\n" for line in noted)
+    (folder.path / "bad_nodes").write_text(re.sub("NOW|LONG_AGO", lambda found: times[found[0]], text))
+    said = []
+    submit(folder, said.append)
+    given = re.findall(r"--exclude=(\S+)", place.lines("submitted")[-1])
+    assert given[-1:] == ([excluded] if excluded else [])
+    ours = excluded.replace("n9,n8,", "") if excluded else ""
+    assert re.findall(r"(n\d)(?: \(|,|$)", said[0]) == (ours.split(",") if ours else [])
+    assert ("bad_nodes to have its node back" in said[0]) == bool(excluded)
+
+
+def test_where_too_few_nodes_are_left_bad_ones_are_used_too(place):
+    folder = JobFolder.of(load_job(place.write(steps={"one": {"run": "synth x --videos 2 --classes 1 --width 3"}})))
+    folder.write()
+    (folder.path / "bad_nodes").write_text(f"n2 {time.time():.0f} slow\n")
+    refuses = "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+    (place.slurm / "slow").write_text(f"0; case $* in *--exclude*) echo {refuses} >&2; exit 1;; esac")
+    said = []
+    submit(folder, said.append)
+    assert said[0] == "one: too few nodes without n2, so they are used"
+    assert re.fullmatch(r"one: submitted as job \d+", said[1])
 
 
 @pytest.mark.parametrize("lateness", ["10", "0; echo 'sbatch: error: Socket timed out on send/recv' >&2; exit 1"])
