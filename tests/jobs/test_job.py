@@ -65,6 +65,13 @@ def test_the_commands_are_a_script_that_says_everything_sbatch_is_told(place):
     ]
 
 
+def test_spare_nodes_are_asked_for_beyond_those_that_train(place):
+    resources = {"nodes": 2, "spare_nodes": 1, "ranks_per_node": 4}
+    (line,) = dry_run(load_job(write(place, {"train": {"run": "train c.yaml", "resources": resources}})))
+    assert "AUMN_SPARE_NODES=1 sbatch " in line
+    assert " --nodes=3 --ntasks-per-node=4 " in line
+
+
 def test_a_sweep_has_a_point_for_every_combination_and_a_file_of_arguments_for_each(place):
     job = load_job(write(place, PIPELINE, settings={"features": "f"}))
     JobFolder.of(job).write()
@@ -250,6 +257,8 @@ def test_a_requeued_job_tries_another_port(place, monkeypatch):
         found.add(rendezvous())
     assert len(found) == 11
     assert all(host == "n3" and 20_000 <= port < 40_000 for host, port in found)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[4-5]")  # n3 is a spare node, or was not healthy
+    assert rendezvous()[0] == "n4"
 
 
 def test_every_problem_is_told_at_once(place):
@@ -305,6 +314,9 @@ WRONG = {
             "c": {"run": "pack x y", "needs": ["a", "b"]},
         },
         r"steps\.c cannot wait for whichever of the jobs of a ends well and for others",
+    ),
+    "spare nodes of no training": (
+        {"a": {"run": "pack x y", "resources": {"spare_nodes": 1}}}, r"a\.resources\.spare_nodes: only train looks",
     ),
     "another store": ({"a": {"run": "train c.yaml tracking.uri=sqlite:///x.db"}}, r"is not the job's, None"),
 }  # fmt: skip
