@@ -216,6 +216,11 @@ def as_told(error: BaseException) -> InputError | Stopped | None:
     return error if isinstance(error, InputError) else None
 
 
+def timed_out(error: BaseException) -> bool:
+    """Whether a collective has waited for as long as it may; gloo's errors have no type of their own."""
+    return "Timed out waiting" in str(error)
+
+
 def brief(error: BaseException | None) -> str:
     """The heart of an error of torch.distributed, whose other lines are the stack in C++."""
     return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).rstrip(". ")
