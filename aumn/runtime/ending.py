@@ -217,8 +217,8 @@ def as_told(error: BaseException) -> InputError | Stopped | None:
 
 
 def timed_out(error: BaseException) -> bool:
-    """Whether a collective has waited for as long as it may; gloo's errors have no type of their own."""
-    return "Timed out waiting" in str(error)
+    """Whether a collective has waited for as long as it may, or another one of this rank's that ran beside it."""
+    return any(text in str(error) for text in ("Timed out waiting", "Application timeout caused pair closure"))
 
 
 def brief(error: BaseException | None) -> str:
@@ -232,4 +232,5 @@ def _is_broken_link(error: BaseException) -> bool:
         isinstance(error, StoreGoneError)
         or any(kind.__name__ == "DistError" for kind in type(error).__mro__)
         or "/gloo/" in str(error)
+        or timed_out(error)
     )
