@@ -151,7 +151,7 @@ def _submit(slurm: Cluster, place: Place, arguments: Sequence[object]) -> str:
     environment["AUMN"] = str(Path(sys.executable).parent / "aumn")
     options = ["-N2", "--ntasks-per-node=1", "--parsable", f"--output={place.log}", f"--chdir={place.work}"]
     script = [REPOSITORY / "slurm" / "train.sbatch", *arguments]
-    return slurm.run("env", *_pairs(environment), "sbatch", "--nodelist=n[1-2]", *options, *script).strip()
+    return slurm.run("env", *_pairs(environment), "sbatch", *options, *script).strip()
 
 
 def _pairs(environment: dict[str, str]) -> list[str]:
