@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.jobs.slurm_cluster import Cluster, cluster
 from tests.launching import QUIET
+from tests.tracking.servers import MLFLOW
 
 from .comparing import Difference, differences
 from .places import Place, a_place
@@ -46,7 +47,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        node = {"n1": "first rank's node, script and store", "n2": "other node", "mlflow": "tracking server"}[self.node]
+        node = {"n1": "first rank's node, script and store", "n2": "other node", MLFLOW: "tracking server"}[self.node]
         what = f"{1000 * self.delay_s:.0f} ms each way" if self.delay_s else f"{100 * self.loss:.0f} % lost"
         how = "cut" if self.loss == 1 else what
         return f"{self.engine}: {node} {how} {'for ever' if self.for_s is None else f'for {self.for_s:g} s'}"
@@ -55,7 +56,7 @@ class Case:
 CASES = [
     *(
         Case(engine, node, for_s=for_s)
-        for engine, nodes in (("ddp", ("n2", "n1", "mlflow")), ("deepspeed", ("n2", "n1")))
+        for engine, nodes in (("ddp", ("n2", "n1", MLFLOW)), ("deepspeed", ("n2", "n1")))
         for node in nodes
         for for_s in (5, 60, FOR_EVER)
     ),
@@ -94,11 +95,12 @@ SIGNS = {  # the first line behind the fault in which each is found
 }
 
 
-def play(case: Case, undisturbed: Undisturbed, folder: Path) -> Outcome:
+def play(case: Case, undisturbed: Undisturbed, folder: Path, slurm_settings: str = "") -> Outcome:
+    """`slurm_settings` are lines of slurm.conf."""
     outcome, stage = Outcome(case), f"train {case.engine}" if case.engine != "ddp" else "train"
     with (
-        a_place(folder, undisturbed.blank_database, is_networked=True) as place,
-        cluster(len(NODES), place.network) as slurm,
+        a_place(folder, undisturbed.blank_database, is_networked=True, needs_server=case.node == MLFLOW) as place,
+        cluster(len(NODES), place.network, slurm_settings) as slurm,
     ):
         try:
             _run(case, undisturbed, place, slurm, outcome)

@@ -109,7 +109,7 @@ def a_place(
     with ExitStack() as stack:
         server, database = None, store / "mlflow.db"
         net = stack.enter_context(network([*NODES, MLFLOW])) if is_networked else None
-        if needs_server or net:
+        if needs_server:
             server, database = Server(store, blank_database, net), store / "server.db"
             stack.callback(server.end)
         else:

@@ -72,8 +72,8 @@ PartitionName=urgent Nodes=n[1-{nodes}] PriorityTier=2 PreemptMode=OFF State=UP
 class Cluster:
     """A running cluster; its nodes are n1, n2, ..."""
 
-    def __init__(self, folder: Path, nodes: int, network: Network | None = None) -> None:
-        self.folder, self.network = folder, network
+    def __init__(self, folder: Path, nodes: int, network: Network | None = None, settings: str = "") -> None:
+        self.folder, self.network, self.settings = folder, network, settings
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen] = {}
@@ -154,7 +154,7 @@ class Cluster:
         )
         if self.network is None:  # else the controller would listen at the address that this machine's name has
             text += "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny\n"
-        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "slurm.conf").write_text(text + self.settings)
         self._start_munge()
         self._start("slurmctld", "slurmctld", "-D", "-i")
         for node in self.nodes:
@@ -217,12 +217,15 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nodes: int = 4, net: Network | None = None) -> Iterator[Cluster]:
-    """A cluster that is up for the length of the block; its controller is on the network's root."""
+def cluster(nodes: int = 4, net: Network | None = None, settings: str = "") -> Iterator[Cluster]:
+    """A cluster that is up for the length of the block; its controller is on the network's root.
+
+    `settings` are more lines of slurm.conf, or others than those here.
+    """
     known = nullcontext() if net else _known_hosts(nodes)
     with tempfile.TemporaryDirectory(prefix="aumn-slurm-", ignore_cleanup_errors=True) as folder, known:
         Path(folder).chmod(0o755)
-        found = Cluster(Path(folder), nodes, net)
+        found = Cluster(Path(folder), nodes, net, settings)
         try:
             found.start()
             yield found
