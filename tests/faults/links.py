@@ -24,7 +24,7 @@ from .comparing import Difference, differences
 from .places import Place, a_place
 from .playing import Undisturbed, refuse_crash
 from .processes import HungError
-from .stages import STAGES
+from .stages import STAGES, STEPS
 from .two_nodes import NODES
 from .undisturbed import run_undisturbed
 
@@ -50,7 +50,8 @@ class Case:
         node = {"n1": "first rank's node, script and store", "n2": "other node", MLFLOW: "tracking server"}[self.node]
         what = f"{1000 * self.delay_s:.0f} ms each way" if self.delay_s else f"{100 * self.loss:.0f} % lost"
         how = "cut" if self.loss == 1 else what
-        return f"{self.engine}: {node} {how} {'for ever' if self.for_s is None else f'for {self.for_s:g} s'}"
+        when = {"aumn: job ": ", as it starts", f"step {STEPS}/": ", as it publishes"}.get(self.when, "")
+        return f"{self.engine}: {node} {how} {'for ever' if self.for_s is None else f'for {self.for_s:g} s'}{when}"
 
 
 CASES = [
@@ -66,6 +67,7 @@ CASES = [
         for loss, delay_s in ((0, 0.2), (0.05, 0), (0.3, 0))
     ),
     Case("ddp", "n2", when="aumn: job ", settings=("run.start_timeout_s=40",)),
+    Case("ddp", "n1", when=f"step {STEPS}/"),
 ]  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def play(case: Case, undisturbed: Undisturbed, folder: Path, slurm_settings: str
 
 def _run(case: Case, undisturbed: Undisturbed, place: Place, slurm: Cluster, outcome: Outcome) -> None:
     stage = STAGES[f"train {case.engine}" if case.engine != "ddp" else "train"]
-    _, *arguments = [*stage.arguments(undisturbed.inputs), *case.settings]
+    _, *arguments = [*stage.arguments(undisturbed.inputs), "run.step_timeout_s=null", *case.settings]
     log = _Log(place.log)
     while True:
         outcome.submissions += 1
