@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs.conftest import require_slurm
+from tests.network import require
+
+from . import links
 from .comparing import differences, lost_for_good
+from .links import Case
 from .moments import AfterLines, AtShare, WhileWriting
 from .places import Place, Reading
 from .playing import Undisturbed, play
@@ -49,6 +54,22 @@ def test_what_is_interrupted_leaves_in_the_end_what_it_would_have_left(round_, u
     assert outcome.survived, f"{outcome.failure}\n{outcome.differences}\n{log}"
     assert [struck.kind for struck in outcome.struck] == [strike.kind for strike in round_.strikes]
     assert summary([outcome])["bytes_that_differ"] == 0
+
+
+def test_a_cut_link_under_slurm_costs_a_requeue_onto_other_nodes(undisturbed, tmp_path):
+    """A case of `tests.faults.links`, with limits that are short."""
+    require()
+    require_slurm()
+    as_train = replace(undisturbed, places={"train": undisturbed.places["train remote"]})
+    case = Case("ddp", "n2", settings=("run.step_timeout_s=3",))
+    quick = "MessageTimeout=3\nTCPTimeout=1\n"  # SLURM finds that a node is lost in 12 s, in place of 29
+    outcome = links.play(case, as_train, tmp_path / "case", quick)
+    log = (tmp_path / "case" / "log.txt").read_text()
+    assert outcome.survived, f"{outcome}\n{log}"
+    assert outcome.submissions == 1
+    assert outcome.frames["lost"] > 0
+    assert re.search(r"Step \d+: another rank has not answered for 3 s", log)
+    assert re.search(r"job \d+ on n\[1,3\], restart", log)
 
 
 def test_a_round_is_a_function_of_seed_and_number():
