@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -24,7 +24,7 @@ from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import InputError
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.tracking.settings import TrackingSettings
-from aumn.training.settings import EvaluationSettings, RunSettings
+from aumn.training.settings import AlertSettings, EvaluationSettings, RunSettings
 
 REMOVED = {
     "engine.shared_memory": "the ranks of one machine sum gradients as all others do: leave it out.",
@@ -45,6 +45,7 @@ class RunConfig(Section):
     localize: LocalizeSettings = LocalizeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    alerts: AlertSettings = AlertSettings()
 
     def check_streams(self, streams: Iterable[str]) -> None:
         """InputError where what is set for each stream does not fit a shard set's."""
@@ -167,7 +168,7 @@ def _fields_of(parents: Sequence[str]) -> list[str]:
     """The names within a section, or within a field that has some itself."""
     within: Any = RunConfig
     for parent in parents:
-        within = within.model_fields[parent].annotation
+        within = get_args(within)[0] if parent.isdigit() else within.model_fields[parent].annotation
     return list(within.model_fields)
 
 

@@ -30,6 +30,7 @@ from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.mirror import Mirror, push_rest
 from aumn.tracking.sent import NAME as MIRROR
+from aumn.training.alerts import watching
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
 from aumn.training.resume import NOTHING_TO_RESUME, Start, find_start, new_card, open_shards
@@ -166,7 +167,7 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     keep = config.run.keep_checkpoints
     writer = RunWriter(config.run.folder, keep, run.say, last=start.path, lines=start.lines, status=start.status)
     try:
-        with closing(writer):
+        with closing(writer), watching(run, writer):
             if mirror:
                 writer.changed = mirror.wake
             writer.begin(start.progress.config)
