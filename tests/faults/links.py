@@ -31,6 +31,7 @@ from .undisturbed import run_undisturbed
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_S = 400.0
 FOR_EVER = None
+BEFORE_RANKS_MEET = "start"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Case:
         node = {"n1": "first rank's node, script and store", "n2": "other node", MLFLOW: "tracking server"}[self.node]
         what = f"{1000 * self.delay_s:.0f} ms each way" if self.delay_s else f"{100 * self.loss:.0f} % lost"
         how = "cut" if self.loss == 1 else what
-        when = {"aumn: job ": ", as it starts", f"step {STEPS}/": ", as it publishes"}.get(self.when, "")
+        when = {BEFORE_RANKS_MEET: ", before the ranks have met", f"step {STEPS}/": ", as it publishes"}.get(
+            self.when, ""
+        )
         return f"{self.engine}: {node} {how} {'for ever' if self.for_s is None else f'for {self.for_s:g} s'}{when}"
 
 
@@ -66,7 +69,7 @@ CASES = [
         for engine in ("ddp", "deepspeed")
         for loss, delay_s in ((0, 0.2), (0.05, 0), (0.3, 0))
     ),
-    Case("ddp", "n2", when="aumn: job ", settings=("run.start_timeout_s=40",)),
+    Case("ddp", "n2", when=BEFORE_RANKS_MEET, settings=("run.start_timeout_s=40",)),
     Case("ddp", "n1", when=f"step {STEPS}/"),
 ]  # fmt: skip
 
@@ -121,7 +124,10 @@ def _run(case: Case, undisturbed: Undisturbed, place: Place, slurm: Cluster, out
         outcome.submissions += 1
         job = _submit(slurm, place, [*arguments, *(["--resume"] if outcome.submissions > 1 else [])])
         if outcome.submissions == 1:
-            log.wait_for(case.when, lambda job=job: _state(slurm, job) is None)
+            if case.when == BEFORE_RANKS_MEET:
+                slurm.wait_until(lambda: slurm.has_tasks(case.node), "task", timeout_s=MOST_S)
+            else:
+                log.wait_for(case.when, lambda job=job: _state(slurm, job) is None)
             if case.loss == 1:
                 place.network.cut(case.node, for_s=case.for_s)
             else:
