@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from aumn.config.section import Section, refusal
@@ -27,6 +27,8 @@ from aumn.tracking.settings import TrackingSettings
 from aumn.training.settings import AlertSettings, EvaluationSettings, RunSettings
 
 REMOVED = {
+    "run.hang_timeout_s": "run.step_timeout_s is how long ranks wait for each other in a step (learnt where you leave "
+    "it out), run.start_timeout_s outside of steps.",
     "engine.shared_memory": "the ranks of one machine sum gradients as all others do: leave it out.",
 }
 """Settings that are gone, by name, and why: a file that sets one gets this sentence; a run that has them goes on."""
@@ -46,6 +48,11 @@ class RunConfig(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     alerts: AlertSettings = AlertSettings()
+
+    @property
+    def store_away_s(self) -> float:
+        """How long a rank may have to wait for its data; 0 where all of them are files."""
+        return self.data.store_away_s if any(isinstance(place, str) for place in self.data.places) else 0.0
 
     def check_streams(self, streams: Iterable[str]) -> None:
         """InputError where what is set for each stream does not fit a shard set's."""
@@ -84,12 +91,14 @@ class RunConfig(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than run.steps={self.run.steps}, so "
                 "that the learning rate would never be reached: shorten the one, or lengthen the other"
             )
-        away_s, hang_s = self.data.store_away_s, self.run.hang_timeout_s
-        if away_s >= hang_s and any(isinstance(place, str) for place in self.data.places):
-            problems.append(
-                f"data.store_away_s={away_s:g} is not less than run.hang_timeout_s={hang_s}, so that ranks which wait "
-                "for one without data would take it for hung: lower the one, or raise the other"
-            )
+        away_s = self.store_away_s
+        for name in ("step_timeout_s", "start_timeout_s") if away_s else ():
+            timeout_s = getattr(self.run, name)
+            if timeout_s is not None and away_s >= timeout_s:
+                problems.append(
+                    f"data.store_away_s={away_s:g} is not less than run.{name}={timeout_s}, so that ranks which wait "
+                    "for one without data would take it for hung: lower the one, or raise the other"
+                )
         if problems:
             raise refusal("\n".join(problems))
         return self
@@ -130,6 +139,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise InputError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines.")
+    _apply(settings, overrides)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [line for problem in error.errors() for line in _describe(problem)]
+        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
+
+
+def change_rules(rules: LocalizeSettings, overrides: Sequence[str]) -> LocalizeSettings:
+    """A model's rules of localization with `localize.field=value` overrides; InputError lists every problem."""
+    settings: dict[str, Any] = {"localize": rules.model_dump(mode="json")}
+    _apply(settings, overrides)
+    try:
+        return _Rules.model_validate(settings).localize
+    except ValidationError as error:
+        raise InputError(
+            "The model's rules cannot be changed so:", *(line for one in error.errors() for line in _describe(one))
+        ) from None
+
+
+class _Rules(BaseModel):
+    localize: LocalizeSettings
+
+
+def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         if not re.match(r"[^.=]+\.[^=]+=", override):
             raise InputError(
@@ -142,11 +176,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             if not isinstance(within, dict):
                 raise InputError(f"override {override!r}: {parent} is a single value, which has no {field}.")
         within[field] = value
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _describe(problem)]
-        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
 
 
 def _flatten(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

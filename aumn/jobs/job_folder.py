@@ -35,6 +35,7 @@ from aumn.runfolder.typed import typed
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
 LOCAL = "local-"
+GO_ON = 75  # the exit code that says so
 BAD_FOR_S = 7 * 86_400
 MOST_BAD = 4
 _STATES: Mapping[str, State] = {
@@ -46,12 +47,16 @@ _STATES: Mapping[str, State] = {
 
 
 class Submitted(BaseModel):
-    """A line of `submitted.jsonl`: points of a step, the comment that SLURM knows their job by, its number if known."""
+    """A line of `submitted.jsonl`: points of a step, the comment that SLURM knows their job by, its number if known.
+
+    `follow_ups` are the jobs that take over from it, one after the other.
+    """
 
     step: str
     points: list[int]
     comment: str = ""
     job_id: str
+    follow_ups: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class PointStatus:
     nodes: str = ""
     restarts: int = 0
     elapsed_s: int = 0
+    chain: tuple[str, ...] = ()  # the job and its follow-ups, where it has any
 
     @property
     def label(self) -> str:
@@ -74,8 +80,13 @@ class PointStatus:
 
     @property
     def task_id(self) -> str:
-        """What scancel and --dependency call it."""
+        """What scancel calls it."""
         return f"{self.job_id}_{self.index}" if self.step.is_sweep else self.job_id
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """What ends it for good, and what --dependency waits for: any of them."""
+        return self.chain or (self.task_id,)
 
     @property
     def is_active(self) -> bool:
@@ -181,9 +192,18 @@ class JobFolder:
             self.outcome_file(step, index).unlink(missing_ok=True)
         return comment
 
-    def record(self, step: str, indices: Sequence[int], *, comment: str = "", job_id: str = "") -> None:
+    def record(
+        self,
+        step: str,
+        indices: Sequence[int],
+        *,
+        comment: str = "",
+        job_id: str = "",
+        follow_ups: Sequence[str] = (),
+    ) -> None:
         """Remember a submission, on the disk before anything else happens."""
-        line = json.dumps({"step": step, "points": list(indices), "comment": comment, "job_id": job_id})
+        facts = {"step": step, "points": list(indices), "comment": comment, "job_id": job_id}
+        line = json.dumps(facts | ({"follow_ups": list(follow_ups)} if follow_ups else {}))
         file = self.path / "submitted.jsonl"
         begins = not file.exists() or file.read_bytes()[-1:] in {b"", b"\n"}
         with file.open("a") as lines:
@@ -232,18 +252,23 @@ class JobFolder:
         }
         names = {sbatch_name(self.job, step) for step, _ in asked}
         tasks = look_up(names, {last.job_id for last in asked.values() if last.job_id})
-        numbers = {task.comment: task.job_id for task in tasks.values()}
+        numbers: dict[str, set[str]] = {}
+        for task in tasks.values():
+            numbers.setdefault(task.comment, set()).add(task.job_id)
         found = []
         for step, index in self._points():
             last, end = sent.get((step.name, index)), ends.get((step.name, index))
-            job_id = end.job_id if end else ""
+            job_id, chain = end.job_id if end else "", list[str]()
             if last:
-                job_id = last.job_id or numbers.get(last.comment, job_id)
+                answering = {*filter(None, [last.job_id, *last.follow_ups]), *numbers.get(last.comment, ())}
+                chain = sorted(answering, key=lambda name: (len(name), name)) if last.comment else [last.job_id]
+                job_id = _current([tasks.get((name, index), Task(name, "")) for name in chain], end) or job_id
             known = tasks.get((job_id, index))
             state, reason = _state(job_id, end, known)
             known = known or end or Task("", "")  # SLURM may have forgotten it
             facts = (known.nodes, known.restarts, known.elapsed_s)
-            found.append(PointStatus(step, index, state, job_id, reason, *facts))
+            jobs = tuple(chain) if len(chain) > 1 else ()
+            found.append(PointStatus(step, index, state, job_id, reason, *facts, jobs))
         return found
 
     def not_done(self) -> set[str]:
@@ -264,6 +289,24 @@ class JobFolder:
                 state, how = DONE if code == "0" else "FAILED", f"exit code {code}"
                 found[step.name, index] = Task(job_id, state, how, nodes, int(restarts), int(elapsed_s))
         return found
+
+
+def _current(chain: Sequence[Task], end: Task | None) -> str:
+    """The number of the one that counts, of a job and those that take over from it; empty where there is none.
+
+    What has begun goes before what waits, and that before what is over; but where one of them left word that nothing is
+    to follow, it is that one.
+    """
+    if end and end.reason != f"exit code {GO_ON}" and any(task.job_id == end.job_id for task in chain):
+        return end.job_id
+
+    def order(task: Task) -> int:
+        state = _STATES.get(task.state)
+        if state == "queued":
+            return 2 if task.reason == "Dependency" else 1
+        return {"running": 0, "cancelled": 3}.get(state or "", 4) if task.reason != NEVER else 4
+
+    return min(chain, key=order).job_id if chain else ""
 
 
 def _state(job_id: str, end: Task | None, task: Task | None) -> tuple[State, str]:

@@ -47,6 +47,9 @@ class Resources(_Part):
         120, description="A train step checkpoints and asks to be requeued so long before the limit."
     )
     restarts: Annotated[int, Field(ge=0)] = Field(10, description="Most times that the step is requeued.")
+    follow_ups: Annotated[int, Field(ge=0)] = Field(
+        0, description="So many jobs wait to take over a train step where `scontrol requeue` is missing."
+    )
     options: tuple[str, ...] = Field((), description="Further options of sbatch, such as --qos=long.")
 
     @property
@@ -149,7 +152,7 @@ def text_of(value: Scalar) -> str:
 
 def validate(plan: JobPlan, folder: Path) -> list[str]:
     """The problems of a plan, a sentence each; `job.build` takes one that has none."""
-    problems = [*_check_passwords(plan), *_check_settings(plan, folder), *_check_needs(plan)]
+    problems = [*_check_passwords(plan), *_check_settings(plan, folder), *_check_needs(plan), *_check_follow_ups(plan)]
     for name, step in plan.steps.items():
         found = (*_check_command(step, {*plan.settings, "folder"}), *_check_sweep(step))
         problems += [f"steps.{name}.{problem}" for problem in found]
@@ -196,6 +199,20 @@ def _check_needs(plan: JobPlan) -> Iterator[str]:
     ordered = plan.in_order()
     if circle := [name for name in plan.steps if name not in ordered]:
         yield f"steps {', '.join(circle)} need each other in a circle."
+
+
+def _check_follow_ups(plan: JobPlan) -> Iterator[str]:
+    """What SLURM's dependencies cannot say: it waits for all of several jobs or for any of them."""
+    chains = {name for name, step in plan.steps.items() if any(taken["follow_ups"] for _, _, taken in step.points())}
+    for name, step in plan.steps.items():
+        if name in chains and (step.sweep or step.run.split()[:1] != ["train"]):
+            yield f"steps.{name}.resources.follow_ups: only a train step without a sweep can have jobs that take over."
+        groups = {tuple(taken.values()) for _, _, taken in step.points()}
+        if (chained := chains & set(step.needs)) and (len(step.needs) > 1 or len(groups) > 1):
+            yield (
+                f"steps.{name} cannot wait for whichever of the jobs of {', '.join(sorted(chained))} ends well and for "
+                "others: let it need that step alone and all its points take the same, or leave out follow_ups."
+            )
 
 
 def _check_command(step: StepPlan, names: set[str]) -> Iterator[str]:

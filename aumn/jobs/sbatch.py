@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.jobs.job import Job, Step
@@ -26,6 +26,11 @@ class Submission:
     environment: Mapping[str, str]
     options: tuple[str, ...]
     command: tuple[str, ...]  # the batch script and its arguments
+
+    def follow_ups(self, count: int) -> list[Submission]:
+        """Jobs that take over where the script cannot requeue itself."""
+        environment = {**self.environment, "AUMN_FOLLOWS": "1"}
+        return [replace(self, name=f"{self.name}_{n}_later", environment=environment) for n in range(1, count + 1)]
 
     def argv(self, dependencies: Sequence[str], comment: str, without: Sequence[str] = ()) -> list[str]:
         """What is run: `dependencies` are such as afterok:123, by the comment the job is found again.

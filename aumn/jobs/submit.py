@@ -20,15 +20,19 @@ Say = Callable[[str], None]
 
 def dry_run(job: Job) -> Iterator[str]:
     """A shell script that submits the whole job, as `submit` would from nothing."""
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[tuple[str, ...]]] = {}
     for step in job.steps:
         for index in range(len(step.points)) if step.is_sweep else ():
             yield f"# {points_folder(job, step)}/{index}: {' '.join(map(repr, script_arguments(step, index)))}"
-        after = [f"${name}" for need in step.needs for name in names[need]]
+        after = [chain for need in step.needs for chain in names[need]]
         mine = names.setdefault(step.name, [])
         for call in submissions(job, step, range(len(step.points)), step_environment(JobFolder(job, job.plan.name))):
-            yield call.text(_dependencies(after, [f"${name}" for name in mine]))
-            mine.append(call.name)
+            yield call.text(_dependencies(after, mine))
+            chain = [f"${call.name}"]
+            for later in call.follow_ups(_follow_ups(step)):
+                yield later.text(_unless_well(chain))
+                chain.append(f"${later.name}")
+            mine.append(tuple(chain))
 
 
 def submit(folder: JobFolder, say: Say) -> None:
@@ -37,15 +41,16 @@ def submit(folder: JobFolder, say: Say) -> None:
     job = folder.job
     _check_places(job)
     statuses = folder.statuses()
-    fresh: dict[str, list[str]] = {}  # step -> jobs submitted now
+    fresh: dict[str, list[tuple[str, ...]]] = {}  # step -> jobs submitted now, each with those that take over from it
     for step in job.steps:
         wanted = {"waiting", "failed", "cancelled"}
         if fresh.keys() & set(step.needs):
             wanted |= {"queued"}  # for a job whose place another one takes now
         again = [status for status in statuses if status.step.name == step.name and status.state in wanted]
-        queue.cancel(status.task_id for status in again if status.is_active or status.reason == NEVER)
-        after = [job_id for need in step.needs for job_id in fresh.get(need, ())]
-        after += [status.task_id for status in statuses if status.step.name in step.needs and status.is_active]
+        left = (status for status in again if status.is_active or status.reason == NEVER or status.chain)
+        queue.cancel(task for status in left for task in status.task_ids)
+        after = [chain for need in step.needs for chain in fresh.get(need, ())]
+        after += [status.task_ids for status in statuses if status.step.name in step.needs and status.is_active]
         for call in submissions(job, step, [status.index for status in again], step_environment(folder)):
             comment = folder.announce(step.name, call.indices)
             dependencies = _dependencies(after, fresh.get(step.name, []))
@@ -58,9 +63,15 @@ def submit(folder: JobFolder, say: Say) -> None:
                 say(f"{_describe(step, call.indices)}: too few nodes without {', '.join(without)}, so they are used")
                 without = {}
                 job_id = queue.run_sbatch(call.argv(dependencies, comment), call.environment)
+            chain = [job_id]
             folder.record(step.name, call.indices, comment=comment, job_id=job_id)
-            fresh.setdefault(step.name, []).append(job_id)
-            say(f"{_describe(step, call.indices)}: submitted as job {job_id}{_without(without, folder)}")
+            for later in call.follow_ups(_follow_ups(step)):
+                argv = later.argv(_unless_well(chain), comment, tuple(without))
+                chain.append(queue.run_sbatch(argv, later.environment))
+                folder.record(step.name, call.indices, comment=comment, job_id=job_id, follow_ups=chain[1:])
+            fresh.setdefault(step.name, []).append(tuple(chain))
+            others = f", {', '.join(chain[1:])} to take over" if chain[1:] else ""
+            say(f"{_describe(step, call.indices)}: submitted as job {job_id}{others}{_without(without, folder)}")
     if fresh:
         say(f"follow: aumn jobs {job.folder}")
     else:
@@ -93,7 +104,7 @@ def cancel_job(folder: JobFolder, say: Say) -> None:
     active = [status for status in folder.statuses() if status.is_active]
     if here := [status.label for status in active if status.job_id.startswith(LOCAL)]:
         raise InputError(f"{', '.join(here)} runs on this machine: stop it with Ctrl-C where `aumn submit` runs.")
-    queue.cancel(status.task_id for status in active)
+    queue.cancel(task for status in active for task in status.task_ids)
     say(f"cancelled: {', '.join(status.label for status in active) or 'nothing was under way'}")
 
 
@@ -132,10 +143,24 @@ def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
     return code == 0
 
 
-def _dependencies(after: Collection[str], groups_before: Sequence[str]) -> list[str]:
-    """A step's groups of points run one after the other, well or not, so that at_most holds over all of them."""
-    well = [f"afterok:{':'.join(after)}"] if after else []
-    return well + [f"afterany:{job_id}" for job_id in groups_before[-1:]]
+def _dependencies(after: Collection[Sequence[str]], groups_before: Sequence[Sequence[str]]) -> list[str]:
+    """A step's groups of points run one after the other, well or not, so that at_most holds over all of them.
+
+    A job with others that take over from it is waited for alone (`job_schema`), until any of them has ended well.
+    """
+    if chain := next((chain for chain in after if len(chain) > 1), None):
+        return ["?".join(f"afterok:{job_id}" for job_id in chain)]
+    well = [f"afterok:{':'.join(job_id for (job_id,) in after)}"] if after else []
+    return well + [f"afterany:{job_id}" for (job_id,) in groups_before[-1:]]
+
+
+def _unless_well(chain: Sequence[str]) -> list[str]:
+    """A job that takes over waits until all before it have ended, none of them well; else it is of no use."""
+    return [f"afternotok:{job_id}" for job_id in chain]
+
+
+def _follow_ups(step: Step) -> int:
+    return step.points[0].resources.follow_ups
 
 
 def _check_places(job: Job) -> None:

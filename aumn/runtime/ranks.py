@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.ending import START_S, Ending, as_told, brief, in_thread, wait
+from aumn.runtime.ending import ANSWER_S, HEAR_S, START_S, Ending, as_told, brief, in_thread, wait
 from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Ranks:
     store: Any = field(default=None, compare=False, repr=False)  # by which the ranks met; alone, there is none
     settle: Callable[[BaseException], BaseException] = field(default=_own, compare=False, repr=False)  # `Ending.settle`
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    _wait_s: float | None = field(default=None, compare=False, repr=False)  # set by `wait_at_most`
 
     @property
     def is_first(self) -> bool:
@@ -138,6 +139,19 @@ class Ranks:
             return int(self.store.add(f"count/{name}", number))
         self.counts[name] += number
         return self.counts[name]
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Collectives that begin from now on, a library's own groups' too, fail where a rank is away for longer.
+
+        NCCL's do a little later: its watchdog ends the process without a word, and gloo's errors can be told.
+        """
+        if self.size > 1 and seconds != self._wait_s:
+            from torch.distributed import distributed_c10d
+
+            for group in distributed_c10d._world.pg_map:  # torch 2.13 has no public call
+                distributed_c10d._set_pg_timeout(timedelta(seconds=seconds + ANSWER_S + HEAR_S), group)
+                group._get_backend(self.device("cpu"))._set_default_timeout(timedelta(seconds=seconds))
+            self._wait_s = seconds
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -51,9 +51,7 @@ def run_training(
     shards = open_shards(config, access_of(config.data), ranks, resume=resume, say=say)
     config.check_streams(shards.streams)
     indices = shards.indices(*config.data.subsets)
-    training, held_out = split_holdout(
-        indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
-    )
+    training, held_out = split_holdout(indices, shards.ids(indices), config.data)
     loader = TrainingLoader(
         shards,
         training,
@@ -68,8 +66,10 @@ def run_training(
         damaged_limit=config.data.damage_limit if config.data.on_damage == "skip" else 0,
         weights=config.data.weights,
     )
-    if ranks.is_first and (note := _note_small_cache(config, shards)):
-        say(note)
+    if ranks.is_first:
+        notes = _note_small_cache(config, shards), _note_background(config, shards, training)
+        for note in filter(None, (*notes, _note_held_out(shards.ids(held_out)))):
+            say(note)
     device = ranks.device(config.run.device)
     _check_memory(shards, config, device)
     card = new_card(config, shards)
@@ -125,6 +125,23 @@ def _note_small_cache(config: RunConfig, shards: ShardSet) -> str:
         f"{' and '.join(str(part.path) for part in remote)}, so tars are fetched many times an epoch: raise it, or set "
         "data.order=shards or data.read=range."
     )
+
+
+def _note_background(config: RunConfig, shards: ShardSet, training: list[int]) -> str:
+    """What training makes of videos in which no action occurs."""
+    if not (count := len(shards.unlabelled(training))):
+        return ""
+    made = (
+        "each says of every class that it is not there (model.independent_classes)"
+        if config.model.independent_classes
+        else "the softmax of Eq. 9 says nothing about them, so they only teach the attention to be sparse (Eq. 13); "
+        "with model.independent_classes=true they also say of every class that it is not there"
+    )
+    return f"{count:,} of {len(training):,} training videos have no action: {made}."
+
+
+def _note_held_out(videos: list[str]) -> str:
+    return f"held out: {', '.join(videos[:5])}{f' and {len(videos) - 5:,} more' * (len(videos) > 5)}" if videos else ""
 
 
 def _build(shards: ShardSet, config: RunConfig) -> StreamNetworks:

@@ -91,6 +91,22 @@ def test_points_that_take_different_resources_are_groups_one_after_the_other(pla
     assert re.search(r'^train_1=.* --nodes=2 .* --array=2,3 --dependency="afterany:\$train"', second)
 
 
+def test_jobs_that_take_over_wait_for_all_before_and_a_later_step_for_any(place):
+    steps = {
+        "train": {"run": "train c.yaml", "resources": {"follow_ups": 2}},
+        "after": {"run": "pack x y", "needs": ["train"]},
+    }
+    lines = list(dry_run(load_job(write(place, steps))))
+    waits = [(line.partition("=")[0], *re.findall(r'--dependency="(.*?)"', line)) for line in lines]
+    assert waits == [
+        ("train",),
+        ("train_1_later", "afternotok:$train"),
+        ("train_2_later", "afternotok:$train,afternotok:$train_1_later"),
+        ("after", "afterok:$train?afterok:$train_1_later?afterok:$train_2_later"),
+    ]
+    assert ["AUMN_FOLLOWS=1" in line for line in lines] == [False, True, True, False]
+
+
 def test_no_value_becomes_shell_syntax(place):
     """The printed script, run by a real bash with an sbatch that notes what it was given."""
     (place / "sbatch").write_text('#!/bin/sh\nprintf "%s\\0" "$@" "$AUMN_JOB_FOLDER" >> got\n')
@@ -109,12 +125,12 @@ def test_no_value_becomes_shell_syntax(place):
 class Node:
     """A machine on which the batch script itself runs, with an srun that plays training and a scontrol that listens."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.script = place, REPOSITORY / "slurm" / "train.sbatch"
+    def __init__(self, place: Path, scontrol: str = 'echo "$@" >> called') -> None:
+        self.place, self.script, self.scontrol = place, REPOSITORY / "slurm" / "train.sbatch", scontrol
 
     def run(self, training: str, *, nodes_answer: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         is_probe = f'case "$*" in *\\ true) exit {int(not nodes_answer)};; esac'
-        for program, body in {"srun": f"{is_probe}\n{training}", "scontrol": 'echo "$@" >> called'}.items():
+        for program, body in {"srun": f"{is_probe}\n{training}", "scontrol": self.scontrol}.items():
             (self.place / program).write_text(f"#!/bin/sh\n{body}\n")
             (self.place / program).chmod(0o755)
         names = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_RESTART_COUNT": "3"}
@@ -163,6 +179,40 @@ def test_what_the_run_says_of_its_end_counts_and_else_what_srun_says(place, srun
     if ends in {1, 137}:
         assert f"exit code {ends}, with no checkpoint written since this start and no node lost: not r" in done.stderr
     assert len(list(place.glob(".aumn-note*"))) == (ends == 75)
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("5 75 n1 0 9", 0), ("5 2 n1 0 9", 1), ("5 137 n1 0 9", 1), ("", 1), (None, 1)]
+)
+def test_a_job_that_takes_over_does_so_once_and_only_where_the_one_before_said_so(place, word, code):
+    outcome = place / "outcomes" / "train.0"
+    outcome.parent.mkdir()
+    if word is not None:
+        outcome.write_text(word)
+    variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "AUMN_FOLLOWS": "1"}
+    done = Node(place).run("cat outcomes/*; exit 0", SLURM_RESTART_COUNT="0", **variables)
+    assert done.returncode == code
+    assert ("left no word that it is to be gone on with: nothing is done." in done.stderr) == bool(code)
+    assert done.stdout == "", "the word is for one job alone"
+    assert (outcome.read_text() if outcome.exists() else None) == ("5 0 n[1-2] 0 0\n" if code == 0 else word)
+
+
+def test_a_script_that_cannot_requeue_itself_leaves_word(place):
+    (place / "outcomes").mkdir()
+    node = Node(place, scontrol="exit 127")
+    variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train"}
+    assert node.run("exit 137", nodes_answer=False, **variables).returncode == 75
+    assert (place / "outcomes" / "train.0").read_text().split()[:2] == ["5", "75"]
+
+
+@pytest.mark.parametrize("code", [75, 1, 0])
+def test_a_script_that_slurm_told_to_end_requeues_nothing(place, code):
+    """As scancel and a time limit do; how training ended is noted where that is settled."""
+    (place / "outcomes").mkdir()
+    node = Node(place)
+    variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train"}
+    assert node.run(f"kill -TERM $PPID; exit {code}", nodes_answer=False, **variables).returncode == code
+    assert (node.requeued(), (place / "outcomes/train.0").exists()) == ([], code == 0)
 
 
 def test_a_requeued_attempt_knows_when_the_one_before_ended_and_when_it_began_itself(place):
@@ -252,6 +302,18 @@ WRONG = {
     ),
     "a setting of the run": (
         {"a": {**SWEEP, "sweep": {"axes": {"model.unts": [1]}}}}, r"a\[unts=1\]: .*\n.*model\.unts is not a setting",
+    ),
+    "jobs that take over a sweep": (
+        {"a": {**SWEEP, "resources": {"follow_ups": 1}, "sweep": {"axes": {"run.seed": [0, 1]}}}},
+        r"a\.resources\.follow_ups: only a train step without a sweep",
+    ),
+    "jobs that take over, and others": (
+        {
+            "a": {"run": "train c.yaml", "resources": {"follow_ups": 1}},
+            "b": {"run": "pack x y"},
+            "c": {"run": "pack x y", "needs": ["a", "b"]},
+        },
+        r"steps\.c cannot wait for whichever of the jobs of a ends well and for others",
     ),
     "spare nodes of no training": (
         {"a": {"run": "pack x y", "resources": {"spare_nodes": 1}}}, r"a\.resources\.spare_nodes: only train looks",

@@ -95,6 +95,42 @@ def states(folder: Path) -> dict[str, str]:
     return {status.label: status.state for status in JobFolder.open(folder).statuses()}
 
 
+RUNNING, DEPENDS, PREEMPTED = "RUNNING |None", "PENDING |Dependency", "PENDING |BeginTime"
+ENDED, CANCELLED, NEVER = "FAILED |NonZeroExitCode", "CANCELLED |None", "CANCELLED |DependencyNeverSatisfied"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "end", "state", "job_id"),
+    [
+        ((RUNNING, DEPENDS, DEPENDS), None, "running", "9"),
+        ((PREEMPTED, DEPENDS, DEPENDS), None, "queued", "9"),
+        ((ENDED, RUNNING, DEPENDS), None, "running", "10"),
+        ((ENDED, DEPENDS, DEPENDS), "9 75", "queued", "10"),
+        ((ENDED, DEPENDS, DEPENDS), "9 2", "failed", "9"),
+        ((ENDED, RUNNING, DEPENDS), "9 2", "failed", "9"),
+        ((ENDED, "COMPLETED |None", NEVER), "10 0", "done", "10"),
+        ((CANCELLED, ENDED, ENDED), None, "cancelled", "9"),
+        ((ENDED, CANCELLED, ENDED), None, "cancelled", "10"),
+        ((ENDED, ENDED, ENDED), "11 75", "failed", "9"),
+    ],
+)
+def test_of_jobs_that_take_over_from_each_other_one_counts_and_all_are_cancelled(place, jobs, end, state, job_id):
+    steps = {"train": {"run": "train c.yaml", "resources": {"follow_ups": 2}}}
+    folder = JobFolder.of(load_job(place.write(steps=steps)))
+    folder.write()
+    comment = folder.announce("train", [0])
+    if state != "queued":  # else its numbers never came
+        folder.record("train", [0], comment=comment, job_id="9", follow_ups=["10", "11"])
+    numbered = zip((9, 10, 11), (job.split(" |") for job in jobs), strict=True)
+    (place.slurm / "queue").write_text(
+        "".join(f"{number} |N/A |{word} |0 |0:07 |{comment} |{why} |n1 |\n" for number, (word, why) in numbered)
+    )
+    if end:
+        folder.outcome_file("train", 0).write_text(f"{end} n1 0 9\n")
+    (status,) = JobFolder.open(folder.path).statuses()
+    assert (status.state, status.task_id, status.task_ids) == (state, job_id, ("9", "10", "11"))
+
+
 def test_a_job_is_seen_from_any_folder_and_after_its_own_was_moved(place, tmp_path_factory, monkeypatch):
     """Looked at from elsewhere, nothing seems to wait; what failed alone goes on, to run where it ran before."""
     succeed(aumn("submit", place.write()))

@@ -194,10 +194,11 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
 
 
 PROGRAM = """#!{python}
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from aumn import cli
 from aumn.records import InputError
+from aumn.runfolder import saving
 from aumn.runtime import ending, preemption
 from aumn.training import run
 ending.ANSWER_S = 5
@@ -213,29 +214,52 @@ def train(own):
         ranks.barrier()
     raise preemption.stopped(signal.SIGUSR1) if role == "asked" else InputError("This is to be mended.")
 
-run.train = train
+def save(*arguments, save=saving.save_checkpoint, **options):
+    print("saving", flush=True)
+    time.sleep(5)
+    return save(*arguments, **options)
+
+match roles[int(os.environ["SLURM_PROCID"])]:
+    case "starts_late":
+        print("starts late", flush=True)
+        time.sleep(600)
+    case "saves":
+        saving.save_checkpoint = save
+    case _:
+        run.train = train
 cli.main()
 """
 
 
-def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_starts_again_alone(place):
+def scripts_with(place: Place, name: str, line: str) -> str:
+    """A site's copy of the batch scripts, with this line in training's."""
+    shutil.copytree(REPOSITORY / "slurm", place.root / name)
+    script = place.root / name / "train.sbatch"
+    script.write_text(script.read_text().replace("\nset -u\n", f"\n{line}\nset -u\n", 1))
+    return name
+
+
+@pytest.fixture(scope="module")
+def programmed(place) -> str:
+    """Scripts that run PROGRAM."""
+    (place.root / "program").write_text(PROGRAM.format(python=sys.executable))
+    (place.root / "program").chmod(0o755)
+    return scripts_with(place, "programmed", f"AUMN={place.root}/program")
+
+
+def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_starts_again_alone(place, programmed):
     """Each point is named after what its ranks do once the run has begun.
 
     srun kills those that hang, and says 137 then. What a user has to mend is not tried again; only the last point was
     asked to stop, and of that SLURM_JOB_ID is the whole array's number.
     """
-    shutil.copytree(REPOSITORY / "slurm", place.root / "verdicts")
-    (place.root / "program").write_text(PROGRAM.format(python=sys.executable))
-    (place.root / "program").chmod(0o755)
-    script = place.root / "verdicts" / "train.sbatch"
-    script.write_text(script.read_text().replace("set -u\n", f"set -u\nAUMN={place.root}/program\n", 1))
     points = ("errs-hangs", "waits-errs", "hangs-errs", "asked-hangs")
     train = {
         "run": "train tiny.yaml run.folder={folder}/{point} tracking.enabled=false",
         "resources": {"ranks_per_node": 2},
         "sweep": {"axes": {"ranks": {name: {} for name in points}}},
     }
-    job = place.write("verdicts", {"train": train}, scripts="verdicts", tracking={"enabled": False})
+    job = place.write("verdicts", {"train": train}, scripts=programmed, tracking={"enabled": False})
     succeed(place.aumn("submit", job, AUMN_WAIT_S="3"))
     statuses = place.wait("verdicts", "end", ended)
     found = {label: (status.state, status.reason, status.restarts) for label, status in statuses.items()}
@@ -247,6 +271,29 @@ def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_
     for name in points:
         status = RunFolder(place.root / "runs/jobs/verdicts" / name).status()
         assert (status.state, status.code, status.why) == ("failed", 2, "This is to be mended."), name
+
+
+def test_where_scontrol_is_missing_a_waiting_job_takes_over_but_from_nothing_cancelled_or_to_be_mended(place):
+    bare = scripts_with(place, "bare", 'scontrol() { echo "scontrol: command not found" >&2; return 127; }')
+    folder, after = "run.folder={folder}/", "synth {folder}/more --videos 2 --classes 1 --width 3"
+    train = f"train tiny.yaml {folder}%s tracking.enabled=false run.steps=300"
+    steps = {name: {"run": train % name, "resources": {"follow_ups": 1}} for name in ("asked", "cancelled", "broken")}
+    steps["broken"]["run"] += " data.shards=nowhere"
+    steps["after"] = {"run": after, "needs": ["asked"]}
+    steps["never"] = {"run": after, "needs": ["cancelled"]}
+    succeed(place.aumn("submit", place.write("chains", steps, scripts=bare, tracking={"enabled": False})))
+    for step, options in {"asked": ["--signal=USR1"], "cancelled": []}.items():
+        place.wait_for_log("chains", step, "step 20/")
+        place.slurm.run("scancel", *options, place.statuses("chains")[step].job_id)
+    statuses = place.wait("chains", "end", ended)
+    expected = {"asked": "done", "cancelled": "cancelled", "broken": "failed", "after": "done", "never": "cancelled"}
+    assert states(statuses) == expected, [place.log("chains", step) for step in steps]
+    assert statuses["asked"].job_id == statuses["asked"].chain[1]
+    assert "a job that waits to take over does" in place.log("chains", "asked")
+    assert re.search(r"steps [1-9]\d* to 300 ", place.log("chains", "asked"))
+    for step in ("cancelled", "broken"):
+        place.wait_for_log("chains", step, "left no word that it is to be gone on with: nothing is done.")
+        assert place.log("chains", step).count("steps 0 to 300") == (step == "cancelled")
 
 
 def test_a_training_that_fails_without_having_got_on_ends_and_says_why(place):
@@ -319,8 +366,10 @@ def undisturbed(place) -> bytes:
 def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(place, undisturbed):
     """A node's power cut, the signal before a time limit, scancel with a later submission; two ranks each.
 
-    The test sends the signal, which saves a minute; the next one waits for SLURM's.
+    The test sends the signal, which saves a minute; the next one waits for SLURM's. Around each rank is a program that
+    neither becomes it nor hands a signal on, as a container's may be; with cgroups that program alone is signalled.
     """
+    wrapped = scripts_with(place, "wrapped", """container=(bash -c '"$@"; exit $?' wrapper)""")
     nodes = {"lost": 2, "signalled": 1, "cancelled": 1}
     steps = {
         step: {
@@ -330,7 +379,7 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
         for step in STRUCK
     }
     quiet = {"tracking": {"enabled": False}}
-    succeed(place.aumn("submit", place.write("struck", steps, **quiet)))
+    succeed(place.aumn("submit", place.write("struck", steps, scripts=wrapped, **quiet)))
     struck = {}
     for step in STRUCK:
         place.wait_for_log("struck", step, "step 40/")
@@ -344,6 +393,7 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
     assert "Stopped by SIGUSR1" in place.log("struck", "signalled")
     assert "requeued, to go on from the last checkpoint" in place.log("struck", "signalled")
     assert "Stopped by SIGTERM" in place.log("struck", "cancelled")
+    assert place.log("struck", "cancelled").count("aumn: job ") == 1
     succeed(place.aumn("submit", place.root / "struck.yaml"))
     place.wait("struck", "end of what was cancelled", ended)
     for step in STRUCK:
@@ -352,16 +402,29 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
         assert place.weights("struck", step) == undisturbed, step
 
 
-def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place, undisturbed):
+def test_at_the_time_limit_or_preempted_training_is_requeued_and_cancelled_never(place, programmed, undisturbed):
     """SLURM's own signal, a minute before a limit of two or, as SLURM does, up to 30 s earlier; two nodes.
+
+    Meanwhile an urgent job preempts another training, and a third and a fourth are cancelled: before their ranks have
+    met, and while a checkpoint is being written.
 
     The ranks are held still until it is there, so that they need longer than their limit however fast the machine is.
     """
-    train = f"train tiny.yaml run.folder={{folder}}/train {LONG}"
-    resources = {"nodes": 2, "minutes": 2, "signal_s": 60}
+    resources = {
+        "train": {"nodes": 2, "minutes": 2, "signal_s": 60},
+        "preempted": {"ranks_per_node": 2},
+    }
+    steps = {
+        step: {"run": f"train tiny.yaml run.folder={{folder}}/{step} {LONG}", "resources": taken}
+        for step, taken in resources.items()
+    }
     quiet = {"tracking": {"enabled": False}}
-    succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
+    succeed(place.aumn("submit", place.write("limited", steps, **quiet)))
+    place.wait_for_log("limited", "preempted", "step 40/")
+    node = place.statuses("limited")["preempted"].nodes
+    place.slurm.run("sbatch", "--partition=urgent", f"--nodelist={node}", "--ntasks=2", "--wrap=sleep 5")
     place.wait_for_log("limited", "train", "step 40/")
+    cancel_for_good(place, programmed)
     job, requeues = place.statuses("limited")["train"], place.requeues("limited", "train")
     nodes = node_names(job.nodes)
     place.slurm.run("scancel", "--signal=STOP", job.job_id)
@@ -375,7 +438,15 @@ def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place
     )
     place.slurm.run("scancel", "--signal=CONT", job.job_id)
 
-    ended_as = place.wait("limited", "end", ended)["train"]
+    statuses = place.wait("limited", "end", ended)
+    assert statuses["preempted"].state == "done"
+    assert statuses["preempted"].restarts >= 1
+    assert "Stopped by SIGTERM" in place.log("limited", "preempted")
+    assert place.weights("limited", "preempted") == undisturbed
+    for step, state in states(place.statuses("final")).items():
+        assert (state, place.log("final", step).count("aumn: job ")) == ("cancelled", 1), step
+    assert RunFolder(place.root / "runs/jobs/final/saves").status().code == 75
+    ended_as = statuses["train"]
     assert (ended_as.state, ended_as.restarts) == ("done", place.requeues("limited", "train"))
     assert ended_as.restarts >= 1
     log = place.log("limited", "train")
@@ -384,6 +455,22 @@ def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place
     starts = [int(first) for first in re.findall(r"steps (\d+) to 500 ", log)]
     assert starts[0] == 0 < starts[-1], starts
     assert place.weights("limited", "train") == undisturbed
+
+
+def cancel_for_good(place: Place, scripts: str) -> None:
+    folders = {"starting": "waits-starts_late", "saving": "saves"}
+    steps = {
+        step: {
+            "run": f"train tiny.yaml run.folder={{folder}}/{name} {LONG}",
+            "resources": {"nodes": len(name.split("-"))},
+        }
+        for step, name in folders.items()
+    }
+    job = place.write("final", steps, scripts=scripts, tracking={"enabled": False})
+    succeed(place.aumn("submit", job))
+    for step, text in {"starting": "starts late", "saving": "saving"}.items():
+        place.wait_for_log("final", step, text)
+        place.slurm.run("scancel", place.statuses("final")[step].job_id)
 
 
 def strike(place: Place, struck: PointStatus) -> None:

@@ -1,5 +1,6 @@
 """A training step gives one result, however its videos were cut into ranks and micro-batches."""
 
+import json
 from types import SimpleNamespace as Fake
 
 import pytest
@@ -14,7 +15,8 @@ from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training import loop
 from aumn.training.step import learning_rate
 from aumn.training.validation import Validation
-from tests.launching import succeed, together
+from tests.launching import aumn, succeed, together
+from tests.tiny import Tiny
 from tests.training import train_ranks
 
 
@@ -110,3 +112,46 @@ def test_a_rank_without_data_outranks_one_with_damage(other, monkeypatch):
     step = damaged if other == "waits" else waiting
     run = loop.Run(None, Fake(ranks=Three()), Fake(damaged_limit=9), None, None)
     assert loop._agree(run, step) == (step, 15)
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_videos_without_an_action_are_trained_on_and_untimed_ones_are_not_measured_on(independent, tmp_path_factory):
+    """Half of the held-out videos, which are named, have no times; a third of the others no action at all."""
+    root = tmp_path_factory.getbasetemp() / "background"
+    if not root.exists():
+        root.mkdir()
+        Tiny(root)
+        database = json.loads((root / "features" / "gt.json").read_text())["database"]
+        training = sorted(name for name, video in database.items() if video["subset"] == "training")
+        rows = ["video,subset,duration,label,start,end"]
+        for name, video in database.items():
+            facts = f"{name},{video['subset']},{video['duration']}"
+            instances = [] if name in training[4::3] else video["annotations"]
+            times = [",," if name in training[:2] else f",{one['segment'][0]},{one['segment'][1]}" for one in instances]
+            rows += [f"{facts},{one['label']}{time}" for one, time in zip(instances, times, strict=True)] or [
+                f"{facts},,,"
+            ]
+        (root / "gt.csv").write_text("\n".join(rows))
+        succeed(aumn("pack", "features", "background", "--annotations", "gt.csv", "--fps", 25, cwd=root))
+        (root / "names.txt").write_text("\n".join(training[:4]))
+    words = ("data.shards=background", "data.holdout_share=0", "data.holdout_videos=names.txt", "run.steps=6")
+    settings = (
+        *words,
+        "evaluation.every=6",
+        f"model.independent_classes={independent}".lower(),
+        f"run.folder=run_{independent}",
+    )
+    subsets = "data.subset=[training,testing]" if independent else "data.subset=training"
+    told = succeed(aumn("train", "tiny.yaml", *settings, subsets, cwd=root)).stderr
+    count = len(
+        {
+            line.split(",")[0]
+            for line in (root / "gt.csv").read_text().split("\n")[1:]
+            if independent or ",training," in line
+        }
+    )
+    assert f"{count - 4} training videos, 4 held out" in told
+    assert f"{'each says of every class' if independent else 'the softmax of Eq. 9 says nothing'}" in told
+    assert "on 2 videos: held out" in told
+    lines = [json.loads(line) for line in (root / f"run_{independent}" / "metrics.jsonl").read_text().splitlines()]
+    assert all(value is not None for line in lines for value in line.values())
