@@ -317,11 +317,10 @@ def test_a_rehearsal_says_what_it_saw_of_signals_requeue_and_scancel_or_the_firs
     ):
         refused, done = stays.finish(), comes_back.finish()
     assert refused.returncode == 2
-    assert re.search(
-        r"aumn: The rehearsal's job did not come back, having saved step \d+ and ended with 75 "
-        r"\(failed: exit code 75\): where scontrol cannot requeue a job, resources.follow_ups lets another one take over\.",
-        refused.stderr,
-    ), refused.stderr
+    sentence = (
+        r"job did not come back, having saved step \d+ and ended with 75 \(failed: exit code 75\): where scontrol"
+    )
+    assert re.search(sentence, refused.stderr), refused.stderr
     succeed(done)
     saw = r"saved step \d+ and ended in \d+ s, ran again \d+ s later on n\d, took a further step \d+ s after that\n"
     for line in (
