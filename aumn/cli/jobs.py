@@ -103,12 +103,15 @@ def jobs(
         _watch(found)
     statuses = found.statuses()
     show(_table(found, statuses))
-    from aumn.jobs.job_record import record_end
+    from aumn.jobs.job_record import describe_restarts, explain_ends, record_end
 
+    for line in describe_restarts(found, statuses):
+        print(line)
     record_end(found, statuses)
     if failed := [status.label for status in statuses if status.state == "failed"]:
         raise InputError(
-            f"{', '.join(failed)} failed: read the log, then go on with: aumn jobs {folder} --retry-failed"
+            f"{', '.join(failed)} failed: read the log, then go on with: aumn jobs {folder} --retry-failed",
+            *explain_ends(found, statuses),
         )
 
 

@@ -272,6 +272,8 @@ def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_
     for name in points:
         status = RunFolder(place.root / "runs/jobs/verdicts" / name).status()
         assert (status.state, status.code, status.why) == ("failed", 2, "This is to be mended."), name
+    told = place.aumn("jobs", "runs/jobs/verdicts").stderr
+    assert told.count("]: This is to be mended.\n") == len(points), told
 
 
 def test_where_scontrol_is_missing_a_waiting_job_takes_over_but_from_nothing_cancelled_or_to_be_mended(place):
