@@ -54,6 +54,8 @@ class Status(BaseModel):
     """What all attempts of one launch share; see `runtime.attempts.launch_id`."""
     started_ms: int = 0
     ended_ms: int | None = None
+    recovery: dict[str, float] = {}
+    """Seconds that the last restart by a launcher took, by part; see `training.recovery`."""
     facts: dict[str, str] = {}
     """Where and on what it runs: ranks, host, commit, dataset, dataset_identity, a job's step; MLflow's tags."""
 
