@@ -47,7 +47,7 @@ def train(
 
     bar = sys.stderr.isatty() and read_environment(os.environ).is_first  # a log has the run's own lines
     run = settings.run
-    connected = connect(cuda=run.device == "cuda", timeout_s=run.hang_timeout_s, start_s=run.start_timeout_s)
+    connected = connect(cuda=run.device == "cuda", timeout_s=run.start_timeout_s, start_s=run.start_timeout_s)
     with connected as ranks, progress("training", "steps", silent=not bar) as advance:
         heard = say if ranks.is_first else lambda _line: None
         run_training(settings, ranks, resume=resume, say=heard, advance=advance)

@@ -27,6 +27,8 @@ from aumn.tracking.settings import TrackingSettings
 from aumn.training.settings import EvaluationSettings, RunSettings
 
 REMOVED = {
+    "run.hang_timeout_s": "run.step_timeout_s is how long ranks wait for each other in a step (learnt where you leave "
+    "it out), run.start_timeout_s outside of steps.",
     "engine.shared_memory": "the ranks of one machine sum gradients as all others do: leave it out.",
 }
 """Settings that are gone, by name, and why: a file that sets one gets this sentence; a run that has them goes on."""
@@ -45,6 +47,11 @@ class RunConfig(Section):
     localize: LocalizeSettings = LocalizeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @property
+    def store_away_s(self) -> float:
+        """How long a rank may have to wait for its data; 0 where all of them are files."""
+        return self.data.store_away_s if any(isinstance(place, str) for place in self.data.places) else 0.0
 
     def check_streams(self, streams: Iterable[str]) -> None:
         """InputError where what is set for each stream does not fit a shard set's."""
@@ -83,12 +90,14 @@ class RunConfig(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than run.steps={self.run.steps}, so "
                 "that the learning rate would never be reached: shorten the one, or lengthen the other"
             )
-        away_s, hang_s = self.data.store_away_s, self.run.hang_timeout_s
-        if away_s >= hang_s and any(isinstance(place, str) for place in self.data.places):
-            problems.append(
-                f"data.store_away_s={away_s:g} is not less than run.hang_timeout_s={hang_s}, so that ranks which wait "
-                "for one without data would take it for hung: lower the one, or raise the other"
-            )
+        away_s = self.store_away_s
+        for name in ("step_timeout_s", "start_timeout_s") if away_s else ():
+            timeout_s = getattr(self.run, name)
+            if timeout_s is not None and away_s >= timeout_s:
+                problems.append(
+                    f"data.store_away_s={away_s:g} is not less than run.{name}={timeout_s}, so that ranks which wait "
+                    "for one without data would take it for hung: lower the one, or raise the other"
+                )
         if problems:
             raise refusal("\n".join(problems))
         return self

@@ -225,6 +225,11 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def timed_out(error: BaseException) -> bool:
+    """Whether a collective has waited for as long as it may, or another one of this rank's that ran beside it."""
+    return any(text in str(error) for text in ("Timed out waiting", "Application timeout caused pair closure"))
+
+
 def brief(error: BaseException | None) -> str:
     """The heart of an error of torch.distributed, whose other lines are the stack in C++."""
     return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).rstrip(". ")
@@ -236,4 +241,5 @@ def _is_broken_link(error: BaseException) -> bool:
         isinstance(error, StoreGoneError)
         or any(kind.__name__ == "DistError" for kind in type(error).__mro__)
         or "/gloo/" in str(error)
+        or timed_out(error)
     )

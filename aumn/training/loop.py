@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -25,6 +25,7 @@ from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
+from aumn.runtime.patience import Patience
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
 from aumn.training.resume import Progress
@@ -52,9 +53,15 @@ class Run:
     writer: RunWriter | None = None
     say: Callable[[str], None] = lambda _line: None
     advance: Callable[[int, int], None] = lambda _done, _steps: None
+    is_back: Callable[[], None] | None = None  # is told of the first new step after a launcher's restart
+    patience: Patience = field(init=False)
     all_stop: bool = False  # every rank has been told to stop, at the same step
     slow: SlowRanks | None = None
     left_out: set[str] = field(default_factory=set)  # damaged videos so far, the same on every rank
+
+    def __post_init__(self) -> None:
+        run, ranks, away_s = self.config.run, self.engine.ranks, self.config.store_away_s
+        self.patience = Patience(ranks, start_s=run.start_timeout_s, step_s=run.step_timeout_s, away_s=away_s)
 
 
 def train(run: Run) -> None:
@@ -65,9 +72,10 @@ def train(run: Run) -> None:
     try:
         _train(run)
     except StoreGoneError as error:  # on every rank, at the same step
-        _save(run)
-        run.all_stop = True
-        how = run.engine.ranks.broadcast(_how_to_go_on(run)) or ""
+        with run.patience.alone():
+            _save(run)
+            run.all_stop = True
+            how = run.engine.ranks.broadcast(_how_to_go_on(run)) or ""
         raise InputError(f"{error} {how[:1].upper()}{how[1:]}.") from None
 
 
@@ -83,20 +91,23 @@ def _train(run: Run) -> None:
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
         for step in chain([None] if progress.evaluation_due else [], steps):
             signal = 0 if step is None else _agree_and_take(run, step, clock)
+            if run.is_back and step is not None:
+                run.is_back = run.is_back()
+            save_due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            with run.patience.alone() if progress.evaluation_due or save_due or signal else nullcontext():
+                best = None
+                if progress.evaluation_due and not signal:  # a signal goes first: who resumes begins with it
+                    best = _evaluate(run)
+                    signal = ranks.ask(preemption.asked)() if progress.evaluation_due else 0  # it was broken off
 
-            best = None
-            if progress.evaluation_due and not signal:  # a signal goes first: who resumes begins with the evaluation
-                best = _evaluate(run)
-                signal = ranks.ask(preemption.asked)() if progress.evaluation_due else 0  # it was broken off
+                if best is not None:
+                    _save_best(run, best)
+                elif save_due or signal:
+                    _save(run)
 
-            if best is not None:
-                _save_best(run, best)
-            elif progress.step % config.checkpoint_every == 0 or progress.step == config.steps or signal:
-                _save(run)
-
-            if signal:
-                run.all_stop = True
-                raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run)))
+                if signal:
+                    run.all_stop = True
+                    raise preemption.stopped(signal, ranks.broadcast(_how_to_go_on(run)))
             run.advance(progress.step, config.steps)
 
 
@@ -143,12 +154,13 @@ def _agree(run: Run, step: Step) -> tuple[Step, int]:
 
 
 def _agree_and_take(run: Run, step: Step, clock: _Clock) -> int:
-    agreed, signal = _agree(run, step) if run.loader.may_lack else (step, 0)
-    if signal or agreed.global_videos:
-        return signal or _take(run, agreed, clock)
-    run.say(f"step {step.index + 1} is passed over: all its videos are damaged.")
-    _advance(run, step)
-    return run.engine.ranks.ask(preemption.asked)()
+    with run.patience.step(step.index + 1):
+        agreed, signal = _agree(run, step) if run.loader.may_lack else (step, 0)
+        if signal or agreed.global_videos:
+            return signal or _take(run, agreed, clock)
+        run.say(f"step {step.index + 1} is passed over: all its videos are damaged.")
+        _advance(run, step)
+        return run.engine.ranks.ask(preemption.asked)()
 
 
 def _take(run: Run, step: Step, clock: _Clock) -> int:

@@ -28,14 +28,17 @@ class RunSettings(Section):
     log_every: Count = setting(10, "Steps between lines of metrics.", same_model=True)
     checkpoint_every: Count = setting(500, "Steps between checkpoints; the last step always has one.", same_model=True)
     keep_checkpoints: Count = setting(2, "How many of the newest checkpoints are kept.", same_model=True)
-    hang_timeout_s: Count = setting(
-        600,
-        "After how many seconds without a word from another rank a rank ends; more than one rank may ever "
-        "work alone, as on an evaluation's longest videos.",
+    step_timeout_s: Count | None = setting(
+        None,
+        "After how many seconds a rank that waits for another one in a step ends; null: learnt, ten times the slowest "
+        "step so far, 30 at least, and data.store_away_s beyond where a store may be away.",
         same_model=True,
     )
     start_timeout_s: Count = setting(
-        600, "How many seconds the ranks have to start; after 30 they say whom they wait for.", same_model=True
+        600,
+        "The same outside of steps, where a rank may work alone: while ranks start (after 30 they say whom they wait "
+        "for) and load, in an evaluation's longest videos, at a checkpoint, in publishing, and in the first steps.",
+        same_model=True,
     )
 
 

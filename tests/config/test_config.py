@@ -168,8 +168,19 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         ),
         (
             MINIMAL,
-            ["data.shards=s3://a/b", "data.cache.size_gb=5", "run.hang_timeout_s=300"],
-            "data.store_away_s=300 is not less than run.hang_timeout_s=300, so that ranks which wait",
+            ["data.shards=s3://a/b", "data.cache.size_gb=5", "run.start_timeout_s=300"],
+            "data.store_away_s=300 is not less than run.start_timeout_s=300, so that ranks which wait",
+        ),
+        (
+            MINIMAL,
+            ["data.shards=s3://a/b", "data.cache.size_gb=5", "run.step_timeout_s=30"],
+            "data.store_away_s=300 is not less than run.step_timeout_s=30, so that ranks which wait",
+        ),
+        (
+            MINIMAL,
+            ["run.hang_timeout_s=600"],
+            "run.hang_timeout_s is no setting any more: run.step_timeout_s is how long ranks wait for each other in a "
+            "step (learnt where you leave it out), run.start_timeout_s outside of steps.",
         ),
         (MINIMAL, ["data.cache=5"], "data.cache=5 must be a mapping of folder, size_gb."),
         (MINIMAL, ["data.shards=5"], "data.shards=5 must be one name, or a list with a name for each shard set."),
@@ -228,7 +239,7 @@ MIXED = ["data.shards=[a, b]", "data.weights=[1, 3]", "data.class_names={Ran: Ru
     ("begun", "now", "names"),
     [
         ([], ["data.shards=moved", "run.folder=moved", "run.engine=deepspeed", "engine.zero_stage=3"], ""),
-        ([], ["batch.micro_videos=2", "tracking.uri=sqlite:///x.db", "run.steps=20", "run.hang_timeout_s=9"], ""),
+        ([], ["batch.micro_videos=2", "tracking.uri=sqlite:///x.db", "run.steps=20", "run.step_timeout_s=9"], ""),
         ([], ["model.units=3", "engine.precision=bf16", "run.device=cuda"], "model.units engine.precision run.device"),
         (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "run.steps=20"], "run.steps"),
         (MIXED, [*MIXED, "data.shards=[moved, s3://b/c]"], ""),
@@ -260,6 +271,7 @@ def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_di
     del saved["model"]["normalised_pooling"]
     saved["model"]["mixing_dropout"] = 0.5
     saved["engine"]["shared_memory"] = True
+    saved["run"]["hang_timeout_s"] = 60
     assert config.refused_on_resume(saved) == []
 
 

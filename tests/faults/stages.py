@@ -14,7 +14,14 @@ SETTINGS = {
     "model": {"embedding_width": 128, "units": 5, "bottleneck": 8, "dropout": 0.3},
     "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "warmup_steps": 5, "schedule": "cosine"},
     "batch": {"global_videos": 12},
-    "run": {"folder": "run", "steps": STEPS, "log_every": 1, "checkpoint_every": 4, "hang_timeout_s": 60},
+    "run": {
+        "folder": "run",
+        "steps": STEPS,
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "step_timeout_s": 60,
+        "start_timeout_s": 120,
+    },
     "evaluation": {"videos": "held_out", "every": 10},
     "tracking": {"model_name": "torture", "alias": "challenger"},
 }

@@ -1,5 +1,6 @@
 """Ranks end together, however long the first one works alone, and however it ends."""
 
+import re
 import signal
 import socket
 import time
@@ -65,20 +66,24 @@ def run(folder, how):
 
 ALONE = """
 import os, time
-from aumn.runtime import ending, preemption
+from itertools import count
+from aumn.runtime import ending, patience, preemption
 from aumn.runtime.ranks import connect
 from aumn.records import Stopped
 preemption.listen()
 wait, ending.POLL_S, ending.ANSWER_S, ending.HEAR_S = ending.Ending.wait_for_all, 0.02, 1, 1
+patience.LEAST_S = 2
 def tell_and_wait(own, seconds):
     print('waits', flush=True)
     wait(own, seconds)
 ending.Ending.wait_for_all = tell_and_wait
 try:
-    with connect(timeout_s=2) as ranks:
-        while True:
-            ranks.barrier()
-            print('connected', flush=True)
+    with connect() as ranks:
+        own = patience.Patience(ranks, start_s=600)
+        for step in count(1):
+            with own.step(step):
+                ranks.barrier()
+            print('step', step, flush=True)
             time.sleep(0.1)
 except Stopped as stop:
     print(stop if stop.teller == int(os.environ['RANK']) else 'silent', flush=True)
@@ -119,14 +124,19 @@ def test_a_rank_that_is_asked_to_stop_while_others_still_start_takes_those_that_
 def test_a_rank_that_is_cut_off_from_the_others_and_their_store_ends_within_bounds():
     """The first rank serves the store and answers nothing any more, neither that it lives nor that it has ended."""
     with ranks_alone(2) as ranks:
-        ranks[1].wait_for("connected")
+        ranks[1].wait_for("step 5")
         ranks[0].kill(signal.SIGSTOP)
         begin_s = time.monotonic()
         alone = ranks[1].finish(timeout_s=60)
-        assert time.monotonic() - begin_s < 20  # the barrier's 2 s, the store's 1 s, and a busy machine
+        assert time.monotonic() - begin_s < 20  # the step's 2 s, the store's 1 s, and a busy machine
         ranks[0].kill(signal.SIGCONT)
         first = ranks[0].finish(timeout_s=60)
     for ended in (alone, first):
         assert ended.returncode == 1, ended.stderr
-        assert ended.stderr.count("Another rank has ended, or does not answer: ") == 1
         assert "Traceback" not in ended.stderr
+    assert re.search(
+        r"Step \d+: another rank has not answered for [\d.]+ s \(10 times the slowest step so far, [\d.]+ s, 2 s at "
+        r"least; run.step_timeout_s sets another\). It hangs, or the link to it is cut; run the same command again",
+        alone.stderr,
+    )
+    assert "silent" in first.stderr  # its store has heard the other one's reason
