@@ -76,19 +76,20 @@ def answers(net, count: int, *, wait_s: float = 0.1) -> list[float]:
 def test_frames_come_late_or_not_at_all(net, fault, least, most, at_s):
     fault(net)
     try:
-        found = answers(net, 100, wait_s=0.3 + at_s)
+        found = answers(net, 100, wait_s=5 if least == 100 else 0.5)  # the machine may be busy
         assert least <= len(found) <= most
         assert all(at_s <= late_s for late_s in found)
     finally:
         net.restore()
-    assert answers(net, 1), "restored"
+    wait_until(lambda: answers(net, 1))
 
 
 def test_a_cut_ends_by_itself(net):
-    net.cut("n1", for_s=0.2)
+    begun_s = time.monotonic()
+    net.cut("n1", for_s=0.8)
     assert not answers(net, 1)
-    time.sleep(0.15)
-    assert answers(net, 1)
+    wait_until(lambda: answers(net, 1))
+    assert time.monotonic() - begun_s > 0.8
 
 
 def test_a_node_has_its_own_name_and_clock_and_knows_the_others(net):

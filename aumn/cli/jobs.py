@@ -48,6 +48,10 @@ def submit(
     folder: Annotated[Path | None, typer.Option(help="Of the job's state and logs; default: runs/jobs/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the commands, as a shell script.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run the steps on this machine, one after the other.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Only try a train step: signals, requeue, scancel; takes minutes.")
+    ] = False,
+    step: Annotated[str | None, typer.Option(help="With --rehearse: which one; default: the first.")] = None,
 ) -> None:
     """Submit a pipeline or a sweep to SLURM; what is done already is left alone, what failed goes on.
 
@@ -66,6 +70,11 @@ def submit(
 
     if not local:
         require_slurm()
+    if rehearse:
+        from aumn.jobs.rehearsal import rehearse as try_out
+
+        try_out(plan, step, print)
+        return
     with JobFolder.lock(plan.folder):
         _go_on(JobFolder.of(plan), local=local)
 
@@ -94,12 +103,15 @@ def jobs(
         _watch(found)
     statuses = found.statuses()
     show(_table(found, statuses))
-    from aumn.jobs.job_record import record_end
+    from aumn.jobs.job_record import describe_restarts, explain_ends, record_end
 
+    for line in describe_restarts(found, statuses):
+        print(line)
     record_end(found, statuses)
     if failed := [status.label for status in statuses if status.state == "failed"]:
         raise InputError(
-            f"{', '.join(failed)} failed: read the log, then go on with: aumn jobs {folder} --retry-failed"
+            f"{', '.join(failed)} failed: read the log, then go on with: aumn jobs {folder} --retry-failed",
+            *explain_ends(found, statuses),
         )
 
 

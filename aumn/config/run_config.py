@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -24,7 +24,7 @@ from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import InputError
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.tracking.settings import TrackingSettings
-from aumn.training.settings import EvaluationSettings, RunSettings
+from aumn.training.settings import AlertSettings, EvaluationSettings, RunSettings
 
 REMOVED = {
     "run.hang_timeout_s": "run.step_timeout_s is how long ranks wait for each other in a step (learnt where you leave "
@@ -47,6 +47,7 @@ class RunConfig(Section):
     localize: LocalizeSettings = LocalizeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @property
     def store_away_s(self) -> float:
@@ -196,7 +197,7 @@ def _fields_of(parents: Sequence[str]) -> list[str]:
     """The names within a section, or within a field that has some itself."""
     within: Any = RunConfig
     for parent in parents:
-        within = within.model_fields[parent].annotation
+        within = get_args(within)[0] if parent.isdigit() else within.model_fields[parent].annotation
     return list(within.model_fields)
 
 

@@ -20,7 +20,7 @@ from aumn.jobs.job import Job, training_config
 from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import source_commit
-from aumn.runfolder.folder import RunFolder
+from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import last_metrics
 from aumn.tracking import job_run
 
@@ -75,6 +75,29 @@ def describe_training(run_folder: Path) -> str:
         shown += [f"mAP {value:.1%}" for name, value in numbers.items() if name.endswith("mAP/average")]
         return "  ".join(shown)
     return ""
+
+
+def explain_ends(folder: JobFolder, statuses: Sequence[PointStatus]) -> Iterator[str]:
+    """What the runs of points that failed say of it; not where they ended before their run began."""
+    for status in statuses:
+        run = _run_status(folder, status)
+        if status.state == "failed" and run.why and status.reason == f"exit code {run.code}":
+            yield f"{status.label}: {run.why}"
+
+
+def describe_restarts(folder: JobFolder, statuses: Sequence[PointStatus]) -> Iterator[str]:
+    """What the last restart of each training took, by part."""
+    for status in statuses:
+        if parts := _run_status(folder, status).recovery:
+            of_each = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f}" for name, seconds in parts.items())
+            yield f"{status.label}: back after {sum(parts.values()):.1f} s ({of_each})"
+
+
+def _run_status(folder: JobFolder, status: PointStatus) -> Status:
+    if run := folder.job.run_folders.get(status.label):
+        with suppress(InputError):
+            return RunFolder(run).status()
+    return Status()
 
 
 def read_evaluation(arguments: Sequence[str], directory: Path) -> dict[str, float]:

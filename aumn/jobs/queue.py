@@ -78,6 +78,11 @@ def cancel(job_ids: Iterable[str]) -> None:
         _ask("scancel", "--quiet", *ids)
 
 
+def signal(job_id: str, name: str) -> None:
+    """Send a signal to all ranks of a job."""
+    _ask("scancel", f"--signal={name}", job_id)
+
+
 def look_up(names: Collection[str], job_ids: Collection[str]) -> dict[Key, Task]:
     """All that SLURM knows of jobs with these names, and of these numbers; what it has forgotten is left out."""
     if not names:

@@ -139,7 +139,7 @@ def _run_point(folder: JobFolder, status: PointStatus, say: Say) -> bool:
             process.wait(60)
             raise
     folder.outcome_file(step.name, index).write_text(f"{name} {code}\n")  # as the batch scripts do
-    say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {_last_line(log)}")
+    say(f"{label}: done" if code == 0 else f"{label}: FAILED with exit code {code}: {last_line(log)}")
     return code == 0
 
 
@@ -190,6 +190,8 @@ def _without(bad: Mapping[str, str], folder: JobFolder) -> str:
     return f", without {named}; remove a line of {folder.path / 'bad_nodes'} to have its node back"
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("aumn: ")]
+def last_line(log: Path) -> str:
+    """What a step said last, of what aumn says of its end."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line for line in text.splitlines() if line.startswith("aumn: ")]
     return lines[-1] if lines else f"see {log}"

@@ -56,6 +56,8 @@ class Status(BaseModel):
     """What all attempts of one launch share; see `runtime.attempts.launch_id`."""
     started_ms: int = 0
     ended_ms: int | None = None
+    recovery: dict[str, float] = {}
+    """Seconds that the last restart by a launcher took, by part; see `training.recovery`."""
     slow: dict[str, float] = {}
     """Nodes with ranks that are slow now, and how many times the median's own time these take."""
     facts: dict[str, str] = {}

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.ending import ANSWER_S, HEAR_S, START_S, Ending, as_told, brief, in_thread, wait
+from aumn.runtime.ending import ANSWER_S, HEAR_S, POLL_S, START_S, Ending, as_told, brief, in_thread, wait
 from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Ranks:
     store: Any = field(default=None, compare=False, repr=False)  # by which the ranks met; alone, there is none
     settle: Callable[[BaseException], BaseException] = field(default=_own, compare=False, repr=False)  # `Ending.settle`
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    began_s: float = field(default=0.0, compare=False, repr=False)  # `connect`, since 1970: all but us is imported
+    met_s: float = field(default=0.0, compare=False, repr=False)  # the others
     _wait_s: float | None = field(default=None, compare=False, repr=False)  # set by `wait_at_most`
 
     @property
@@ -192,6 +194,7 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S, start_s: float = 
     How they end together, and what an error leaves as, is `ending`'s affair.
     """
     ranks = read_environment(os.environ)
+    ranks.began_s = ranks.met_s = time.time()
     end_with_launcher(os.environ)
     if ranks.size == 1:
         yield ranks
@@ -209,6 +212,7 @@ def connect(*, cuda: bool = False, timeout_s: float = START_S, start_s: float = 
             world_size=ranks.size,
             timeout=timedelta(seconds=timeout_s),
         )
+        ranks.met_s = time.time()
         yield ranks
         ending.wait_for_first()
     except BaseException as error:
@@ -254,7 +258,12 @@ def _store(ranks: Ranks, start_s: float, *, serves: bool) -> Any:
     """
     host, port = rendezvous()
     longer = timedelta(seconds=start_s + 60)  # than our own patience, behind which torch would print its stack in C++
-    join = partial(_dist().TCPStore, host, port, is_master=serves, timeout=longer)
+
+    def join() -> Any:
+        if not serves:
+            _wait_for_port(host, port)
+        return _dist().TCPStore(host, port, is_master=serves, timeout=longer)
+
     place = f"the first rank, or torchrun, at MASTER_ADDR={host} and MASTER_PORT={port}"
     waits, joined = wait(start_s, lambda: place, teller=ranks.rank), in_thread(join)
     while not joined.done() or joined.exception():
@@ -266,6 +275,16 @@ def _store(ranks: Ranks, start_s: float, *, serves: bool) -> Any:
         next(waits)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return _dist().PrefixStore(f"attempt_{attempt}/", joined.result())
+
+
+def _wait_for_port(host: str, port: int) -> None:
+    """Until somebody listens: torch would look after a second only, and print its stack in C++ each time."""
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError:
+            time.sleep(POLL_S)
 
 
 def rendezvous() -> tuple[str, int]:

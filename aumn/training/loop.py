@@ -53,6 +53,7 @@ class Run:
     writer: RunWriter | None = None
     say: Callable[[str], None] = lambda _line: None
     advance: Callable[[int, int], None] = lambda _done, _steps: None
+    is_back: Callable[[], None] | None = None  # is told of the first new step after a launcher's restart
     patience: Patience = field(init=False)
     all_stop: bool = False  # every rank has been told to stop, at the same step
     slow: SlowRanks | None = None
@@ -90,6 +91,8 @@ def _train(run: Run) -> None:
         # A run that was stopped before it could evaluate a step begins with that evaluation; None stands for its step.
         for step in chain([None] if progress.evaluation_due else [], steps):
             signal = 0 if step is None else _agree_and_take(run, step, clock)
+            if run.is_back and step is not None:
+                run.is_back = run.is_back()
             save_due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
             with run.patience.alone() if progress.evaluation_due or save_due or signal else nullcontext():
                 best = None

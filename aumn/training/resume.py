@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from aumn.runfolder.checkpoint import (
     source_commit,
 )
 from aumn.runfolder.folder import RunFolder, Status
-from aumn.runfolder.metrics import now_ms
+from aumn.runfolder.metrics import last_metrics, now_ms
 from aumn.runfolder.typed import typed
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.engines import Engine
@@ -89,6 +90,8 @@ class Start:
     path: Path | None = None
     checkpoint: Checkpoint | None = None
     lines: int = 0
+    seen_s: float | None = None  # when the attempt before logged its last line, and when it ended: where that is known
+    ended_s: float | None = None
 
     def load_into(self, engine: Engine) -> None:
         """Let the engine go on from the checkpoint, if there is one; what it held is let go."""
@@ -149,8 +152,12 @@ def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool
             mark_best(config.run.folder, path)  # a run may have been killed just before it did
     progress.config = config.model_dump(mode="json")
     finished = ranks.broadcast(ranks.is_first and _is_finished(config, progress, status))
-    status = status.model_copy(update=_begun(config, progress, ranks))
-    return Start(progress, status, finished, resumed, path, checkpoint, lines)
+    seen_s = None
+    with suppress(InputError, KeyError):  # which is no reason not to start
+        seen_s = last_metrics(config.run.folder)["at_ms"] / 1000 if resumed else None
+    begun = status.model_copy(update=_begun(config, progress, ranks))
+    ended_s = status.ended_ms and status.ended_ms / 1000
+    return Start(progress, begun, finished, resumed, path, checkpoint, lines, seen_s, ended_s)
 
 
 def _is_finished(config: RunConfig, progress: Progress, status: Status) -> bool:
@@ -168,13 +175,8 @@ def _begun(config: RunConfig, progress: Progress, ranks: Ranks) -> dict[str, Any
     card, launch = progress.card, launch_id(os.environ)
     facts = {"dataset": card.dataset, "dataset_identity": card.dataset_identity, "commit": card.commit or "unknown"}
     facts |= {"ranks": str(ranks.size), "host": os.uname().nodename, **job_tags(os.environ)}
-    where: dict[str, Any] = {
-        "slow": {},
-        "step": progress.step,
-        "best": progress.best,
-        "best_step": progress.best_step,
-        "steps": config.run.steps,
-    }
+    where: dict[str, Any] = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
+    where |= {"steps": config.run.steps, "slow": {}, "recovery": {}}
     return {**where, "state": "running", "why": "", "code": None, "ended_ms": None, "facts": facts, "launch": launch}
 
 

@@ -7,8 +7,10 @@ which alone opens temporal ground truth.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,14 +26,16 @@ from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import now_ms
 from aumn.runfolder.saving import RunWriter
 from aumn.runtime import preemption
-from aumn.runtime.attempts import launch_id
+from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.ending import first_line
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.mirror import Mirror, push_rest
 from aumn.tracking.sent import NAME as MIRROR
+from aumn.training.alerts import watching
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
+from aumn.training.recovery import process_began_s, seconds_by_part
 from aumn.training.resume import NOTHING_TO_RESUME, Start, find_start, new_card, open_shards
 from aumn.training.validation import Validation
 
@@ -99,12 +103,25 @@ def run_training(
                 notes = _note_small_cache(config, shards), _note_background(config, shards, training)
                 for note in filter(None, (*notes, _note_held_out(shards.ids(held_out)))):
                     say(note)
+                if run.writer and start.resumed and is_restart(os.environ):
+                    run.is_back = partial(_tell_recovery, run, start, time.time())
                 with preemption.finish_first(GO_ON):
                     train(run)
                 _publish(run, mirror)
         finally:
             if run.all_stop:
                 ranks.barrier()  # a launcher ends the others as soon as one has left
+
+
+def _tell_recovery(run: Run, start: Start, loaded_s: float) -> None:
+    """What the restart took, behind its first new step."""
+    ranks, process_s = run.engine.ranks, process_began_s()
+    own = {"start": ranks.began_s, "rendezvous": ranks.met_s, "load": loaded_s, "first_step": time.time()}
+    parts = seconds_by_part(os.environ, seen_s=start.seen_s, ended_s=start.ended_s, process_s=process_s, own=own)
+    of_each = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f}" for name, seconds in parts.items())
+    run.say(f"back after {sum(parts.values()):.1f} s: {of_each}")
+    assert run.writer is not None
+    run.writer.note(recovery=parts)
 
 
 def access_of(data: DataSettings) -> Access:
@@ -183,7 +200,7 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     keep = config.run.keep_checkpoints
     writer = RunWriter(config.run.folder, keep, run.say, last=start.path, lines=start.lines, status=start.status)
     try:
-        with closing(writer):
+        with closing(writer), watching(run, writer):
             if mirror:
                 writer.changed = mirror.wake
             writer.begin(start.progress.config)

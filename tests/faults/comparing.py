@@ -19,6 +19,7 @@ OF_THE_CLOCK = (
     "_per_s",
     "_s",
     "_share",
+    "slowest_rank",
 )  # endings of metrics that no two runs have alike: only their steps are compared
 
 

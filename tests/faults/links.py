@@ -6,18 +6,19 @@ third one is for whatever comes; the tracking server is a node too. The batch sc
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.jobs.slurm_cluster import Cluster, cluster
-from tests.launching import QUIET
+from tests.launching import QUIET, python, succeed
 from tests.tracking.servers import MLFLOW
 
 from .comparing import Difference, differences
@@ -31,6 +32,10 @@ from .undisturbed import run_undisturbed
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_S = 400.0
 FOR_EVER = None
+BEFORE_RANKS_MEET = "start"
+NAMES = {BEFORE_RANKS_MEET: ", before the ranks have met", f"step {STEPS}/": ", as it publishes"}
+UNDER_WAY = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"}
+MOST_SUBMISSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,16 @@ class Case:
     settings: tuple[str, ...] = ()
 
     @property
+    def stage(self) -> str:
+        return "train" if self.engine == "ddp" else f"train {self.engine}"
+
+    @property
     def name(self) -> str:
         node = {"n1": "first rank's node, script and store", "n2": "other node", MLFLOW: "tracking server"}[self.node]
         what = f"{1000 * self.delay_s:.0f} ms each way" if self.delay_s else f"{100 * self.loss:.0f} % lost"
         how = "cut" if self.loss == 1 else what
-        when = {"aumn: job ": ", as it starts", f"step {STEPS}/": ", as it publishes"}.get(self.when, "")
-        return f"{self.engine}: {node} {how} {'for ever' if self.for_s is None else f'for {self.for_s:g} s'}{when}"
+        long = "for ever" if self.for_s is None else f"for {self.for_s:g} s"
+        return f"{self.engine}: {node} {how} {long}{NAMES.get(self.when, '')}"
 
 
 CASES = [
@@ -66,7 +75,7 @@ CASES = [
         for engine in ("ddp", "deepspeed")
         for loss, delay_s in ((0, 0.2), (0.05, 0), (0.3, 0))
     ),
-    Case("ddp", "n2", when="aumn: job ", settings=("run.start_timeout_s=40",)),
+    Case("ddp", "n2", when=BEFORE_RANKS_MEET, settings=("run.start_timeout_s=40",)),
     Case("ddp", "n1", when=f"step {STEPS}/"),
 ]  # fmt: skip
 
@@ -88,135 +97,118 @@ class Outcome:
         return self.failure is None and not self.differences
 
 
-SIGNS = {  # the first line behind the fault in which each is found
-    "told": r"^aumn: .*(exit code 1\)|other rank|is gone|did not answer|does not answer|has not answered)",
-    "requeued": r"requeued, to go on|CANCELLED AT .* DUE TO (NODE FAILURE|JOB REQUEUE)",
+SIGNS = {  # what a line behind the fault says where each has come
+    "told": r"^aumn: .*(another rank|Another rank|Waited|is gone).*exit code 1\)",
+    "requeued": r"requeued, to go on|JOB .* CANCELLED AT .* DUE TO NODE FAILURE",
     "started": r"^aumn: job \d+ on",
     "met": r" held out; steps \d+ to ",
     "step": r"^step \d+/",
 }
+OF_THE_FAULT, OF_THE_NEXT_START = ("told", "requeued"), ("met", "step")
 
 
 def play(case: Case, undisturbed: Undisturbed, folder: Path, slurm_settings: str = "") -> Outcome:
     """`slurm_settings` are lines of slurm.conf."""
-    outcome, stage = Outcome(case), f"train {case.engine}" if case.engine != "ddp" else "train"
+    outcome = Outcome(case)
     with (
         a_place(folder, undisturbed.blank_database, is_networked=True, needs_server=case.node == MLFLOW) as place,
         cluster(len(NODES), place.network, slurm_settings) as slurm,
     ):
         try:
-            _run(case, undisturbed, place, slurm, outcome)
+            _run(undisturbed, place, slurm, outcome)
             said = place.log.read_text(errors="replace")
-            outcome.differences = differences(STAGES[stage], undisturbed.places[stage], place, said)
+            refuse_crash(0, said)
+            outcome.differences = differences(STAGES[case.stage], undisturbed.places[case.stage], place, said)
         except Exception as error:
             outcome.failure = f"{type(error).__name__}: {error}"
     return outcome
 
 
-def _run(case: Case, undisturbed: Undisturbed, place: Place, slurm: Cluster, outcome: Outcome) -> None:
-    stage = STAGES[f"train {case.engine}" if case.engine != "ddp" else "train"]
-    _, *arguments = [*stage.arguments(undisturbed.inputs), "run.step_timeout_s=null", *case.settings]
-    log = _Log(place.log)
+def _run(undisturbed: Undisturbed, place: Place, slurm: Cluster, outcome: Outcome) -> None:
+    """Submit, strike, and do what a user would do where it has not ended well."""
+    case = outcome.case
+    _, *arguments = [*STAGES[case.stage].arguments(undisturbed.inputs), "run.step_timeout_s=null", *case.settings]
+    job = _Job(slurm, place, arguments)
+    job.wait_for(lambda: _has_come(case, job))
+    place.network.slow(case.node, delay_s=case.delay_s, loss=case.loss, for_s=case.for_s)
+    job.struck_s = time.monotonic()
+    outcome.marks, outcome.said = job.marks, job.said
     while True:
+        job.wait_for(lambda: False)
         outcome.submissions += 1
-        job = _submit(slurm, place, [*arguments, *(["--resume"] if outcome.submissions > 1 else [])])
-        if outcome.submissions == 1:
-            log.wait_for(case.when, lambda job=job: _state(slurm, job) is None)
-            if case.loss == 1:
-                place.network.cut(case.node, for_s=case.for_s)
-            else:
-                place.network.slow(case.node, delay_s=case.delay_s, loss=case.loss, for_s=case.for_s)
-            log.begin()
-        log.wait_for("\0", lambda job=job: _state(slurm, job) is None)
+        outcome.marks["ended"] = time.monotonic() - job.struck_s
         outcome.frames = place.network.counts()
-        code = _code(slurm, job)
-        outcome.marks |= {"ended": log.since_s()} | log.marks
-        outcome.said = log.told
-        refuse_crash(0, log.text)
-        if code == 0 or outcome.submissions == 4:
+        if job.code() == 0:
             break
-        place.network.restore()  # what a user mends before the next submission
-    if code:
-        raise HungError(f"exit code {code} after {outcome.submissions} submissions")
-    if "aumn deliver " in log.text:
+        if outcome.submissions == MOST_SUBMISSIONS:
+            raise HungError(f"exit code {job.code()} after {outcome.submissions} submissions")
         place.network.restore()
-        environment = {**os.environ, **QUIET, **place.environment()}
-        slurm.run(
-            "env", *_pairs(environment), sys.executable, "-m", "aumn", "deliver", place.work / "run", timeout_s=120
-        )
+        job.submit([*arguments, "--resume"])
+    if "aumn deliver " in job.log():
+        place.network.restore()
+        delivery = ["-m", "aumn", "deliver", "run"]
+        succeed(python(*delivery, cwd=place.work, environment=place.environment(), timeout_s=MOST_S))
 
 
-def _submit(slurm: Cluster, place: Place, arguments: Sequence[object]) -> str:
-    environment = {
-        **QUIET,
-        "MLFLOW_TRACKING_URI": place.environment()["MLFLOW_TRACKING_URI"],
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    environment["AUMN"] = str(Path(sys.executable).parent / "aumn")
-    options = ["-N2", "--ntasks-per-node=1", "--parsable", f"--output={place.log}", f"--chdir={place.work}"]
-    script = [REPOSITORY / "slurm" / "train.sbatch", *arguments]
-    return slurm.run("env", *_pairs(environment), "sbatch", *options, *script).strip()
+def _has_come(case: Case, job: "_Job") -> bool:
+    if case.when == BEFORE_RANKS_MEET:
+        return job.slurm.has_tasks(case.node)
+    return f"\n{case.when}" in job.log()
 
 
-def _pairs(environment: dict[str, str]) -> list[str]:
-    return [f"{name}={value}" for name, value in environment.items()]
+class _Job:
+    """A job under way, and what its log has said since `struck_s`: `marks` are seconds behind that."""
 
+    def __init__(self, slurm: Cluster, place: Place, arguments: Sequence[object]) -> None:
+        self.slurm, self.place = slurm, place
+        self.struck_s = math.inf
+        self.marks: dict[str, float] = {}
+        self.said: list[str] = []
+        self._lines = 0
+        self.submit(arguments)
 
-def _facts(slurm: Cluster, job: str) -> dict[str, str]:
-    return dict(re.findall(r"(\w+)=(\S*)", slurm.run("scontrol", "show", "job", job)))
+    def submit(self, arguments: Sequence[object]) -> None:
+        variables = QUIET | {"PYTHONPATH": str(REPOSITORY), "AUMN": str(Path(sys.executable).parent / "aumn")}
+        variables["MLFLOW_TRACKING_URI"] = self.place.environment()["MLFLOW_TRACKING_URI"]
+        options = [f"--output={self.place.log}", f"--chdir={self.place.work}", "-N2", "--ntasks-per-node=1"]
+        command = ["sbatch", "--parsable", *options, REPOSITORY / "slurm" / "train.sbatch", *arguments]
+        self.id = self.slurm.run("env", *(f"{name}={value}" for name, value in variables.items()), *command).strip()
 
-
-def _state(slurm: Cluster, job: str) -> str | None:
-    """None: it has ended."""
-    state = _facts(slurm, job)["JobState"]
-    return state if state in {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING"} else None
-
-
-def _code(slurm: Cluster, job: str) -> int:
-    return int(_facts(slurm, job)["ExitCode"].partition(":")[0])
-
-
-class _Log:
-    """A job's log as it grows; `marks` says when each of SIGNS came, in seconds behind `begin`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.text, self.marks, self.told = path, "", {}, []
-        self.begin_s, self._from = None, 0
-
-    def begin(self) -> None:
-        self.begin_s, self._from = time.monotonic(), len(self.text)
-
-    def since_s(self) -> float:
-        return time.monotonic() - self.begin_s if self.begin_s is not None else 0.0
-
-    def wait_for(self, sign: str, has_ended) -> None:
-        """Until a line begins so, or the job has ended."""
-        end_s, looked_s = time.monotonic() + MOST_S, time.monotonic()
-        while not re.search(f"(?m)^{re.escape(sign)}", self.text):
-            if time.monotonic() - looked_s > 1:  # a question to the controller costs more than a look at a file
-                looked_s = time.monotonic()
-                if has_ended():
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Until it has, or the job has ended."""
+        end_s = time.monotonic() + MOST_S
+        asked_s = time.monotonic()
+        while not happened():
+            if time.monotonic() > asked_s + 1:  # a question to the controller costs more than a look at a file
+                asked_s = time.monotonic()
+                if self._facts()["JobState"] not in UNDER_WAY:
                     self._read()
                     return
             if time.monotonic() > end_s:
-                raise HungError(f"not over after {MOST_S:.0f} s; the log says\n{self.text[-1500:]}")
+                raise HungError(f"not over after {MOST_S:.0f} s; the log says\n{self.log()[-1500:]}")
             time.sleep(0.05)
             self._read()
 
+    def code(self) -> int:
+        return int(self._facts()["ExitCode"].partition(":")[0])
+
+    def log(self) -> str:
+        """Behind a line feed."""
+        return "\n" + (self.place.log.read_text(errors="replace") if self.place.log.exists() else "")
+
+    def _facts(self) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self.slurm.run("scontrol", "show", "job", self.id)))
+
     def _read(self) -> None:
-        with_more = self.path.read_text(errors="replace") if self.path.exists() else ""
-        new, self.text = with_more[len(self.text) :], with_more
-        if self.begin_s is None or not new:
-            return
-        behind = self.text[self._from :]
-        for name, sign in SIGNS.items():
-            after_start = behind[match.start() :] if (match := re.search(f"(?m){SIGNS['started']}", behind)) else ""
-            where = behind if name in {"told", "requeued", "started"} else after_start
-            if name not in self.marks and re.search(f"(?m){sign}", where):
-                self.marks[name] = self.since_s()
-        self.told = re.findall(f"(?m){SIGNS['told']}.*|(?:aumn: )?.*{SIGNS['requeued']}.*", behind) and [
-            line for line in behind.splitlines() if re.search(f"{SIGNS['told']}|{SIGNS['requeued']}", line)
-        ]
+        lines = self.log().split("\n")[:-1]  # whole ones
+        new, self._lines = lines[self._lines :], len(lines)
+        since_s = time.monotonic() - self.struck_s
+        for line in new if since_s >= 0 else ():
+            for name in (name for name, sign in SIGNS.items() if re.search(sign, line)):
+                if name in OF_THE_FAULT:
+                    self.said.append(line)
+                if name not in OF_THE_NEXT_START or "started" in self.marks:
+                    self.marks.setdefault(name, since_s)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -247,8 +239,7 @@ def main() -> int:
     cases = [case for case in CASES if re.search(options.only, case.name)]
     cases = [Case(**{**vars(case), "settings": (*options.set, *case.settings)}) for case in cases]
     os.environ["PYTHONPATH"] = str(REPOSITORY)
-    stages = {"train" if case.engine == "ddp" else f"train {case.engine}" for case in cases}
-    undisturbed = run_undisturbed(folder / "undisturbed", tuple(stages))
+    undisturbed = run_undisturbed(folder / "undisturbed", tuple({case.stage for case in cases}))
     print(f"undisturbed: {undisturbed.elapsed_s}", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = []

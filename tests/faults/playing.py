@@ -108,6 +108,7 @@ def refuse_crash(code: int, said: str) -> None:
     for number in CRASHES:
         if code == -number or re.search(rf"exitcode\s*: -{number}\b", said):
             raise CrashedError(f"a process died of {number.name}")
+    said = re.sub(r"(?m)^\[rank\d+\]: ", "", said)  # which torch puts before each line of a rank's
     for trace in said.split("Traceback (most recent call last):\n")[1:]:  # torchrun's own do not go through us
         if any(f'File "{AUMN}/' in line for line in takewhile(lambda line: line.startswith(" "), trace.splitlines())):
             raise CrashedError("a traceback, of what is no defect")

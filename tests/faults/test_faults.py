@@ -3,6 +3,7 @@
 import re
 import shutil
 import sqlite3
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .comparing import differences, lost_for_good
 from .links import Case
 from .moments import AfterLines, AtShare, WhileWriting
 from .places import Place, Reading
-from .playing import Undisturbed, play
+from .playing import AUMN, CrashedError, Undisturbed, play, refuse_crash
 from .report import summary
 from .rounds import Round, Strike, draw
 from .stages import STAGES
@@ -77,6 +78,17 @@ def test_a_round_is_a_function_of_seed_and_number():
     assert rounds == [draw(7, number) for number in range(100)]
     assert rounds != [draw(8, number) for number in range(100)]
     assert {round_.stage for round_ in rounds} == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("begin", "file", "is_defect"),
+    [("", f"{AUMN}/cli.py", True), ("[rank1]: ", f"{AUMN}/cli.py", True), ("[rank1]: ", "/lib/torch/run.py", False)],
+)
+def test_a_traceback_of_ours_is_a_defect_whoever_prints_it(begin, file, is_defect):
+    lines = ["Traceback (most recent call last):", '  File "<frozen runpy>", line 198, in _run', f'  File "{file}"']
+    said = "\n".join(f"{begin}{line}" for line in ["step 1/24", *lines, "RuntimeError: no"])
+    with pytest.raises(CrashedError) if is_defect else nullcontext():
+        refuse_crash(1, said)
 
 
 def flip_a_bit(place: Place) -> None:

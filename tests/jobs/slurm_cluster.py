@@ -118,6 +118,10 @@ class Cluster:
                     waiting.append(int(facts["ShdPnd"], 16))
         return all(signals >> (number - 1) & 1 for signals in waiting[1:] or waiting)
 
+    def has_tasks(self, node: str) -> bool:
+        """Whether a job has a process on a node."""
+        return any(self._processes_of(node))
+
     def start_node(self, node: str, prefix: Sequence[str] = ()) -> None:
         """Start a node, first or again after `lose`; behind e.g. `taskset -c 0`, it shares a core with a load there."""
         command = [*prefix, "slurmd", "-D", "-N", node]

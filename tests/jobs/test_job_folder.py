@@ -131,6 +131,21 @@ def test_of_jobs_that_take_over_from_each_other_one_counts_and_all_are_cancelled
     assert (status.state, status.task_id, status.task_ids) == (state, job_id, ("9", "10", "11"))
 
 
+def test_the_table_tells_why_training_failed_and_what_its_last_restart_took(place):
+    succeed(aumn("submit", place.write()))
+    said = {"0": (2, "The set is damaged."), "1": (75, "Stopped by SIGUSR1.")}  # the second failed before its run began
+    for seed, (code, why) in said.items():
+        run = RunFolder(place.root / f"runs/jobs/mine/seed={seed}")
+        run.path.mkdir(parents=True)
+        parts = {"requeue": 6.0, "first_step": 0.52} if seed == "1" else {}
+        run.write_status(Status(state="failed", code=code, why=why, recovery=parts))
+        place.end("train", int(seed), 2)
+    told = aumn("jobs", "runs/jobs/mine")
+    assert "train[seed=1]: back after 6.5 s (requeue 6.0, first step 0.5)\n" in told.stdout
+    assert "train[seed=0]: back" not in told.stdout
+    assert told.stderr.endswith("--retry-failed\n  train[seed=0]: The set is damaged.\n"), told.stderr
+
+
 def test_a_job_is_seen_from_any_folder_and_after_its_own_was_moved(place, tmp_path_factory, monkeypatch):
     """Looked at from elsewhere, nothing seems to wait; what failed alone goes on, to run where it ran before."""
     succeed(aumn("submit", place.write()))

@@ -19,6 +19,7 @@ from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder
 from aumn.runtime.nodelist import node_names
 from tests.launching import aumn, python, succeed
+from tests.running import start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -271,6 +272,8 @@ def test_a_rank_that_srun_kills_hides_no_other_ranks_verdict_and_the_last_point_
     for name in points:
         status = RunFolder(place.root / "runs/jobs/verdicts" / name).status()
         assert (status.state, status.code, status.why) == ("failed", 2, "This is to be mended."), name
+    told = place.aumn("jobs", "runs/jobs/verdicts").stderr
+    assert told.count("]: This is to be mended.\n") == len(points), told
 
 
 def test_where_scontrol_is_missing_a_waiting_job_takes_over_but_from_nothing_cancelled_or_to_be_mended(place):
@@ -294,6 +297,44 @@ def test_where_scontrol_is_missing_a_waiting_job_takes_over_but_from_nothing_can
     for step in ("cancelled", "broken"):
         place.wait_for_log("chains", step, "left no word that it is to be gone on with: nothing is done.")
         assert place.log("chains", step).count("steps 0 to 300") == (step == "cancelled")
+
+
+def test_a_rehearsal_says_what_it_saw_of_signals_requeue_and_scancel_or_the_first_thing_that_was_not_so(place):
+    """Once where jobs come back, and meanwhile where they do not."""
+    scripts_with(place, "stays", 'scontrol() { echo "scontrol: not permitted" >&2; return 1; }')
+    steps = {"train": {"run": "train tiny.yaml run.folder={folder}/{point}", "sweep": {"axes": {"run.seed": [0, 1]}}}}
+    place.write("rehearsed", steps)
+    place.write("stays", steps, scripts="stays")
+    command = ("-m", "aumn", "submit")
+
+    def others() -> dict[Path, int]:
+        ours = re.compile("rehearsed|stays")
+        files = (path for path in place.root.rglob("*") if path.is_file() and not ours.search(str(path)))
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = others()
+    with (
+        start(*command, "rehearsed.yaml", "--rehearse", cwd=place.root) as comes_back,
+        start(*command, "stays.yaml", "--rehearse", cwd=place.root) as stays,
+    ):
+        refused, done = stays.finish(), comes_back.finish()
+    assert refused.returncode == 2
+    sentence = (
+        r"job did not come back, having saved step \d+ and ended with 75 \(failed: exit code 75\): where scontrol"
+    )
+    assert re.search(sentence, refused.stderr), refused.stderr
+    succeed(done)
+    saw = r"saved step \d+ and ended in \d+ s, ran again \d+ s later on n\d, took a further step \d+ s after that\n"
+    for line in (
+        r"start: job \d+ waited \d+ s for n\d, its first step ended \d+ s later\n",
+        rf"SIGUSR1, as before a time limit that comes near: {saw}",
+        rf"SIGTERM, as before a preemption: {saw}",
+        r"scancel: ended in \d+ s with step \d+ saved, and not back \d+ s later\n",
+        r"rehearsed: train comes back and goes on here",
+    ):
+        assert re.search(line, done.stderr), done.stderr
+    assert not (place.root / "runs/jobs/rehearsed").exists()
+    assert others() == before
 
 
 def test_a_training_that_fails_without_having_got_on_ends_and_says_why(place):

@@ -46,6 +46,13 @@ def test_whichever_rank_is_killed_torchrun_restarts_end_in_the_same_model_and_on
     assert ended.returncode == 0, ended.stderr
     assert "is finished: step 60 of 60" in ended.stderr or "steps 60 to 60" in ended.stderr
     assert tiny.model("killed") == tiny.model("whole")
+    told = re.findall(r"back after ([\d.]+) s: (.*)", ended.stderr)
+    assert len(told) >= 2  # the last restart may have had no step to take
+    for seconds, parts in told:
+        assert re.fullmatch(r"(detect \S+, )?requeue \S+, start \S+, rendezvous \S+, load \S+, first step \S+", parts)
+        assert abs(sum(map(float, re.findall(r"[\d.]+", parts))) - float(seconds)) < 0.4  # they are rounded
+    recovery = RunFolder(tiny.root / "killed").status().recovery
+    assert recovery == {} or {"requeue", "start", "rendezvous", "load", "first_step"} <= recovery.keys()
     client = MlflowClient(f"sqlite:///{tiny.root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("aumn").experiment_id])
     assert run.info.status == "FINISHED"

@@ -98,8 +98,11 @@ def test_the_rank_that_is_held_up_is_named_with_its_node_and_without_it_nobody(t
     assert list(status.slow) == ["n2"]
     assert 1.3 <= status.slow["n2"] < 10
     assert status.facts["slow_ranks"].startswith("rank 1 on n2 takes ")
+    assert curves["slowest_rank"].keys() == curves["loss"].keys(), "else a run that goes on would lack some"
     assert set(curves["slowest_rank"].values()) == {1}
-    assert min(curves["slowest_own_s"].values()) >= 0.08
+    assert (
+        min(curves["slowest_own_s"].values()) >= 0.06
+    )  # the first reading has the step that begins it in the next one
     assert "Slow for" not in said["alike"] + said["alone"]
     assert RunFolder(tiny.root / "alike").status().slow == {}
     assert tiny.model("slow") == tiny.model("alike")
