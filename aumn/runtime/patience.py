@@ -7,11 +7,13 @@ moments, for which ten times the slowest step has room.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aumn.records import Stopped
+from aumn.runtime import preemption
 from aumn.runtime.ending import timed_out
 from aumn.runtime.ranks import Ranks
 
@@ -46,6 +48,9 @@ class Patience:
         """A block in which a step is taken; Stopped, with a sentence, where another rank does not come."""
         limit_s, why = self._limit()
         self._ranks.wait_at_most(limit_s)
+        if self._seen >= LEARN_STEPS:  # by then the others would have answered a rank that is about to be killed
+            usual_s = max(TIMES_SLOWEST * self._slowest_s, preemption.STUCK_S) + self._away_s
+            preemption.finish_by(time.monotonic() + usual_s)
         try:
             yield
         except RuntimeError as error:
@@ -56,6 +61,8 @@ class Patience:
                 "it is cut; run the same command again, with --resume (exit code 1)."
             )
             raise Stopped(text, signal=0, code=1) from error
+        finally:
+            preemption.finish_by(math.inf)
         before_s, self._ended_s = self._ended_s, time.monotonic()
         if before_s is not None:  # the first step waits for what the first rank does at the start
             self._seen, self._slowest_s = self._seen + 1, max(self._slowest_s, self._ended_s - before_s)

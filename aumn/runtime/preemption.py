@@ -7,6 +7,7 @@ The command line listens; a program that uses aumn as a library keeps its own ha
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ class _Request:
     signal: signal.Signals | None = None
     came_s: float | None = None  # when the first signal did; known before the main thread handles it
     finishing = raised = False
+    overdue_s = math.inf  # by the monotonic clock, when what may not be interrupted has waited in vain
     heard = threading.Event()
 
 
@@ -107,6 +109,11 @@ def finish_first(state: str = AGAIN) -> Iterator[None]:
         raise stopped(number, state)
 
 
+def finish_by(overdue_s: float) -> None:
+    """Where this process is asked in a `finish_first` block, end it if that still waits in C at this time."""
+    _request.overdue_s = overdue_s
+
+
 def _handle(number: int, _frame: object) -> None:
     """In the main thread."""
     if _request.heard.is_set():
@@ -132,7 +139,9 @@ def _watch(ears: socket.socket) -> None:
 
 
 def _leave_if_stuck(number: int) -> None:
-    if not _request.heard.wait(STUCK_S) and not _request.finishing:
+    while not _request.heard.wait(STUCK_S):
+        if _request.finishing and time.monotonic() < _request.overdue_s:
+            continue
         print(f"aumn: {stopped(number)}", file=sys.stderr, flush=True)
         os._exit(CODES[signal.Signals(number)])
 
