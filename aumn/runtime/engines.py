@@ -7,6 +7,7 @@ rank, so any engine goes on from any other's checkpoint, at any number of ranks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -57,8 +58,7 @@ class Engine:
             self._gradients = _gather_gradients(parameters)
         arguments: dict[str, Any] = {"betas": self.optimizer.betas, "weight_decay": self.optimizer.weight_decay}
         return {
-            stream: torch.optim.AdamW(part.parameters(), fused=True, **arguments)
-            for stream, part in self.network.networks.items()
+            stream: _Adam(part.parameters(), fused=True, **arguments) for stream, part in self.network.networks.items()
         }
 
     @contextmanager
@@ -150,6 +150,16 @@ class Engine:
 
     def _load_optimizer(self, stream: str, slots: Slots) -> None:
         load_slots(self._adams[stream], self._names, slots)
+
+
+class _Adam(torch.optim.AdamW):
+    """PyTorch's, with the same step. What it puts around it is for torch.compile, and imports that: half of a start."""
+
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    add_param_group: Any = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad: Any = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict: Any = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict: Any = inspect.unwrap(torch.optim.AdamW.load_state_dict)
 
 
 def _gather_gradients(parameters: list[nn.Parameter]) -> Tensor:

@@ -7,6 +7,7 @@ moments, for which ten times the slowest step has room.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,10 +49,10 @@ class Patience:
         """A block in which a step is taken; Stopped, with a sentence, where another rank does not come."""
         limit_s, why = self._limit()
         self._ranks.wait_at_most(limit_s)
-        vain_s = time.monotonic() + min(limit_s, self._usual_s() + self._away_s)
+        if self._ranks.size > 1:
+            preemption.finish_by(time.monotonic() + min(limit_s, self._usual_s() + self._away_s))
         try:
-            with preemption.finish_unless(lambda: self._ranks.size > 1 and time.monotonic() > vain_s):
-                yield
+            yield
         except RuntimeError as error:
             if not timed_out(error):
                 raise
@@ -60,13 +61,15 @@ class Patience:
                 "it is cut; run the same command again, with --resume (exit code 1)."
             )
             raise Stopped(text, signal=0, code=1) from error
+        finally:
+            preemption.finish_by(math.inf)
         before_s, self._ended_s = self._ended_s, time.monotonic()
         if before_s is not None:  # the first step waits for what the first rank does at the start
             self._seen, self._slowest_s = self._seen + 1, max(self._slowest_s, self._ended_s - before_s)
 
     def _usual_s(self) -> float:
-        """After which a step is waited for no longer where this rank is asked to stop: somebody will end it soon."""
-        return max(TIMES_SLOWEST * self._slowest_s, preemption.STUCK_S if self._seen else LEAST_S)
+        """By when the others would have answered a rank that is asked to stop, and will be killed if it does not."""
+        return max(TIMES_SLOWEST * self._slowest_s, preemption.STUCK_S if self._seen >= LEARN_STEPS else LEAST_S)
 
     def _limit(self) -> tuple[float, str]:
         """In seconds, and where it is from."""

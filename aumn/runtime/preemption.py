@@ -7,13 +7,14 @@ The command line listens; a program that uses aumn as a library keeps its own ha
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -31,10 +32,6 @@ STUCK_S = 5.0
 POLL_S = 0.1
 
 
-def _never() -> bool:
-    return False
-
-
 class _Request:
     """What this process was asked, and whether its main thread is where it may not be interrupted."""
 
@@ -42,7 +39,7 @@ class _Request:
     came_s: float | None = None  # when the first signal did; known before the main thread handles it
     finishing = raised = False
     state = ""  # of `finish_first`
-    is_stuck: Callable[[], bool] = staticmethod(_never)  # whether what is to be finished waits in vain
+    overdue_s = math.inf  # by the monotonic clock, when what may not be interrupted has waited in vain
     heard = threading.Event()
 
 
@@ -102,7 +99,7 @@ def finish_first(state: str = AGAIN) -> Iterator[None]:
     """A block that no signal interrupts: what runs in it looks at `asked` where it can stop.
 
     Where it did not stop, though asked, it is as soon as the block is done; `state` says how to go on then. A block
-    that waits in vain (see `finish_unless`) ends with the process.
+    that waits in vain (see `finish_by`) ends with the process.
     """
     _request.finishing, _request.state = True, state
     try:
@@ -116,14 +113,9 @@ def finish_first(state: str = AGAIN) -> Iterator[None]:
         raise stopped(number, state)
 
 
-@contextmanager
-def finish_unless(is_stuck: Callable[[], bool]) -> Iterator[None]:
-    """Within `finish_first`, a block that may wait in C for others; once asked, it ends when `is_stuck` says so."""
-    _request.is_stuck = is_stuck
-    try:
-        yield
-    finally:
-        _request.is_stuck = _never
+def finish_by(overdue_s: float) -> None:
+    """Where this process is asked in a `finish_first` block, end it if that lasts until then, by `time.monotonic`."""
+    _request.overdue_s = overdue_s
 
 
 def _handle(number: int, _frame: object) -> None:
@@ -152,7 +144,7 @@ def _watch(ears: socket.socket) -> None:
 
 def _leave_if_stuck(number: int) -> None:
     end_s = time.monotonic() + STUCK_S
-    while not (_request.is_stuck() if _request.finishing else time.monotonic() >= end_s):
+    while time.monotonic() < (_request.overdue_s if _request.finishing else end_s):
         if _request.heard.wait(POLL_S) and not _request.finishing:
             return
         time.sleep(POLL_S)

@@ -67,6 +67,7 @@ def open_store(uri: str | None = None) -> MlflowClient:
     address = find_address(uri)
     for name, value in (_QUIET | _IMPATIENT).items():
         os.environ.setdefault(name, value)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each try in its own words
     with explain(address):
         from mlflow import MlflowClient
 

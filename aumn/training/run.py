@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader, split_holdout
@@ -165,13 +166,22 @@ def _build(shards: ShardSet, config: RunConfig) -> StreamNetworks:
     return StreamNetworks.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Fills no tensors: for those without memory, PyTorch imports its compiler to do that, a third of a start."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and func.__name__ in {"uniform_", "div_", "div", "mul"}:
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
 def _check_memory(shards: ShardSet, config: RunConfig, device: torch.device) -> None:
     """InputError where what a rank holds at the least does not fit; tensors without memory tell it at once.
 
     That is weights, gradients and Adam's two means; with DeepSpeed, which may share these out or put them elsewhere,
     the weights in host memory, where the network is made. What a step needs, `aumn train --dry-run` measures.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         count = sum(parameter.numel() for parameter in _build(shards, config).parameters())
     is_shared = config.run.engine == "deepspeed"
     held, there = 4 * count * (1 if is_shared else 4), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

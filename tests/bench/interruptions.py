@@ -13,6 +13,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from aumn.runfolder.folder import RunFolder
 from tests.running import Running
 from tests.tiny import Tiny
 
@@ -27,7 +28,9 @@ def main() -> None:
             found = [preempt(tiny, ranks, index) for index in range(ROUNDS)]
             for name in found[0]:
                 tell(f"{name}, {ranks} rank{'s' * (ranks > 1)}", [row[name] for row in found])
-        tell("kill -9 of one of two ranks to the next step, torchrun", [kill(tiny, index) for index in range(ROUNDS)])
+        found = [kill(tiny, index) for index in range(ROUNDS)]
+        for name in found[0]:
+            tell(f"kill -9 of one of two ranks, torchrun: {name}", [row[name] for row in found])
 
 
 def preempt(tiny: Tiny, ranks: int, index: int) -> dict[str, float]:
@@ -44,13 +47,16 @@ def preempt(tiny: Tiny, ranks: int, index: int) -> dict[str, float]:
         return {"SIGTERM to exit": stop_s, "start with --resume to the first step": time.monotonic() - start_s}
 
 
-def kill(tiny: Tiny, index: int) -> float:
+def kill(tiny: Tiny, index: int) -> dict[str, float]:
+    """Seconds to the next new step, and what the run says of them by part."""
     with tiny.start(f"killed_{index}", *SETTINGS, ranks=2, options=["--max-restarts", 1]) as run:
         run.wait_for("step 60/")
         start_s = time.monotonic()
         run.kill(rank=1)
         run.wait_until(lambda: goes_on(run), what="a step after the restart")
-        return time.monotonic() - start_s
+        seconds = time.monotonic() - start_s
+        run.wait_until(lambda: RunFolder(tiny.root / f"killed_{index}").status().recovery, what="its parts")
+        return {"in all": seconds, **RunFolder(tiny.root / f"killed_{index}").status().recovery}
 
 
 def goes_on(run: Running) -> object:

@@ -36,9 +36,8 @@ IN_C = """
     store.wait(['never'])"""
 
 STUCK_STEP = f"""
-    waits = preemption.finish_unless(lambda: time.monotonic() > end_s)
-    end_s = time.monotonic() + 2
-    with preemption.finish_first('the last checkpoint is whole'), waits:
+    with preemption.finish_first('the last checkpoint is whole'):
+        preemption.finish_by(time.monotonic() + 2)
         {IN_C.strip().replace("    ", "        ")}
         while True: time.sleep(1)"""
 

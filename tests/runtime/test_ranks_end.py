@@ -72,7 +72,7 @@ from aumn.runtime.ranks import connect
 from aumn.records import Stopped
 preemption.listen()
 wait, ending.POLL_S, ending.ANSWER_S, ending.HEAR_S = ending.Ending.wait_for_all, 0.02, 1, 1
-patience.LEAST_S = 2
+patience.LEAST_S, preemption.STUCK_S = float(os.environ["LEAST_S"]), 1
 def tell_and_wait(own, seconds):
     print('waits', flush=True)
     wait(own, seconds)
@@ -80,11 +80,12 @@ ending.Ending.wait_for_all = tell_and_wait
 try:
     with connect() as ranks:
         own = patience.Patience(ranks, start_s=600)
-        for step in count(1):
-            with own.step(step):
-                ranks.barrier()
-            print('step', step, flush=True)
-            time.sleep(0.1)
+        with preemption.finish_first():
+            for step in count(1):
+                with own.step(step):
+                    ranks.barrier()
+                print('step', step, flush=True)
+                time.sleep(0.1)
 except Stopped as stop:
     print(stop if stop.teller == int(os.environ['RANK']) else 'silent', flush=True)
     preemption.leave(stop.code)
@@ -92,12 +93,12 @@ except Stopped as stop:
 
 
 @contextmanager
-def ranks_alone(size):
+def ranks_alone(size, least_s=2):
     """Two ranks without torchrun, which would end the other one, and keep the store for both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LEAST_S": str(least_s)}
     with ExitStack() as stack:
         ranks: list[Running] = [
             stack.enter_context(start("-W", "ignore", "-c", ALONE, RANK=str(rank), **variables)) for rank in (0, 1)
@@ -140,3 +141,16 @@ def test_a_rank_that_is_cut_off_from_the_others_and_their_store_ends_within_boun
         alone.stderr,
     )
     assert "silent" in first.stderr  # its store has heard the other one's reason
+
+
+def test_a_rank_that_is_asked_to_stop_in_a_step_whose_others_are_lost_does_not_wait_until_it_is_killed():
+    with ranks_alone(2, least_s=600) as ranks:
+        ranks[1].wait_for("step 6")
+        ranks[0].kill(signal.SIGSTOP)
+        time.sleep(0.3)
+        ranks[1].kill(signal.SIGTERM)
+        begin_s = time.monotonic()
+        ended = ranks[1].finish(timeout_s=60)
+        assert time.monotonic() - begin_s < 20  # ten steps, or the second of a call that nothing interrupts
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stderr.count("Stopped by SIGTERM: nothing is half-written; run the same command again") == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
@@ -21,6 +22,7 @@ from aumn.training.resume import Progress, find_start, new_card, open_shards
 from aumn.training.validation import Validation
 from tests.data.conftest import write_published
 from tests.data.shards.test_union import pack_some
+from tests.launching import python
 from tests.training.footprint_steps import CARD
 
 
@@ -252,3 +254,27 @@ def test_a_damaged_video_that_comes_several_times_in_a_step_is_left_out_as_often
     assert [len(batch.videos) for batch in agreed.micro_batches] in ([1, 0], [0, 1])
     assert agreed.global_videos == 1
     assert len(said) == len(run.left_out) == 1
+
+
+TRAIN = """
+import sys
+from aumn.cli import main
+from aumn.runtime import preemption
+heavy = ("torch._dynamo", "torch._inductor", "sympy", "pandas", "mlflow", "deepspeed", "scipy")
+preemption.leave = lambda code: print(code, [name for name in heavy if name in sys.modules])
+main()
+"""
+
+
+def test_a_run_starts_without_what_its_steps_do_not_need(tmp_path):
+    """Each of these takes as long to import as a good part of the start, which every restart waits for."""
+    published = write_published(tmp_path / "published", {"training": ["a", "b", "c"]})
+    published.write_annotations()
+    pack(published.root, tmp_path / "shards", published.annotations, workers=1)
+    config = tmp_path / "run.yaml"
+    small = {"embedding_width": 8, "units": 2, "bottleneck": 2}
+    text = settings(tmp_path / "run", 2, data={"shards": str(tmp_path / "shards")}, model=small)
+    config.write_text(yaml.safe_dump(text.model_dump(mode="json")))
+    ended = python("-c", TRAIN, "train", config)
+    assert ended.stdout == "0 []\n", ended.stderr
+    assert (tmp_path / "run" / "model" / "model.json").exists()

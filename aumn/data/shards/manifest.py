@@ -41,17 +41,23 @@ class Manifest(Sequence[Video]):
         subset = column["subset"].dictionary_encode()
         self.ids: pa.StringArray = column["id"]
         self.subsets: list[str] = subset.dictionary.to_pylist()  # the distinct ones; `subset_N` indexes them
-        self.subset_N: np.ndarray = subset.indices.to_numpy()
-        self.shard_N: np.ndarray = column["shard"].to_numpy()
-        self.snippets_N: np.ndarray = column["snippets"].to_numpy()
-        self.label_bounds: np.ndarray = column["labels"].offsets.to_numpy()
-        self.labels: np.ndarray = column["labels"].values.to_numpy()
-        self.duration_s_N: np.ndarray = column["duration_s"].to_numpy()
-        self.fps_N: np.ndarray = column["fps"].to_numpy()
+        self.subset_N: np.ndarray = _numpy(subset.indices)
+        self.shard_N: np.ndarray = _numpy(column["shard"])
+        self.snippets_N: np.ndarray = _numpy(column["snippets"])
+        self.label_bounds: np.ndarray = _numpy(column["labels"].offsets)
+        self.labels: np.ndarray = _numpy(column["labels"].values)
+        self.duration_s_N: np.ndarray = _numpy(column["duration_s"])
+        self.fps_N: np.ndarray = _numpy(column["fps"])
         # Where each stream's tar members are: byte offset of the .npy file in its tar, its size, and its xxh3_64.
         self.offset_N, self.bytes_N, self.xxh3_N = (
-            {stream: column[f"{stream}_{part}"].to_numpy() for stream in streams} for part in MEMBER_PARTS
+            {stream: _numpy(column[f"{stream}_{part}"]) for stream in streams} for part in MEMBER_PARTS
         )
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """The videos' ids."""
+        place = pa.py_buffer(np.ascontiguousarray(indices, dtype=np.int64))
+        names: list[str] = self.ids.take(pa.Array.from_buffers(pa.int64(), len(indices), [None, place])).to_pylist()
+        return names
 
     def check(self, description: Description) -> None:
         """Hold the rows against what dataset.json says; InputError, without a subject, for the first that cannot be."""
@@ -176,3 +182,8 @@ def write_manifest(file: Path, rows: list[dict[str, Any]], streams: Sequence[str
         table = pa.concat_tables([open_table(before, table.schema).read(table.column_names).cast(table.schema), table])
         table = table.sort_by([("subset", "ascending"), ("id", "ascending")])
     pq.write_table(table, file, compression="zstd")
+
+
+def _numpy(values: pa.Array) -> np.ndarray:
+    """As `to_numpy`, which would import pandas."""
+    return np.from_dlpack(values)

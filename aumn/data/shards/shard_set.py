@@ -129,8 +129,7 @@ class ShardSet:
 
     def ids(self, indices: Sequence[int]) -> list[str]:
         """The names of these videos."""
-        names: list[str] = self._rows.ids.take(np.asarray(indices, dtype=np.int64)).to_pylist()
-        return names
+        return self._rows.names(indices)
 
     def unlabelled(self, indices: Sequence[int]) -> list[int]:
         """Those of these videos that have no label."""
