@@ -30,7 +30,7 @@ from .two_nodes import NODES
 from .undisturbed import run_undisturbed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MOST_S = 400.0
+MOST_S = 900.0
 FOR_EVER = None
 BEFORE_RANKS_MEET = "start"
 NAMES = {BEFORE_RANKS_MEET: ", before the ranks have met", f"step {STEPS}/": ", as it publishes"}
