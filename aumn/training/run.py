@@ -69,10 +69,6 @@ def run_training(
         damaged_limit=config.data.damage_limit if config.data.on_damage == "skip" else 0,
         weights=config.data.weights,
     )
-    if ranks.is_first:
-        notes = _note_small_cache(config, shards), _note_background(config, shards, training)
-        for note in filter(None, (*notes, _note_held_out(shards.ids(held_out)))):
-            say(note)
     device = ranks.device(config.run.device)
     _check_memory(shards, config, device)
     card = new_card(config, shards)
@@ -80,7 +76,8 @@ def run_training(
     if resume and not config.run.folder.exists():
         raise InputError(f"{config.run.folder} {NOTHING_TO_RESUME}")
     folder = RunFolder(config.run.folder)
-    with folder.writing(launch_id(os.environ)) if ranks.is_first else nullcontext():
+    wait_s = config.run.start_timeout_s / 2  # the other ranks wait for the first, and that long for the whole start
+    with folder.writing(launch_id(os.environ), wait_s) if ranks.is_first else nullcontext():
         start = find_start(config, card, ranks, resume=resume)
         if start.finished:
             say(
@@ -103,6 +100,9 @@ def run_training(
                     f"{start.progress.step} to {config.run.steps} of {config.batch.global_videos} videos on "
                     f"{ranks.size} rank{'s' * (ranks.size > 1)}."
                 )
+                notes = _note_small_cache(config, shards), _note_background(config, shards, training)
+                for note in filter(None, (*notes, _note_held_out(shards.ids(held_out)))):
+                    say(note)
                 if run.writer and start.resumed and is_restart(os.environ):
                     run.is_back = partial(_tell_recovery, run, start, time.time())
                 with preemption.finish_first(GO_ON):
@@ -227,6 +227,7 @@ def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     The first rank, which writes the status, may be lost or hung, and then nobody else would know that starting the run
     again is in vain. Where it lives it does the same a little later.
     """
+    holder = folder.holder()  # the first rank, of this attempt
     try:
         yield
     except BaseException as caught:
@@ -234,7 +235,7 @@ def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         if isinstance(error, InputError):  # of its own: another rank's comes as `Stopped`
             with suppress(OSError, InputError):
                 status = folder.status()
-                if status.state == "running" and status.launch == launch_id(os.environ):
+                if status.state == "running" and folder.holder() == holder:
                     folder.write_status(status.model_copy(update=_end(error)), by=ranks.rank)
         if error is caught:
             raise
