@@ -15,10 +15,8 @@ from .places import Place
 from .stages import Stage
 
 CHECKSUMS = "SHA256SUMS"
-OF_THE_CLOCK = ("_s", "_share")
+OF_THE_CLOCK = ("_s", "_share", "slowest_rank")
 """Endings of metrics that no two runs have alike: only their steps are compared."""
-OF_EACH_START = ("own_s", "slowest_own_s", "slowest_rank")
-"""What ranks tell each other a step later, so that the first step of a start has none: not compared."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +120,7 @@ History = Counter[tuple[str, int, float | None]]
 def history(place: Place) -> History:
     """Each metric's steps and values in the run that the registered model names; values of the clock are None."""
     rows = _ask(place.database, "select key, step, value from metrics where run_uuid = ?", _tracked(place))
-    return Counter(
-        (key, step, None if key.endswith(OF_THE_CLOCK) else value)
-        for key, step, value in rows
-        if key not in OF_EACH_START
-    )
+    return Counter((key, step, None if key.endswith(OF_THE_CLOCK) else value) for key, step, value in rows)
 
 
 def logged(place: Place) -> History:
@@ -136,7 +130,7 @@ def logged(place: Place) -> History:
         (key, line["step"], None if key.endswith(OF_THE_CLOCK) else value)
         for line in lines
         for key, value in line.items()
-        if key not in {"step", "at_ms", *OF_EACH_START}
+        if key not in {"step", "at_ms"}
     )
 
 

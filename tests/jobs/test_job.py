@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,37 @@ def test_a_script_that_slurm_told_to_end_requeues_nothing(place, code):
     variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train"}
     assert node.run(f"kill -TERM $PPID; exit {code}", nodes_answer=False, **variables).returncode == code
     assert (node.requeued(), (place / "outcomes/train.0").exists()) == ([], code == 0)
+
+
+SCONTROL = """case "$1 $2" in
+"show hostnames") echo "$3" | tr , '\\n' ;;
+"show job") echo "   ReqNodeList=(null) ExcNodeList=$EXCLUDED" ;;
+*) echo "$@" >> called ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("noted", "excluded", "there", "told"),
+    [
+        ([], "(null)", 9, []),
+        (["n2 NOW slow", "n3 LONG_AGO slow"], "(null)", 9, ["update JobId=5 ExcNodeList=n2"]),
+        (["n2 NOW slow"], "n8,n7", 9, ["update JobId=5 ExcNodeList=n2,n7,n8"]),
+        ([f"n{node} NOW slow" for node in range(7)], "(null)", 9, ["update JobId=5 ExcNodeList=n3,n4,n5,n6"]),
+        (["n2 NOW slow", "n3 NOW slow"], "(null)", 3, []),  # two of three, where two are needed
+    ],
+)
+def test_a_requeued_job_goes_round_bad_nodes_where_enough_are_left(place, noted, excluded, there, told):
+    times = {"NOW": f"{time.time():.0f}", "LONG_AGO": f"{time.time() - 8 * 86_400:.0f}"}
+    lines = "".join(f"{line}\n" for line in noted)
+    (place / "bad_nodes").write_text(re.sub("NOW|LONG_AGO", lambda found: times[found[0]], lines))
+    (place / "outcomes").mkdir()
+    (place / "sinfo").write_text(f"#!/bin/sh\necho 2\necho {there - 2}\n")
+    (place / "sinfo").chmod(0o755)
+    node = Node(place, SCONTROL)
+    job = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "SLURM_JOB_PARTITION": "main", "EXCLUDED": excluded}
+    done = node.run("exit 75", **job)
+    assert (done.returncode, node.requeued()) == (75, ["requeue 5", *told])
+    assert ("too few nodes would be left without n2 n3, so they are used again" in done.stderr) == (there == 3)
 
 
 def test_a_requeued_attempt_knows_when_the_one_before_ended_and_when_it_began_itself(place):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from aumn.jobs.scaling import write_report
 from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import read_curves
 from aumn.runfolder.saving import RunWriter
+from aumn.runtime.own_time import OwnTime
 from aumn.training.slow import Place, SlowRanks, place_of
 from tests.launching import succeed, together
 from tests.tiny import Tiny
@@ -76,6 +78,37 @@ def test_a_place_is_slurms_node_and_the_gpu_that_the_rank_was_given(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "H200")
     assert str(place_of(9, 1, torch.device("cuda", 1))) == "rank 9 on gpu07 (GPU 6, H200)"
     assert str(place_of(9, 1, torch.device("cpu"))) == "rank 9 on gpu07"
+
+
+def test_on_cuda_events_take_the_time_and_those_to_come_are_not_waited_for(monkeypatch):
+    clock_ms = iter(range(0, 1000, 100))
+
+    class Event:
+        done = False
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def query(self):
+            return Event.done
+
+        def elapsed_time(self, end):
+            return end.at_ms - self.at_ms
+
+    def record_event(event):
+        event.at_ms = next(clock_ms)
+        return event
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(record_event=record_event))
+    own = OwnTime(torch.device("cuda", 0))
+    for _ in range(2):
+        own.begin()
+        own.end()
+        own.end()  # a step's later sums
+    assert own.read() == 0.0
+    Event.done = True
+    assert (own.read(), own.read()) == (0.2, 0.2)
 
 
 @pytest.fixture(scope="module")
