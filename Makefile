@@ -61,10 +61,10 @@ torture: .venv/ready
 video-proof: .venv/ready
 	FLAX=$(FLAX) $(BIN)/python -m tests.video.proof
 
-# A real SLURM for tests/jobs/test_slurm.py; Debian, as root, fifteen seconds.
+# A real SLURM for tests/jobs, and what gives its nodes a network; Debian, as root, fifteen seconds.
 install-slurm:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -25,8 +26,11 @@ from aumn.records import InputError
 CHECKSUMS = "SHA256SUMS"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux, <fcntl.h> and <linux/fs.h>
 LOCK_WAIT_S = 5.0
+"""For a process that is just ending."""
 SETTLE_S = 1.0
 """How long it takes at most, where flock is missing, until another machine sees what was written."""
+
+logger = logging.getLogger(__name__)
 
 
 class DamagedError(InputError):
@@ -226,23 +230,31 @@ def _telling_damage(file: Path, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def hold(lock: Path, refusal: str, *, launch: str | None = None) -> Iterator[None]:
+def hold(lock: Path, refusal: str, *, launch: str | None = None, attempt_wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold a lock file for the length of a `with` block; InputError where another process holds it.
 
-    `refusal` says what the other process does and what helps. A process that is just ending is waited for.
+    `refusal` says what the other process does and what helps. A process that is just ending is waited for, and an
+    earlier attempt of the same `launch` for `attempt_wait_s`: on a node that is cut off it learns late of its end.
 
     The system takes the lock (flock) from a process that ends, however it ends. On a file system without flock the
     file's content counts instead: it names the holder. A holder that has ended on this machine is succeeded, and so is
-    one of the same `launch`, whose next attempt this is; any other is refused until its file is removed.
+    an earlier attempt of the launch at once; any other is refused until its file is removed.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    give_up_s = time.monotonic() + LOCK_WAIT_S
+    begun_s, tells = time.monotonic(), True
     pid = os.getpid()
     me = {"host": socket.gethostname(), "pid": pid, "started": started_at(pid), "launch": launch}
     with lock.open("ab+", buffering=0) as file:
         while (holder := _take(file, me)) is not None:
-            if time.monotonic() >= give_up_s:
+            is_ours = launch is not None and _read_holder(file).get("launch") == launch
+            waited_s = time.monotonic() - begun_s
+            if waited_s >= (max(attempt_wait_s, LOCK_WAIT_S) if is_ours else LOCK_WAIT_S):
                 raise InputError(f"{refusal} ({holder})")
+            if tells and waited_s >= LOCK_WAIT_S:
+                logger.warning(
+                    "Waiting for this launch's attempt before to end, %.0f s at most: %s.", attempt_wait_s, holder
+                )
+                tells = False
             time.sleep(0.1)
         try:
             yield
@@ -286,6 +298,15 @@ def started_at(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def holder_of(lock: Path) -> dict[str, Any]:
+    """Who holds a lock, or was the last to: host, pid, started, launch; empty where nobody does, or it is not known."""
+    try:
+        with lock.open("rb", buffering=0) as file:
+            return _read_holder(file)
+    except OSError:
+        return {}
 
 
 def _read_holder(file: FileIO) -> dict[str, Any]:

@@ -34,8 +34,10 @@ def localize_one(
     json_file: Path | None,
     weights: Sequence[str] = (),
     device: str = "cpu",
+    rules: Sequence[str] = (),
 ) -> None:
     """Localize in one video, and print what was found; `files` are a video, or see `_by_stream`."""
+    from aumn.config.run_config import change_rules
     from aumn.data.sources.arrays import read_array
     from aumn.inference.detections import export_json
     from aumn.inference.one_video import load_network, localize_video
@@ -43,6 +45,7 @@ def localize_one(
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; give that of the shards trained on, {' or '.join(DTYPES)}.")
     network, card = load_network(folder)
+    card = card.model_copy(update={"localize": change_rules(card.localize, rules)})
     if Path(files[0]).suffix.lower() in VIDEO_ENDINGS:
         if fps or duration_s or len(files) > 1:
             raise InputError(f"--video {files[0]} tells its own times: leave out --fps, --duration and other files.")

@@ -58,7 +58,12 @@ def localize(
         str, typer.Argument(help="Run, checkpoint or model folder; models:/name@alias or models:/name/3.")
     ],
     shards: Annotated[
-        list[str] | None, typer.Argument(help="Shard set to localize in.", metavar="[SHARDS]", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="Shard set to localize in; localize.field=value changes one of the model's rules.",
+            metavar="[SHARDS] [localize.FIELD=VALUE]...",
+            show_default=False,
+        ),
     ] = None,
     subset: Annotated[str | None, typer.Option(help="Its subset, e.g. testing.")] = None,
     out: Annotated[
@@ -94,7 +99,8 @@ def localize(
 
     Example: aumn localize build/demo/run/model build/demo/shards --subset testing --out build/demo/found
     """
-    places = shards or []
+    rules = [word for word in shards or () if word.startswith("localize.") and "=" in word]
+    places = [word for word in shards or () if word not in rules]
     if video:
         if subset or out or any(Path(place).is_dir() for place in places):
             raise InputError("--video is one video: leave out the shard set, --subset and --out.")
@@ -103,7 +109,7 @@ def localize(
         folder, files = _model_folder(model, tracking_uri), [video, *places]
         localize_one(
             folder, files, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file,
-            weights=weights or (), device=device,
+            weights=weights or (), device=device, rules=rules,
         )  # fmt: skip
         return
     if len(places) > 1:
@@ -113,6 +119,9 @@ def localize(
     if not (places and subset and out):
         raise InputError("Name a shard set, its --subset and a folder --out; or one video: --video RGB.npy FLOW.npy.")
     (place,) = places
+    from functools import partial
+
+    from aumn.config.run_config import change_rules
     from aumn.inference.localize import localize_subset
     from aumn.runtime.ranks import connect, read_environment
 
@@ -123,6 +132,7 @@ def localize(
         count = localize_subset(
             folder, place_of(place), out, ranks, model=model, subset=subset, device=device, advance=advance,
             with_scores=scores, json_file=json_file,
+            change=partial(change_rules, overrides=rules),
         )  # fmt: skip
     if first:
         print(f"{out}: {count:,} detections by {model} in subset {subset} of {place}")

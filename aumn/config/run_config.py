@@ -11,9 +11,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from aumn.config.section import Section, refusal
@@ -24,7 +24,7 @@ from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import InputError
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.tracking.settings import TrackingSettings
-from aumn.training.settings import EvaluationSettings, RunSettings
+from aumn.training.settings import AlertSettings, EvaluationSettings, RunSettings
 
 REMOVED = {
     "run.hang_timeout_s": "run.step_timeout_s is how long ranks wait for each other in a step (learnt where you leave "
@@ -47,6 +47,7 @@ class RunConfig(Section):
     localize: LocalizeSettings = LocalizeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @property
     def store_away_s(self) -> float:
@@ -138,6 +139,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise InputError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines.")
+    _apply(settings, overrides)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [line for problem in error.errors() for line in _describe(problem)]
+        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
+
+
+def change_rules(rules: LocalizeSettings, overrides: Sequence[str]) -> LocalizeSettings:
+    """A model's rules of localization with `localize.field=value` overrides; InputError lists every problem."""
+    settings: dict[str, Any] = {"localize": rules.model_dump(mode="json")}
+    _apply(settings, overrides)
+    try:
+        return _Rules.model_validate(settings).localize
+    except ValidationError as error:
+        raise InputError(
+            "The model's rules cannot be changed so:", *(line for one in error.errors() for line in _describe(one))
+        ) from None
+
+
+class _Rules(BaseModel):
+    localize: LocalizeSettings
+
+
+def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         if not re.match(r"[^.=]+\.[^=]+=", override):
             raise InputError(
@@ -150,11 +176,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             if not isinstance(within, dict):
                 raise InputError(f"override {override!r}: {parent} is a single value, which has no {field}.")
         within[field] = value
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _describe(problem)]
-        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
 
 
 def _flatten(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -176,7 +197,7 @@ def _fields_of(parents: Sequence[str]) -> list[str]:
     """The names within a section, or within a field that has some itself."""
     within: Any = RunConfig
     for parent in parents:
-        within = within.model_fields[parent].annotation
+        within = get_args(within)[0] if parent.isdigit() else within.model_fields[parent].annotation
     return list(within.model_fields)
 
 

@@ -9,6 +9,7 @@ Shapes: B videos, T snippets, D width, C classes.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from torch import Tensor
 from aumn.data.buffers import Buffers
 from aumn.data.order import EpochOrder, MixedOrder, hash63, share_out
 from aumn.data.problems import DamagedVideoError, StoreGoneError
+from aumn.data.settings import DataSettings
 from aumn.records import Batch, InputError, Step
 
 if TYPE_CHECKING:
@@ -38,20 +40,47 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-def split_holdout(indices: Sequence[int], ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Training videos in two: those that stay, and about `share` of them held out, on which choices are made.
+def split_holdout(indices: Sequence[int], ids: Sequence[str], data: DataSettings) -> tuple[list[int], list[int]]:
+    """Training videos in two: those that stay, and those held out, on which choices are made; `ids` are their names.
 
-    A video's side is a function of (seed, its id) alone: which other videos there are, and in what order, is all one.
+    Of a share: a video's side is a function of the seed and its id alone, so which other videos there are, and in what
+    order, is all one; with `holdout_groups`, it is one of the seed and of which groups there are.
     """
-    is_held_out = [hash63("holdout", seed, video) < share * 2**63 for video in ids]
+    named = set(data.holdout_videos)
+    if unknown := sorted(named - set(ids)):
+        raise InputError(
+            f"data.holdout_videos names {len(unknown)} that are no training videos ({', '.join(unknown[:3])}"
+            f"{', ...' * (len(unknown) > 3)}): name videos of data.subset."
+        )
+    if data.holdout_groups is None:
+        is_held_out = [
+            video in named or hash63("holdout", data.holdout_seed, video) < data.holdout_share * 2**63 for video in ids
+        ]
+    else:
+        groups = _groups(ids, data.holdout_groups)
+        chosen = sorted(set(groups), key=lambda group: hash63("holdout", data.holdout_seed, group))
+        chosen = chosen[: round(data.holdout_share * len(chosen)) or 1]
+        is_held_out = [group in chosen for group in groups]
     training = [index for index, out in zip(indices, is_held_out, strict=True) if not out]
     held_out = [index for index, out in zip(indices, is_held_out, strict=True) if out]
-    if share > 0 and not (training and held_out):
+    if (data.holdout_share or named) and not (training and held_out):
         raise InputError(
-            f"data.holdout_share={share:g} leaves {len(training)} videos to train on and {len(held_out)} held out; "
-            "both must have some: change the share."
+            f"data.{'holdout_videos' if named else f'holdout_share={data.holdout_share:g}'} leaves {len(training)} "
+            f"videos to train on and {len(held_out)} held out; both must have some: change "
+            f"{'the list' if named else 'the share or data.holdout_seed'}."
         )
     return training, held_out
+
+
+def _groups(ids: Sequence[str], pattern: str) -> list[str]:
+    """What the pattern finds in each name: all of it, or what it has in brackets."""
+    found = [re.search(pattern, video) for video in ids]
+    if none := [video for video, match in zip(ids, found, strict=True) if match is None]:
+        raise InputError(
+            f"data.holdout_groups={pattern!r} finds nothing in {len(none)} of {len(ids)} names, such as {none[0]}: "
+            "every training video must belong to a group."
+        )
+    return ["/".join(part or "" for part in match.groups()) or match[0] for match in found if match]
 
 
 @dataclass
@@ -83,11 +112,10 @@ class TrainingLoader:
     def __post_init__(self) -> None:
         if not len(self.indices):
             raise InputError("There is no video to train on: pack some of the training subset, or hold out fewer.")
-        if unlabelled := self.shards.unlabelled(self.indices):
-            first = self.shards.videos[unlabelled[0]]
+        if len(self.shards.unlabelled(self.indices)) == len(self.indices):
             raise InputError(
-                f"{first.id} of subset {first.subset!r} has no label (as {len(unlabelled)} of "
-                f"{len(self.indices)} videos here), and Eq. 9 needs one: annotate it, or pack it in another subset."
+                f"None of the {len(self.indices)} videos to train on has a label: annotate which actions occur in "
+                "them, and pack again."
             )
         self.steps_per_epoch = -(-len(self.indices) // self.global_videos)
         self.wait_s = 0.0  # how long the consumer of `steps` has waited for data so far

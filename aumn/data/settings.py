@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from aumn.config.section import Count, Positive, Section, Seed, ShareBelowOne, Size, refusal, setting
 from aumn.records import Place, place_of
@@ -23,6 +24,27 @@ def _texts(name: str, given: Any) -> Any:
     if not several or not all(isinstance(one, str | Path) for one in several):
         raise refusal(f"data.{name}={given!r} must be one name, or a list with a name for each shard set")
     return several[0] if len(several) == 1 else several
+
+
+def _names(given: Any) -> Any:
+    """A list, or what a file has on its lines."""
+    if not isinstance(given, str | Path):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise refusal(
+            f"data.holdout_videos={str(given)!r} cannot be read ({why}): name a file with a video a line"
+        ) from None
+
+
+def _pattern(given: str | None) -> str | None:
+    try:
+        re.compile(given or "")
+    except re.error as error:
+        raise refusal(f"data.holdout_groups={given!r} is no regular expression: {error}") from None
+    return given
 
 
 class CacheSettings(Section):
@@ -86,12 +108,22 @@ class DataSettings(Section):
     )
     subset: Annotated[str | list[str], BeforeValidator(partial(_texts, "subset"))] = setting(
         "training",
-        "Subset to train on; THUMOS14 trains on `validation`. Of several sets: one name, or a list of one each.",
+        "Subset to train on, or a list of them; THUMOS14 trains on `validation`. Of several sets: one name, or a list "
+        "of one each.",
     )
     holdout_share: ShareBelowOne = setting(
         0.0, "Share of the subset's videos held out of training, so that choices need no test video."
     )
     holdout_seed: Seed = setting(0, "Which videos are held out; independent of run.seed.", needs="data.holdout_share")
+    holdout_groups: Annotated[str | None, AfterValidator(_pattern)] = setting(
+        None,
+        "Regular expression: videos in whose names it finds the same are held out together, such as a person's clips "
+        "by '^[^_]+'; where it has groups in brackets, these count. data.holdout_share is then that of the groups.",
+        needs="data.holdout_share",
+    )
+    holdout_videos: Annotated[list[str], BeforeValidator(_names)] = setting(
+        [], "In place of a share: the names of the videos to hold out, or a file with one a line."
+    )
     snippets: Size | None = setting(
         750,
         "Snippets drawn a video (one at random from each of as many equal slices); null: all, padded. "
@@ -105,14 +137,18 @@ class DataSettings(Section):
 
     @property
     def subsets(self) -> list[str]:
-        """The one of each set."""
+        """The one of each set; of one set, all that are trained on."""
         return self.subset if isinstance(self.subset, list) else [self.subset] * len(self.places)
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
         sets, problems = len(self.places), []
+        if self.holdout_videos and self.holdout_share:
+            problems.append(
+                "data.holdout_videos names the videos to hold out: leave out data.holdout_share, or the names"
+            )
         for name, given in (("subset", self.subsets), ("weights", self.weights)):
-            if given is not None and len(given) != sets:
+            if given is not None and len(given) != sets and (sets, name) != (1, "subset"):
                 problems.append(f"data.{name} has {len(given)} for {sets} shard sets: give one for each")
         for name, default in (("weights", None), ("class_names", {}), ("same_ids", "refuse")):
             if sets == 1 and getattr(self, name) != default:

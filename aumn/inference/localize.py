@@ -76,16 +76,18 @@ def localize_subset(
     advance: Callable[[int, int], None],
     with_scores: bool = False,
     json_file: Path | None = None,
+    change: Callable[[LocalizeSettings], LocalizeSettings] = lambda rules: rules,
 ) -> int:
     """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
 
     `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `snippet_scores`.
-    `out` is the last to appear: where it is, there is the JSON too.
+    `out` is the last to appear: where it is, there is the JSON too. `change` makes the rules of the model's own.
     """
     place = ranks.device(device)
     if out.exists():
         raise InputError(f"{out} already exists: name a new folder for the detections, or remove it first.")
     network, card = load_network(folder)
+    own_rules, card = card.localize, card.model_copy(update={"localize": change(card.localize)})
     shards = ShardSet.open(shards_path)
     check_fit(card, model, shards)
     shards = shards.relabelled(card.classes)
@@ -108,6 +110,8 @@ def localize_subset(
         keep=keeper,
     )
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
+    if card.localize != own_rules:
+        metadata["rules"] = card.localize.model_dump_json()
     with _appearing_whole(out, ranks) as partial:
         write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:

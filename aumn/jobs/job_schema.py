@@ -35,6 +35,9 @@ class Resources(_Part):
     """What one point of a step takes; `aumn submit` makes them options of sbatch."""
 
     nodes: Count = 1
+    spare_nodes: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="So many nodes more are asked for, and a train step runs on the first healthy ones of all."
+    )
     ranks_per_node: Count = 1
     cpus_per_rank: Count = 1
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
@@ -238,6 +241,7 @@ def _check_sweep(step: StepPlan) -> Iterator[str]:
         yield f"sweep: only train has the field {fields[0]}; use {{point}}."
     for label, _, resources in step.points():
         try:
-            Resources.model_validate(resources)
+            if Resources.model_validate(resources).spare_nodes and step.run.split()[:1] != ["train"]:
+                yield "resources.spare_nodes: only train looks whether its nodes are healthy."
         except ValidationError as error:
             yield from (f"sweep, {label}: resources.{describe(found)}" for found in error.errors())

@@ -59,6 +59,8 @@ def submissions(job: Job, step: Step, indices: Sequence[int], environment: Mappi
     for number, (resources, members) in enumerate(groups.items()):
         name = step.name if number == 0 else f"{step.name}_{number}"
         variables = {**environment, "AUMN_STEP": step.name, "AUMN_MOST_RESTARTS": str(resources.restarts)}
+        if resources.spare_nodes:
+            variables["AUMN_SPARE_NODES"] = str(resources.spare_nodes)
         options = tuple(_options(job, step, members, resources))
         yield Submission(name, tuple(members), variables, options, (str(script(job, step)), *arguments))
 
@@ -97,7 +99,7 @@ def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources)
     yield f"--job-name={sbatch_name(job, step.name)}"
     yield f"--chdir={job.directory}"
     yield f"--output={log_path(job, step, '%a')}"
-    yield from ("--open-mode=append", "--export=ALL", f"--nodes={resources.nodes}")
+    yield from ("--open-mode=append", "--export=ALL", f"--nodes={resources.nodes + resources.spare_nodes}")
     yield f"--ntasks-per-node={resources.ranks_per_node}"
     yield f"--cpus-per-task={resources.cpus_per_rank}"
     if resources.gpus_per_node:

@@ -93,13 +93,13 @@ def batch_losses(
 
 
 def classification(logits_BC: Tensor, labels_BC: Tensor, *, independent_classes: bool) -> Tensor:
-    """Eq. 9, summed over the videos: cross-entropy with the L1-normalised multi-hot label.
+    """Eq. 9, summed over the videos: cross-entropy with the L1-normalised multi-hot label; a video without one has 0.
 
-    With independent classes: binary cross-entropy, summed over the classes.
+    With independent classes: binary cross-entropy, summed over the classes, by which such a video has none of them.
     """
     if independent_classes:
         return functional.binary_cross_entropy_with_logits(logits_BC, labels_BC, reduction="sum")
-    targets_BC = labels_BC / labels_BC.sum(1, keepdim=True)
+    targets_BC = labels_BC / labels_BC.sum(1, keepdim=True).clamp(min=1)
     return -(targets_BC * functional.log_softmax(logits_BC, 1)).sum()
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from aumn.files import hold, whole_file
+from aumn.files import hold, holder_of, whole_file
 from aumn.records import InputError
 from aumn.runfolder.typed import typed
 
@@ -71,10 +71,11 @@ class RunFolder:
         self.path = path
 
     @contextmanager
-    def writing(self, launch: str | None = None) -> Iterator[None]:
+    def writing(self, launch: str | None = None, attempt_wait_s: float = 0.0) -> Iterator[None]:
         """Be the folder's one writer for the length of a `with` block; InputError where another process is.
 
-        `launch` is what all attempts of one launch share; see `runtime.attempts.launch_id`.
+        `launch` is what all attempts of one launch share; see `runtime.attempts.launch_id`. An earlier one of them is
+        waited for.
         """
         refusal = (
             f"run.folder={self.path} is in use: another process trains this run or delivers its metrics. Wait until "
@@ -82,7 +83,7 @@ class RunFolder:
         )
         with ExitStack() as stack:
             try:
-                stack.enter_context(hold(self.path / "lock", refusal, launch=launch))
+                stack.enter_context(hold(self.path / "lock", refusal, launch=launch, attempt_wait_s=attempt_wait_s))
             except OSError as error:
                 raise InputError(
                     f"run.folder={self.path} cannot be written: {error}. Choose a folder that you may write to."
@@ -100,6 +101,10 @@ class RunFolder:
         except OSError:
             return self._status_before()
         return typed(Status, text, file, "remove it, and the run goes on from its checkpoints")
+
+    def holder(self) -> dict[str, Any]:
+        """Who writes it, or was the last to; see `files.holder_of`."""
+        return holder_of(self.path / "lock")
 
     def write_status(self, status: Status, *, by: int = 0) -> None:
         """Replace what is known of the run. OSError where the disk refuses.

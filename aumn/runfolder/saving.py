@@ -27,7 +27,8 @@ class RunWriter:
 
     `last` is the last whole checkpoint, if there is any yet. `lines` of the metrics are kept, those that it counts on.
     `changed` is called whenever there is something new in the folder, and `say` takes lines for people; the thread that
-    writes checkpoints calls both, too.
+    writes checkpoints calls both, too. `logged` gets what is logged. Where the folder has passed on to another attempt
+    of the launch meanwhile, as from a node that was cut off, the status is that one's, and stays.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class RunWriter:
         self.last, self.status = last, status or Status()
         self.metrics = MetricsWriter(folder, keep=lines)
         self.changed: Callable[[], None] = lambda: None
+        self.logged: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None
         self._folder, self._keep_last, self._say = RunFolder(folder), keep_last, say
+        self._holder = self._folder.holder()
         self._thread = ThreadPoolExecutor(1, "aumn-checkpoint")
         self._writing: Future[bool] | None = None
         self._refused = self._status_refused = False
@@ -62,11 +65,14 @@ class RunWriter:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append numbers of a step to the metrics; never waits for the disk."""
         self.metrics.append(step, metrics)
+        self.logged(step, metrics)
         self.changed()
 
     def note(self, **facts: Any) -> None:
         """Put what is new into the run's status. A disk that refuses it costs a convenience, and ends nothing."""
         self.status = self.status.model_copy(update=facts)
+        if self._holder and self._folder.holder() not in (self._holder, {}):
+            return
         try:
             self._folder.write_status(self.status)
         except OSError as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aumn.records import Stopped
+from aumn.runtime import preemption
 from aumn.runtime.ending import timed_out
 from aumn.runtime.ranks import Ranks
 
@@ -24,7 +25,8 @@ class Patience:
     """In a step, `step_s`; where that is None, it is learnt: LEAST_S, or TIMES_SLOWEST the slowest step so far.
 
     What is learnt holds when LEARN_STEPS have been seen, with `away_s` added, for which a rank may have to do without
-    its data. `start_s` holds before, in the first step in any case, and wherever ranks take no step.
+    its data. `start_s` holds before, in the first step in any case, and wherever ranks take no step. A rank that is
+    asked to stop while it waits ends sooner: SLURM asks the others when it has found a node lost, and kills them later.
     """
 
     def __init__(self, ranks: Ranks, *, start_s: float, step_s: float | None = None, away_s: float = 0.0) -> None:
@@ -46,8 +48,10 @@ class Patience:
         """A block in which a step is taken; Stopped, with a sentence, where another rank does not come."""
         limit_s, why = self._limit()
         self._ranks.wait_at_most(limit_s)
+        vain_s = time.monotonic() + min(limit_s, self._usual_s() + self._away_s)
         try:
-            yield
+            with preemption.finish_unless(lambda: self._ranks.size > 1 and time.monotonic() > vain_s):
+                yield
         except RuntimeError as error:
             if not timed_out(error):
                 raise
@@ -59,6 +63,10 @@ class Patience:
         before_s, self._ended_s = self._ended_s, time.monotonic()
         if before_s is not None:  # the first step waits for what the first rank does at the start
             self._seen, self._slowest_s = self._seen + 1, max(self._slowest_s, self._ended_s - before_s)
+
+    def _usual_s(self) -> float:
+        """After which a step is waited for no longer where this rank is asked to stop: somebody will end it soon."""
+        return max(TIMES_SLOWEST * self._slowest_s, preemption.STUCK_S if self._seen else LEAST_S)
 
     def _limit(self) -> tuple[float, str]:
         """In seconds, and where it is from."""

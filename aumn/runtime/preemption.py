@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -28,6 +28,12 @@ ECHO_S = 1.0
 STUCK_S = 5.0
 """How long a call that no signal can interrupt, such as waiting for other ranks, may hold up the end."""
 
+POLL_S = 0.1
+
+
+def _never() -> bool:
+    return False
+
 
 class _Request:
     """What this process was asked, and whether its main thread is where it may not be interrupted."""
@@ -35,6 +41,8 @@ class _Request:
     signal: signal.Signals | None = None
     came_s: float | None = None  # when the first signal did; known before the main thread handles it
     finishing = raised = False
+    state = ""  # of `finish_first`
+    is_stuck: Callable[[], bool] = staticmethod(_never)  # whether what is to be finished waits in vain
     heard = threading.Event()
 
 
@@ -93,9 +101,10 @@ def wait_to_be_ended(seconds: float) -> None:
 def finish_first(state: str = AGAIN) -> Iterator[None]:
     """A block that no signal interrupts: what runs in it looks at `asked` where it can stop.
 
-    Where it did not stop, though asked, it is as soon as the block is done; `state` says how to go on then.
+    Where it did not stop, though asked, it is as soon as the block is done; `state` says how to go on then. A block
+    that waits in vain (see `finish_unless`) ends with the process.
     """
-    _request.finishing = True
+    _request.finishing, _request.state = True, state
     try:
         yield
     except Stopped:  # another rank was asked
@@ -105,6 +114,16 @@ def finish_first(state: str = AGAIN) -> Iterator[None]:
         _request.finishing = False
     if number := asked():
         raise stopped(number, state)
+
+
+@contextmanager
+def finish_unless(is_stuck: Callable[[], bool]) -> Iterator[None]:
+    """Within `finish_first`, a block that may wait in C for others; once asked, it ends when `is_stuck` says so."""
+    _request.is_stuck = is_stuck
+    try:
+        yield
+    finally:
+        _request.is_stuck = _never
 
 
 def _handle(number: int, _frame: object) -> None:
@@ -132,9 +151,14 @@ def _watch(ears: socket.socket) -> None:
 
 
 def _leave_if_stuck(number: int) -> None:
-    if not _request.heard.wait(STUCK_S) and not _request.finishing:
-        print(f"aumn: {stopped(number)}", file=sys.stderr, flush=True)
-        os._exit(CODES[signal.Signals(number)])
+    end_s = time.monotonic() + STUCK_S
+    while not (_request.is_stuck() if _request.finishing else time.monotonic() >= end_s):
+        if _request.heard.wait(POLL_S) and not _request.finishing:
+            return
+        time.sleep(POLL_S)
+    told = stopped(number, _request.state) if _request.finishing else stopped(number)
+    print(f"aumn: {told}", file=sys.stderr, flush=True)
+    os._exit(CODES[signal.Signals(number)])
 
 
 def leave(code: int = 0) -> NoReturn:

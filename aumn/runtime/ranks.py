@@ -300,7 +300,8 @@ def rendezvous() -> tuple[str, int]:
                 "to 65535, the same for all ranks: start the ranks with torchrun or srun, which set them."
             )
         return host, int(port)
-    if "SLURM_JOB_NODELIST" not in os.environ:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")  # a job may have spare ones
+    if not nodes:
         raise InputError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with torchrun or srun.")
     try:
         number = int(os.environ.get("SLURM_JOB_ID", "")) + 7_919 * int(os.environ.get("SLURM_RESTART_COUNT") or "0")
@@ -308,4 +309,4 @@ def rendezvous() -> tuple[str, int]:
         raise InputError(
             "SLURM_JOB_ID and SLURM_RESTART_COUNT are no numbers: set MASTER_ADDR and MASTER_PORT."
         ) from None
-    return node_names(os.environ["SLURM_JOB_NODELIST"])[0], 20_000 + number % 20_000
+    return node_names(nodes)[0], 20_000 + number % 20_000

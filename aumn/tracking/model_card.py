@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,5 +109,10 @@ def _population(videos: str, card: ModelCard, config: Mapping[str, Any] | None) 
         return f"{videos} of {card.dataset}"
     if config is None:
         return None
-    share, subset, seed = (config["data"][name] for name in ("holdout_share", "subset", "holdout_seed"))
-    return f"{share:.0%} of {subset} held out with seed {seed}, of {card.dataset}"
+    data = config["data"]
+    if named := sorted(data.get("holdout_videos", [])):
+        digest = hashlib.sha256("\n".join(named).encode()).hexdigest()[:8]
+        return f"{len(named)} of {data['subset']} held out by name (checksum {digest}), of {card.dataset}"
+    groups = data.get("holdout_groups")
+    subset = f"the groups {groups} of {data['subset']}" if groups else data["subset"]
+    return f"{data['holdout_share']:.0%} of {subset} held out with seed {data['holdout_seed']}, of {card.dataset}"

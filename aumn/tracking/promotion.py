@@ -94,6 +94,11 @@ def _judge(client: MlflowClient, name: str, version: int, before: int, alias: st
             f"{new} has mAP {ours}, less than the {100 * theirs.average:.1f}% of version {before}, which is @{alias} "
             "now: promote a better one, or pass --force."
         )
+    if not any(name.startswith("held_out/") for name in new.card.metrics):
+        return (
+            f"chosen by its mAP on {ours.population}, which is no measure of it any more: choose on training videos, "
+            "evaluation.videos=held_out"
+        )
     return None
 
 

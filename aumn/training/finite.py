@@ -17,6 +17,13 @@ from aumn.runfolder.saving import HostCopy
 from aumn.runtime.engines import Engine
 
 
+class NotFiniteError(InputError):
+    """A step that stops the run; `terms` are those of the loss that were not finite, none where a gradient was."""
+
+    step: int
+    terms: tuple[str, ...]
+
+
 class FiniteWatch:
     """Looks at every step's gradient norms, and at all so far when asked to `settle`.
 
@@ -60,10 +67,12 @@ def _stop_or_go_on(engine: Engine, step: Step, report: Mapping[str, Tensor], bad
     videos = sorted({video for names in engine.ranks.gather(_videos_not_finite(engine, step)) for video in names})
     what = f"{' and '.join(terms)} {'is' if len(terms) == 1 else 'are'}" if terms else "a gradient is"
     whose = f" for {len(videos)} of its {step.global_videos} videos ({', '.join(videos[:10])})" if videos else ""
-    raise InputError(
+    error = NotFiniteError(
         f"Step {step.index + 1}: {what} not finite{whose}, so every rank stopped before the update. Look at those "
         "videos' features, or lower optimizer.learning_rate, or set engine.precision=fp32 where it is not."
     )
+    error.step, error.terms = step.index + 1, tuple(terms)
+    raise error
 
 
 @torch.no_grad()

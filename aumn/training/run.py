@@ -32,6 +32,7 @@ from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.mirror import Mirror, push_rest
 from aumn.tracking.sent import NAME as MIRROR
+from aumn.training.alerts import watching
 from aumn.training.finite import FiniteWatch
 from aumn.training.loop import Run, train
 from aumn.training.recovery import process_began_s, seconds_by_part
@@ -53,9 +54,7 @@ def run_training(
     shards = open_shards(config, access_of(config.data), ranks, resume=resume, say=say)
     config.check_streams(shards.streams)
     indices = shards.indices(*config.data.subsets)
-    training, held_out = split_holdout(
-        indices, shards.ids(indices), config.data.holdout_share, config.data.holdout_seed
-    )
+    training, held_out = split_holdout(indices, shards.ids(indices), config.data)
     loader = TrainingLoader(
         shards,
         training,
@@ -70,8 +69,6 @@ def run_training(
         damaged_limit=config.data.damage_limit if config.data.on_damage == "skip" else 0,
         weights=config.data.weights,
     )
-    if ranks.is_first and (note := _note_small_cache(config, shards)):
-        say(note)
     device = ranks.device(config.run.device)
     _check_memory(shards, config, device)
     card = new_card(config, shards)
@@ -79,7 +76,8 @@ def run_training(
     if resume and not config.run.folder.exists():
         raise InputError(f"{config.run.folder} {NOTHING_TO_RESUME}")
     folder = RunFolder(config.run.folder)
-    with folder.writing(launch_id(os.environ)) if ranks.is_first else nullcontext():
+    wait_s = config.run.start_timeout_s / 2  # the other ranks wait for the first, and that long for the whole start
+    with folder.writing(launch_id(os.environ), wait_s) if ranks.is_first else nullcontext():
         start = find_start(config, card, ranks, resume=resume)
         if start.finished:
             say(
@@ -102,6 +100,9 @@ def run_training(
                     f"{start.progress.step} to {config.run.steps} of {config.batch.global_videos} videos on "
                     f"{ranks.size} rank{'s' * (ranks.size > 1)}."
                 )
+                notes = _note_small_cache(config, shards), _note_background(config, shards, training)
+                for note in filter(None, (*notes, _note_held_out(shards.ids(held_out)))):
+                    say(note)
                 if run.writer and start.resumed and is_restart(os.environ):
                     run.is_back = partial(_tell_recovery, run, start, time.time())
                 with preemption.finish_first(GO_ON):
@@ -140,6 +141,23 @@ def _note_small_cache(config: RunConfig, shards: ShardSet) -> str:
         f"{' and '.join(str(part.path) for part in remote)}, so tars are fetched many times an epoch: raise it, or set "
         "data.order=shards or data.read=range."
     )
+
+
+def _note_background(config: RunConfig, shards: ShardSet, training: list[int]) -> str:
+    """What training makes of videos in which no action occurs."""
+    if not (count := len(shards.unlabelled(training))):
+        return ""
+    made = (
+        "each says of every class that it is not there (model.independent_classes)"
+        if config.model.independent_classes
+        else "the softmax of Eq. 9 says nothing about them, so they only teach the attention to be sparse (Eq. 13); "
+        "with model.independent_classes=true they also say of every class that it is not there"
+    )
+    return f"{count:,} of {len(training):,} training videos have no action: {made}."
+
+
+def _note_held_out(videos: list[str]) -> str:
+    return f"held out: {', '.join(videos[:5])}{f' and {len(videos) - 5:,} more' * (len(videos) > 5)}" if videos else ""
 
 
 def _build(shards: ShardSet, config: RunConfig) -> StreamNetworks:
@@ -182,7 +200,7 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     keep = config.run.keep_checkpoints
     writer = RunWriter(config.run.folder, keep, run.say, last=start.path, lines=start.lines, status=start.status)
     try:
-        with closing(writer):
+        with closing(writer), watching(run, writer):
             if mirror:
                 writer.changed = mirror.wake
             writer.begin(start.progress.config)
@@ -209,6 +227,7 @@ def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     The first rank, which writes the status, may be lost or hung, and then nobody else would know that starting the run
     again is in vain. Where it lives it does the same a little later.
     """
+    holder = folder.holder()  # the first rank, of this attempt
     try:
         yield
     except BaseException as caught:
@@ -216,7 +235,7 @@ def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         if isinstance(error, InputError):  # of its own: another rank's comes as `Stopped`
             with suppress(OSError, InputError):
                 status = folder.status()
-                if status.state == "running" and status.launch == launch_id(os.environ):
+                if status.state == "running" and folder.holder() == holder:
                     folder.write_status(status.model_copy(update=_end(error)), by=ranks.rank)
         if error is caught:
             raise

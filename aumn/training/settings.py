@@ -1,11 +1,14 @@
-"""The run itself, and the mAP that it follows."""
+"""The run itself, the mAP that it follows, and what somebody is to be told of at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from aumn.config.section import Count, Section, Seed, setting
+from pydantic import Field, model_validator
+
+from aumn.addresses import has_password
+from aumn.config.section import Count, Section, Seed, refusal, setting
 
 HELD_OUT = "held_out"
 """The videos to evaluate on that are held out of training."""
@@ -51,3 +54,56 @@ class EvaluationSettings(Section):
     )
     every: Count = setting(100, "Steps between evaluations; the last step always has one.")
     protocol: Literal["thumos14", "activitynet"] = setting("thumos14", "tIoU 0.1:0.7:0.1 or 0.5:0.95:0.05.")
+
+
+class AlertRule(Section):
+    """What somebody is to be told of, once each time that it begins."""
+
+    rule: Literal["not_finite", "below", "above", "fell_to", "silent_min"]
+    metric: str = ""
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AlertRule:
+        if bool(self.metric) == (self.rule == "silent_min"):
+            raise refusal("alerts.rules: silent_min is about steps; each other rule names a metric, such as loss")
+        if (self.value is None) != (self.rule == "not_finite"):
+            raise refusal("alerts.rules: not_finite has no value; each other rule has one, such as 0.5")
+        if self.rule in {"fell_to", "silent_min"} and not 0 < (self.value or 0) < (
+            1 if self.rule == "fell_to" else 1e6
+        ):
+            raise refusal(
+                f"alerts.rules: {self.rule} with value={self.value}: fell_to is a share of the metric's best, between "
+                "0 and 1, and silent_min is minutes, more than 0"
+            )
+        return self
+
+
+class AlertSettings(Section):
+    """Whom to tell, and of what; see docs/interruptions.md. A resumed run may change all of it."""
+
+    rules: tuple[AlertRule, ...] = setting(
+        (),
+        "A list of {metric, rule, value}: not_finite, below, above, fell_to (a share of its best), or silent_min "
+        "(minutes without a step) without a metric. `*/attention_mean` means every stream's.",
+        same_model=True,
+    )
+    command: tuple[str, ...] = setting(
+        (), "Words of a command, which gets AUMN_ALERT, AUMN_ALERT_METRIC, _VALUE, _STEP and _RUN.", same_model=True
+    )
+    url: str | None = setting(None, "http or https: JSON with the same, and `text`, is posted there.", same_model=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> AlertSettings:
+        if has_password(self.url or ""):
+            raise refusal(
+                "alerts.url must hold no password, since settings are kept with checkpoints and models: let "
+                "alerts.command be a script that knows it"
+            )
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise refusal(f"alerts.url={self.url!r} must begin with http:// or https://")
+        if bool(self.rules) != bool(self.command or self.url):
+            raise refusal(
+                "alerts.rules need alerts.command or alerts.url, and these need rules: set both, or leave both out"
+            )
+        return self

@@ -64,14 +64,11 @@ class SlowRanks:
 
     def add(self, steps: int, own_s: Sequence[float]) -> dict[str, float]:
         """Take each rank's own seconds in the last `steps` steps; the numbers to log."""
-        if self._is_first:
-            self._is_first = False
-            return {}
         usual_s = statistics.median_low(own_s)  # so that one of two can be the slow one
         turned = {}
         for rank, own in enumerate(own_s):
             is_slow = own >= SLOW * usual_s and own - usual_s >= LEAST_S * steps
-            if is_slow == (rank in self._slow):
+            if self._is_first or is_slow == (rank in self._slow):
                 self._streaks.pop(rank, None)
                 continue
             streak = self._streaks.setdefault(rank, [])
@@ -80,8 +77,10 @@ class SlowRanks:
                 turned[rank] = self._streaks.pop(rank)
         if turned:
             self._tell(turned)
-        worst_s = max(own_s)
-        return {"own_s": usual_s / steps, "slowest_own_s": worst_s / steps, "slowest_rank": own_s.index(worst_s)}
+        self._is_first = False
+        slowest = own_s.index(max(own_s))
+        steps = max(1, steps)  # 0 where the first step is logged: the next reading has it
+        return {"own_s": usual_s / steps, "slowest_own_s": own_s[slowest] / steps, "slowest_rank": slowest}
 
     def _tell(self, turned: dict[int, list[tuple[int, float, float]]]) -> None:
         over = [rank for rank in turned if self._slow.pop(rank, None)]

@@ -47,12 +47,15 @@ class Validation:
         if name == HELD_OUT and not held_out:
             raise InputError(
                 f"evaluation.videos=held_out, but data.holdout_share={config.data.holdout_share} of "
-                f"{config.data.subset} holds none out: set it to 0.2, say, or set evaluation.videos=null."
+                f"{config.data.subset} holds none out: set it to 0.2, say, or name some in data.holdout_videos, or set "
+                "evaluation.videos=null."
             )
         indices = held_out if name == HELD_OUT else shards.indices(name)
         subsets = config.data.subsets if name == HELD_OUT else [name] * len(shards.parts)
-        videos = set(shards.ids(indices))
-        ground_truth = _restrict(_read_ground_truth(shards, subsets), videos)
+        truth, videos = _read_ground_truth(shards, subsets), set(shards.ids(indices))
+        if name == HELD_OUT and truth.untimed:  # whose times nobody annotated, so that nothing can be measured on them
+            indices = [i for i, video in zip(indices, shards.ids(indices), strict=True) if video not in truth.untimed]
+        ground_truth = _restrict(truth, videos)
         if not len(ground_truth):
             raise InputError(
                 f"evaluation.videos={name}: its {len(videos)} videos have no annotated instance; name another subset, "
@@ -95,14 +98,16 @@ class Validation:
 
 
 def _read_ground_truth(shards: ShardSet, subsets: Sequence[str]) -> GroundTruth:
-    """Of each set the one subset, if it has it; all together by the names that the union has for videos and classes."""
+    """Of each set its subset, if it has it, or all of the only set; by the names that the union has for all of it."""
+    parts = list(zip(shards.parts, shards.prefixes, strict=True))
+    asked = list(zip(parts if len(parts) > 1 else parts * len(subsets), subsets, strict=True))
     of_each = [
         _renamed(
-            read_ground_truth(part.path, subset, identity=part.identity, may_lack_times=len(shards.parts) > 1),
+            read_ground_truth(part.path, subset, identity=part.identity, may_lack_times=len(asked) > 1),
             prefix,
             shards.class_names,
         )
-        for part, prefix, subset in zip(shards.parts, shards.prefixes, subsets, strict=True)
+        for (part, prefix), subset in asked
         if subset in part.subsets
     ]
     labels = sorted({label for truth in of_each for label in truth.labels})

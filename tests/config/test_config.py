@@ -186,7 +186,11 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         (MINIMAL, ["data.shards=5"], "data.shards=5 must be one name, or a list with a name for each shard set."),
         (MINIMAL, ["data.shards=[]"], "data.shards=[] must be one name, or a list"),
         (MINIMAL, ["data.subset=[a, 1]"], "data.subset=['a', 1] must be one name, or a list"),
-        (MINIMAL, ["data.subset=[a, b]"], "data.subset has 2 for 1 shard sets: give one for each."),
+        (
+            MINIMAL,
+            ["data.shards=[x, y, z]", "data.subset=[a, b]"],
+            "data.subset has 2 for 3 shard sets: give one for each.",
+        ),
         (MINIMAL, ["data.shards=[a, b]", "data.weights=[1]"], "data.weights has 1 for 2 shard sets: give one for each"),
         (MINIMAL, ["data.shards=[a, b]", "data.weights=[1, 0]"], "data.weights.1=0: input should be greater than 0"),
         (MINIMAL, ["data.shards=[a]", "data.weights=[2]"], "data.weights has no effect with one shard set: leave it"),

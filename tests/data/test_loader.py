@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from aumn.data import loader as loader_module
 from aumn.data.loader import TrainingLoader, draw_snippets, split_holdout, whole_videos
+from aumn.data.settings import DataSettings
 from aumn.data.shards.shard_set import ShardSet
 from aumn.records import Batch, InputError
 from tests.data.conftest import Published, write_published
@@ -307,14 +310,15 @@ def test_a_step_that_does_not_split_evenly_is_refused(shards: ShardSet, options:
     assert str(raised.value) == message
 
 
-def test_a_training_video_without_a_label_and_no_video_at_all_are_refused(source: Published, tmp_path: Path) -> None:
+def test_videos_without_a_label_are_trained_on_unless_none_has_one(source: Published, tmp_path: Path) -> None:
     shards = relabel(source, tmp_path / "set", video_02=[], video_06=[], x=[])
-    with pytest.raises(InputError) as raised:
-        make_loader(shards)
-    assert str(raised.value) == (
-        "video_02 of subset 'training' has no label (as 2 of 11 videos here), and Eq. 9 needs one: "
-        "annotate it, or pack it in another subset."
-    )
+    loader = make_loader(shards)
+    batches = [batch for step in range(loader.steps_per_epoch) for batch in loader.load(step).micro_batches]
+    labels = {name: row for batch in batches for name, row in zip(names(batch), batch.labels_BC.tolist(), strict=True)}
+    assert [sum(labels[name]) for name in ("video_02", "video_06")] == [0, 0]
+    assert len(labels) == 11
+    with pytest.raises(InputError, match=r"^None of the 2 videos to train on has a label: annotate which actions"):
+        replace(loader, indices=shards.unlabelled(shards.indices("training")))
     with pytest.raises(InputError, match=r"^There is no video to train on: pack some of the training subset"):
         TrainingLoader(shards, [], global_videos=2, micro_videos=None, snippets=4, seed=0, rank=0, world_size=1)
     testing = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
@@ -338,22 +342,65 @@ def test_whole_videos_each_once_over_all_ranks(shards: ShardSet, source: Publish
 def test_a_holdout_is_a_matter_of_each_video_alone() -> None:
     ids = [f"v{number}" for number in range(400)]
     indices = list(range(1000, 1400))
-    training, held_out = split_holdout(indices, ids, 0.25, seed=0)
+
+    def split(indices, ids, share, seed):
+        return split_holdout(indices, ids, DataSettings(shards="x", holdout_share=share, holdout_seed=seed))
+
+    training, held_out = split(indices, ids, 0.25, seed=0)
     assert sorted(training + held_out) == indices
     assert 70 < len(held_out) < 130
-    few = split_holdout(indices[::-3], ids[::-3], 0.25, seed=0)
+    few = split(indices[::-3], ids[::-3], 0.25, seed=0)
     assert set(few[1]) == set(held_out) & set(indices[::-3])
-    more = split_holdout(indices, ids, 0.5, seed=0)
+    more = split(indices, ids, 0.5, seed=0)
     assert set(held_out) < set(more[1])
-    assert split_holdout(indices, ids, 0.25, seed=1)[1] != held_out
-    assert split_holdout(indices, ids, 0.0, seed=0) == (indices, [])
+    assert split(indices, ids, 0.25, seed=1)[1] != held_out
+    assert split(indices, ids, 0.0, seed=0) == (indices, [])
+
+
+CLIPS = [f"{person}_{clip}" for person in ("ann", "bob", "cai", "dee") for clip in "abc"]
+
+
+def test_a_holdout_takes_whole_groups_or_the_videos_that_are_named(tmp_path: Path) -> None:
+    def held_out(**data: Any) -> set[str]:
+        training, out = split_holdout(range(12), CLIPS, DataSettings(shards="x", **data))
+        assert sorted(training + out) == list(range(12))
+        return {CLIPS[index] for index in out}
+
+    by_person = {seed: held_out(holdout_share=0.5, holdout_seed=seed, holdout_groups="^[^_]+") for seed in range(6)}
+    for seed, found in by_person.items():
+        persons = {clip[:3] for clip in found}
+        assert len(persons) == 2, seed
+        assert found == {clip for clip in CLIPS if clip[:3] in persons}, seed
+        # What stands in brackets counts, and not all that is found.
+        assert found == held_out(holdout_share=0.5, holdout_seed=seed, holdout_groups="^([^_]+)_.")
+    assert len({frozenset(found) for found in by_person.values()}) > 1
+    (tmp_path / "out.txt").write_text("bob_b\ndee_c\n\n")
+    assert (
+        held_out(holdout_videos=tmp_path / "out.txt")
+        == held_out(holdout_videos=["dee_c", "bob_b"])
+        == {"bob_b", "dee_c"}
+    )
 
 
 @pytest.mark.parametrize(
-    ("share", "counts"), [(1e-9, "3 videos to train on and 0"), (1.0, "0 videos to train on and 3")]
+    ("data", "message"),
+    [
+        (
+            {"holdout_share": 1e-9},
+            r"data\.holdout_share=1e-09 leaves 12 videos to train on and 0 held out; .*change the s",
+        ),
+        ({"holdout_share": 0.99999}, r"data\.holdout_share=0\.99999 leaves 0 videos to train on and 12 held out; "),
+        ({"holdout_videos": CLIPS}, r"data\.holdout_videos leaves 0 videos to train on and 12 .*: change the list\."),
+        (
+            {"holdout_videos": ["eve_a", "ann_a"]},
+            r"data\.holdout_videos names 1 that are no training videos \(eve_a\): ",
+        ),
+        ({"holdout_share": 0.5, "holdout_groups": "^ann|^bob"}, r"finds nothing in 6 of 12 names, such as cai_a: "),
+        ({"holdout_share": 0.5, "holdout_groups": "(a"}, r"data\.holdout_groups='\(a' is no regular expression: "),
+        ({"holdout_share": 0.5, "holdout_videos": ["ann_a"]}, r"leave out data\.holdout_share, or the names"),
+        ({"holdout_videos": "nowhere.txt"}, r"data\.holdout_videos='nowhere\.txt' cannot be read \(No such file"),
+    ],
 )
-def test_a_holdout_that_leaves_a_side_empty_is_refused(share: float, counts: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"^data\.holdout_share={share:g} leaves {counts} held out; .*change the share"
-    ):
-        split_holdout([0, 1, 2], ["a", "b", "c"], share, seed=0)
+def test_a_holdout_that_cannot_be_made_is_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises((InputError, ValidationError), match=message):
+        split_holdout(range(12), CLIPS, DataSettings(shards="x", **data))

@@ -15,11 +15,8 @@ from .places import Place
 from .stages import Stage
 
 CHECKSUMS = "SHA256SUMS"
-OF_THE_CLOCK = (
-    "_per_s",
-    "_s",
-    "_share",
-)  # endings of metrics that no two runs have alike: only their steps are compared
+OF_THE_CLOCK = ("_s", "_share", "slowest_rank")
+"""Endings of metrics that no two runs have alike: only their steps are compared."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,15 @@ def _damage(folder: Path, name: str) -> Iterator[Difference]:
 
 
 def _neutral(path: Path, content: bytes) -> bytes:
-    """The same without the commit, which an edit meanwhile changes, and without where the features came from."""
+    """Without the commit, which an edit meanwhile changes, where the features came from, and how long ranks wait."""
     if path.name == "model.json" and content:
         return content.replace(json.dumps(json.loads(content)["commit"]).encode(), b"")
     if path.name == "trainer.json" and content:
         facts = json.loads(content)
         for name in ("shards", "read", "cache", "store_away_s"):
             del facts["config"]["data"][name]
+        for name in [name for name in facts["config"]["run"] if name.endswith("_timeout_s")]:
+            del facts["config"]["run"][name]
         return json.dumps(facts).encode()
     return content
 

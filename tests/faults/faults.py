@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.tracking.servers import MLFLOW
+
 from .places import CACHE, STORE_AWAY_S, Place
 from .processes import Command, processes_in, signal_to, wait_until
 
@@ -149,6 +151,36 @@ def store_lies(scene: Scene) -> Mend:
     return misbehave(scene, math.inf, longer=5)
 
 
+def cut_other(scene: Scene) -> Mend:
+    """The second rank's link, for five seconds or until the command has ended, as are the others."""
+    return on_link(scene, "n2", loss=1.0)
+
+
+def cut_first(scene: Scene) -> Mend:
+    """The link of the first rank and of the store by which the ranks meet."""
+    return on_link(scene, "n1", loss=1.0)
+
+
+def cut_server(scene: Scene) -> Mend:
+    """The link of the MLflow server."""
+    return on_link(scene, MLFLOW, loss=1.0)
+
+
+def delay_link(scene: Scene) -> Mend:
+    """200 ms more each way."""
+    return on_link(scene, "n2", delay_s=0.2)
+
+
+def lose_frames(scene: Scene) -> Mend:
+    """5 or 30 of a hundred frames."""
+    return on_link(scene, "n2", loss=scene.dice.choice((0.05, 0.3)))
+
+
+def on_link(scene: Scene, node: str, **rule: float) -> Mend:
+    scene.place.network.slow(node, **rule)
+    return Mend(scene.dice.choice((5.0, math.inf)), lambda: scene.place.network.restore(node))
+
+
 def remove_cache(scene: Scene) -> None:
     """Somebody tidies up."""
     shutil.rmtree(scene.place.work / CACHE, ignore_errors=True)
@@ -203,6 +235,11 @@ FAULTS: dict[str, Callable[[Scene], Mend | None]] = {
     "store busy": store_busy,
     "store damages": store_damages,
     "store lies": store_lies,
+    "link cut": cut_other,
+    "first rank's link cut": cut_first,
+    "MLflow's link cut": cut_server,
+    "link slow": delay_link,
+    "link loses frames": lose_frames,
     "cache removed": remove_cache,
     "cache changed": change_cache,
     "cache truncated": truncate_cache,

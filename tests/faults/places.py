@@ -6,11 +6,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.network import Network, network
 from tests.stores import Faulty, faulty
-from tests.tracking.servers import Server
+from tests.tracking.servers import MLFLOW, Server
 
 from .disks import Disk, a_disk
 from .processes import end_all
+from .two_nodes import NETWORK, NODES
 
 CACHE = "cache/shards"  # in the working directory
 STORE_AWAY_S = 6
@@ -37,6 +39,7 @@ class Place:
     own_server: Server | None = None
     own_store: Faulty | None = None
     own_cache_disk: Disk | None = None
+    own_network: Network | None = None
     reading: Reading | None = None
 
     @property
@@ -59,6 +62,11 @@ class Place:
         assert self.own_cache_disk is not None
         return self.own_cache_disk
 
+    @property
+    def network(self) -> Network:
+        assert self.own_network is not None
+        return self.own_network
+
     def settings(self) -> list[str]:
         """What training is told where it reads from a store."""
         if self.reading is None:
@@ -75,7 +83,8 @@ class Place:
     def environment(self) -> dict[str, str]:
         address = self.own_server.address if self.own_server else f"sqlite:///{self.database}"
         # The first rank waits alone for a store that hangs, twice so long, and is itself taken to hang after 60 s.
-        return {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+        found = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+        return found | ({NETWORK: f"{net.number} {net.folder}"} if (net := self.own_network) else {})
 
 
 @contextmanager
@@ -85,18 +94,23 @@ def a_place(
     *,
     needs_disk: bool = False,
     needs_server: bool = False,
+    is_networked: bool = False,
     reading: Reading | None = None,
     shards: Path | None = None,
 ) -> Iterator[Place]:
-    """The folder is made anew, a store serves these shards; in the end what runs is killed, disks are unmounted."""
+    """The folder is made anew, a store serves these shards, nodes are on a network with the tracking server.
+
+    In the end what runs is killed, disks are unmounted.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     work, store = folder / "work", folder / "store"
     work.mkdir(parents=True)
     store.mkdir()
     with ExitStack() as stack:
         server, database = None, store / "mlflow.db"
+        net = stack.enter_context(network([*NODES, MLFLOW])) if is_networked else None
         if needs_server:
-            server, database = Server(store, blank_database), store / "server.db"
+            server, database = Server(store, blank_database, net), store / "server.db"
             stack.callback(server.end)
         else:
             shutil.copy(blank_database, database)
@@ -108,4 +122,4 @@ def a_place(
             if reading.cache_disk_bytes:
                 cache_disk = stack.enter_context(a_disk(work / "cache", reading.cache_disk_bytes))
         stack.callback(end_all, folder)
-        yield Place(folder, work, folder / "log.txt", database, disk, server, web, cache_disk, reading)
+        yield Place(folder, work, folder / "log.txt", database, disk, server, web, cache_disk, net, reading)

@@ -72,6 +72,7 @@ def play(round_: Round, undisturbed: Undisturbed, folder: Path) -> Outcome:
     """`folder` keeps what was left, with the commands and all they said in log.txt."""
     stage, outcome = STAGES[round_.stage], Outcome(round_)
     needs = {"needs_disk": round_.needs_disk, "needs_server": round_.needs_server, "reading": round_.reading}
+    needs |= {"is_networked": stage.is_networked}
     shards = undisturbed.inputs.of("pack") / "shards"
     with a_place(folder, undisturbed.blank_database, shards=shards, **needs) as place:
         try:
@@ -97,16 +98,17 @@ def _run_until_done(stage: Stage, round_: Round, undisturbed: Undisturbed, place
         command = Command(arguments, place.work, place.log, place.environment())
         _strike(Scene(command, place, dice), strikes, undisturbed.elapsed_s[stage.name], outcome)
         outcome.exit_codes.append(command.wait(PATIENCE_S))
-        _refuse_crash(outcome.exit_codes[-1], command.output())
+        refuse_crash(outcome.exit_codes[-1], command.output())
         arguments = next_command(stage, undisturbed.inputs, place, outcome.exit_codes[-1], command.output())
     outcome.missed = len(strikes)
 
 
-def _refuse_crash(code: int, said: str) -> None:
+def refuse_crash(code: int, said: str) -> None:
     """No fault here sends these signals: a process that died of one, a rank under torchrun too, has a defect."""
     for number in CRASHES:
         if code == -number or re.search(rf"exitcode\s*: -{number}\b", said):
             raise CrashedError(f"a process died of {number.name}")
+    said = re.sub(r"(?m)^\[rank\d+\]: ", "", said)  # which torch puts before each line of a rank's
     for trace in said.split("Traceback (most recent call last):\n")[1:]:  # torchrun's own do not go through us
         if any(f'File "{AUMN}/' in line for line in takewhile(lambda line: line.startswith(" "), trace.splitlines())):
             raise CrashedError("a traceback, of what is no defect")

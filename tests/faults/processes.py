@@ -43,7 +43,7 @@ class Command:
 
     @property
     def has_ranks(self) -> bool:
-        return "torch.distributed.run" in self.launcher.args
+        return any(launcher in self.launcher.args for launcher in ("torch.distributed.run", "tests.faults.two_nodes"))
 
     def output(self) -> str:
         """What it has printed so far, each line behind a line feed."""

@@ -8,16 +8,27 @@ from .moments import AfterLines, AtShare, Moment, WhileWriting
 from .places import CACHE, Reading
 from .stages import STAGES, STEPS, Stage
 
-SHARES = {"pack": 0.2, "train": 0.3, "train alone": 0.05, "localize": 0.1, "evaluate": 0.05}
+SHARES = {
+    "pack": 0.15,
+    "train": 0.15,
+    "train over two nodes": 0.15,
+    "train alone": 0.05,
+    "train deepspeed": 0.05,
+    "localize": 0.1,
+    "evaluate": 0.05,
+}
 SHARES |= {"train remote": 0.1, "train remote by shards": 0.1, "train remote alone": 0.1}
 ALONE = ("kill -9 of all", "SIGTERM", "disk full")
 SEVERAL = (*ALONE, "kill -9 of one", "kill -9 of the launcher", "SIGSTOP, SIGCONT")
 TRACKED = ("SIGUSR1", "MLflow killed", "MLflow stopped")
 STORE = ("store away", "store gone", "store cuts", "store slow", "store busy", "store damages", "store lies")
+LINKS = ("link cut", "first rank's link cut", "MLflow's link cut", "link slow", "link loses frames")
 CACHED = ("cache removed", "cache changed", "cache truncated", "cache disk full")
 KINDS = {
     "pack": SEVERAL,
     "train": (*SEVERAL, *TRACKED, "kill -9 of one", "SIGSTOP"),
+    "train deepspeed": (*SEVERAL, *TRACKED),
+    "train over two nodes": (*LINKS, "kill -9 of one", "kill -9 of all", "SIGTERM", "SIGUSR1"),
     "train alone": (*ALONE, *TRACKED),
     "train remote": (*STORE, *CACHED, *SEVERAL, "SIGUSR1", "SIGSTOP"),
     "train remote by shards": (*STORE, *CACHED, *SEVERAL, "SIGUSR1", "SIGSTOP"),

@@ -56,11 +56,14 @@ class Stage:
     needs: tuple[str, ...] = ()  # stages whose undisturbed output it reads, and what those need
     lines: str | None = None
     is_remote: bool = False  # reads from a store when it is disturbed
+    is_networked: bool = False  # its ranks are on nodes with addresses of their own
 
     def command(self, inputs: Inputs, settings: Sequence[str] = ()) -> list[object]:
         """Python's arguments. torchrun restarts training by itself; the other stages are simply run again."""
         restarts = ("--max-restarts", str(MOST_RESTARTS)) if self.name.startswith("train") else ()
         launch = launcher(self.ranks, *restarts) if self.ranks > 1 else []
+        if self.is_networked:
+            launch = ["-m", "tests.faults.two_nodes"]
         return [*launch, "-m", "aumn", *self.arguments(inputs), *settings]
 
 
@@ -79,6 +82,15 @@ def _train(inputs: Inputs, *overrides: str) -> list[object]:
 
 def _train_by_shards(inputs: Inputs) -> list[object]:
     return _train(inputs, "data.order=shards", "data.window_shards=2")
+
+
+def _train_over_nodes(inputs: Inputs) -> list[object]:
+    """With limits that let a round with a cut link end within a minute or two."""
+    return _train(inputs, "run.step_timeout_s=8", "run.start_timeout_s=30")
+
+
+def _train_deepspeed(inputs: Inputs) -> list[object]:
+    return _train(inputs, "run.engine=deepspeed")
 
 
 def _localize(inputs: Inputs) -> list[object]:
@@ -102,6 +114,8 @@ STAGES = {
         Stage("pack", 1, _pack, ("shards",), ("shards.partial/shards/.*.partial", "shards.partial/shards/*.json")),
         Stage("train", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("train alone", 1, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
+        Stage("train deepspeed", 2, _train_deepspeed, _RUN, _RUN_WRITING, ("pack",), "step "),
+        Stage("train over two nodes", 2, _train_over_nodes, _RUN, _RUN_WRITING, ("pack",), "step ", is_networked=True),
         Stage("train remote", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step ", True),
         Stage("train remote by shards", 2, _train_by_shards, _RUN, _RUN_WRITING, ("pack",), "step ", True),
         Stage("train remote alone", 1, _train_by_shards, _RUN, _RUN_WRITING, ("pack",), "step ", True),

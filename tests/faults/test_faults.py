@@ -3,15 +3,21 @@
 import re
 import shutil
 import sqlite3
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.jobs.conftest import require_slurm
+from tests.network import require
+
+from . import links
 from .comparing import differences, lost_for_good
+from .links import Case
 from .moments import AfterLines, AtShare, WhileWriting
 from .places import Place, Reading
-from .playing import Undisturbed, play
+from .playing import AUMN, CrashedError, Undisturbed, play, refuse_crash
 from .report import summary
 from .rounds import Round, Strike, draw
 from .stages import STAGES
@@ -51,11 +57,38 @@ def test_what_is_interrupted_leaves_in_the_end_what_it_would_have_left(round_, u
     assert summary([outcome])["bytes_that_differ"] == 0
 
 
+def test_a_cut_link_under_slurm_costs_a_requeue_onto_other_nodes(undisturbed, tmp_path):
+    """A case of `tests.faults.links`, with limits that are short."""
+    require()
+    require_slurm()
+    as_train = replace(undisturbed, places={"train": undisturbed.places["train remote"]})
+    case = Case("ddp", "n2", settings=("run.step_timeout_s=3",))
+    quick = "MessageTimeout=3\nTCPTimeout=1\n"  # SLURM finds that a node is lost in 12 s, in place of 29
+    outcome = links.play(case, as_train, tmp_path / "case", quick)
+    log = (tmp_path / "case" / "log.txt").read_text()
+    assert outcome.survived, f"{outcome}\n{log}"
+    assert outcome.submissions == 1
+    assert outcome.frames["lost"] > 0
+    assert re.search(r"Step \d+: another rank has not answered for 3 s", log)
+    assert re.search(r"job \d+ on n\[1,3\], restart", log)
+
+
 def test_a_round_is_a_function_of_seed_and_number():
     rounds = [draw(7, number) for number in range(100)]
     assert rounds == [draw(7, number) for number in range(100)]
     assert rounds != [draw(8, number) for number in range(100)]
     assert {round_.stage for round_ in rounds} == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("begin", "file", "is_defect"),
+    [("", f"{AUMN}/cli.py", True), ("[rank1]: ", f"{AUMN}/cli.py", True), ("[rank1]: ", "/lib/torch/run.py", False)],
+)
+def test_a_traceback_of_ours_is_a_defect_whoever_prints_it(begin, file, is_defect):
+    lines = ["Traceback (most recent call last):", '  File "<frozen runpy>", line 198, in _run', f'  File "{file}"']
+    said = "\n".join(f"{begin}{line}" for line in ["step 1/24", *lines, "RuntimeError: no"])
+    with pytest.raises(CrashedError) if is_defect else nullcontext():
+        refuse_crash(1, said)
 
 
 def flip_a_bit(place: Place) -> None:

@@ -30,7 +30,7 @@ def run_undisturbed(folder: Path, stages: tuple[str, ...] = tuple(STAGES)) -> Un
 
 def _run(stage: str, found: Undisturbed) -> tuple[Place, float]:
     inputs, start_s = found.inputs, time.monotonic()
-    with a_place(inputs.of(stage).parent, found.blank_database) as place:
+    with a_place(inputs.of(stage).parent, found.blank_database, is_networked=STAGES[stage].is_networked) as place:
         command = Command(STAGES[stage].command(inputs), place.work, place.log, place.environment())
         code = command.wait(PATIENCE_S)
     if code:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from aumn.data.packing.packing import pack
@@ -12,8 +13,10 @@ from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import evaluate
 from aumn.inference.detections import detections_of, read_detections
 from aumn.inference.localize import check_fit, localize_subset
+from aumn.inference.one_video import load_network
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
-from aumn.runfolder.checkpoint import read_card
+from aumn.runfolder.checkpoint import read_card, save_model
 from aumn.runtime.ranks import Ranks
 from tests.launching import aumn, succeed, torchrun
 from tests.refusing import BrokenDisk, FullDisk
@@ -126,3 +129,21 @@ def test_a_set_of_fewer_classes_in_another_order_is_localized_and_measured_by_na
         InputError, match=r"shards has classes that the model m does not know \(2 of 3: .*use a model of"
     ):
         check_fit(card.model_copy(update={"classes": tuple(labels[:1])}), "m", ShardSet.open(tiny.shards))
+
+
+def test_rules_of_a_trained_model_are_changed_by_a_word_each(tiny, tmp_path):
+    """As if it had been trained with them: rules are no part of training."""
+    given = ("localize.class_threshold=0.4", "localize.proposals=class_activation", "localize.nms_tiou=0.6")
+    succeed(aumn(*command(tiny, "run/model", "--out", tmp_path / "changed", *given), cwd=tiny.root))
+    shutil.copytree(tiny.root / "run" / "model", tmp_path / "model")
+    network, card = load_network(tmp_path / "model")
+    rules = LocalizeSettings(class_threshold=0.4, proposals="class_activation", nms_tiou=0.6)
+    shutil.rmtree(tmp_path / "model")
+    save_model(tmp_path / "model", network.state_dict(), card.model_copy(update={"localize": rules}))
+    succeed(aumn(*command(tiny, tmp_path / "model", "--out", tmp_path / "trained"), cwd=tiny.root))
+    (changed, told), (trained, untold) = (read_detections(tmp_path / name) for name in ("changed", "trained"))
+    for name in ("video_N", "label_N", "score_N", "start_s_N", "end_s_N"):
+        assert np.array_equal(getattr(changed, name), getattr(trained, name)), name
+    assert (LocalizeSettings.model_validate_json(told["rules"]), "rules" in untold) == (rules, False)
+    refused = aumn(*command(tiny, "run/model", "--out", tmp_path / "no", "localize.treshold=1"), cwd=tiny.root)
+    assert (refused.returncode, "localize.treshold is not a setting: did you mean" in refused.stderr) == (2, True)

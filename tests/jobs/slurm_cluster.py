@@ -1,11 +1,13 @@
-"""A real SLURM of a few nodes on this machine's loopback, for tests and for trying things out; Debian, as root.
+"""A real SLURM of a few nodes on this machine, for tests and for trying things out; Debian, as root.
 
-    python tests/jobs/slurm_cluster.py           # prints the line that makes a shell use it; Ctrl-C ends it
+    python -m tests.jobs.slurm_cluster           # prints the line that makes a shell use it; Ctrl-C ends it
 
-Packages: slurmctld slurmd slurm-client munge (`make slurm`). No systemd, cgroups or accounts are needed. Each node's
-name is put into /etc/hosts while the cluster is up, so that ranks can find each other.
+`make install-slurm` installs it. No systemd, cgroups or accounts are needed. The nodes are on the loopback, each one's
+name in /etc/hosts while the cluster is up, so that ranks can find each other; or on a `network`, each with an address
+and a host name of its own, so that links can be cut.
 """
 
+import argparse
 import getpass
 import os
 import signal
@@ -14,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+
+from tests.network import ROOT, Network, network
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 HOSTS = Path("/etc/hosts")
@@ -25,7 +29,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 MARK = "# aumn's test cluster"
 CONFIGURATION = """
 ClusterName=aumn
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 # The ranks' port is made of the job's number: this range is below those that the system hands out, to daemons too, and
 # another cluster on this machine counts from elsewhere.
@@ -58,7 +62,6 @@ KillWait=30
 SlurmctldTimeout=10
 SlurmdTimeout=5
 MessageTimeout=10
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1 GraceTime=20
@@ -69,8 +72,8 @@ PartitionName=urgent Nodes=n[1-{nodes}] PriorityTier=2 PreemptMode=OFF State=UP
 class Cluster:
     """A running cluster; its nodes are n1, n2, ..."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, nodes: int, network: Network | None = None, settings: str = "") -> None:
+        self.folder, self.network, self.settings = folder, network, settings
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen] = {}
@@ -115,9 +118,14 @@ class Cluster:
                     waiting.append(int(facts["ShdPnd"], 16))
         return all(signals >> (number - 1) & 1 for signals in waiting[1:] or waiting)
 
-    def start_node(self, node: str) -> None:
-        """Start a node, first or again after `lose`."""
-        self._start(node, "slurmd", "-D", "-N", node)
+    def has_tasks(self, node: str) -> bool:
+        """Whether a job has a process on a node."""
+        return any(self._processes_of(node))
+
+    def start_node(self, node: str, prefix: Sequence[str] = ()) -> None:
+        """Start a node, first or again after `lose`; behind e.g. `taskset -c 0`, it shares a core with a load there."""
+        command = [*prefix, "slurmd", "-D", "-N", node]
+        self._start(node, *(self.network.at(node, *command) if self.network else command))
 
     def _processes_of(self, node: str) -> Iterator[tuple[int, int]]:
         """What jobs run on a node, each with the daemon that holds it."""
@@ -135,6 +143,7 @@ class Cluster:
         ports = _free_ports(1 + len(self.nodes))
         text = CONFIGURATION.format(
             host=socket.gethostname().split(".")[0],
+            address=self._address(ROOT),
             port=ports[0],
             first_job=20_000 + ports[0] % 12_000,
             folder=self.folder,
@@ -143,10 +152,13 @@ class Cluster:
         )
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={CGROUPS}\n")
         text += "".join(
-            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 State=UNKNOWN\n"
+            f"NodeName={node} NodeHostname={node} NodeAddr={self._address(node)} Port={port} CPUs=2 RealMemory=4000 "
+            "State=UNKNOWN\n"
             for node, port in zip(self.nodes, ports[1:], strict=True)
         )
-        (self.folder / "slurm.conf").write_text(text)
+        if self.network is None:  # else the controller would listen at the address that this machine's name has
+            text += "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny\n"
+        (self.folder / "slurm.conf").write_text(text + self.settings)
         self._start_munge()
         self._start("slurmctld", "slurmctld", "-D", "-i")
         for node in self.nodes:
@@ -189,6 +201,9 @@ class Cluster:
         self._start("munged", "munged", "--foreground", "--force", "--num-threads=2", *options)
         self.wait_until((folder / "socket").exists, "munge socket")
 
+    def _address(self, node: str) -> str:
+        return self.network.addresses[node] if self.network else "127.0.0.1"
+
     def _start(self, name: str, *argv: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
@@ -206,11 +221,15 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nodes: int = 4) -> Iterator[Cluster]:
-    """A cluster that is up for the length of the block."""
-    with tempfile.TemporaryDirectory(prefix="aumn-slurm-", ignore_cleanup_errors=True) as folder, _known_hosts(nodes):
+def cluster(nodes: int = 4, net: Network | None = None, settings: str = "") -> Iterator[Cluster]:
+    """A cluster that is up for the length of the block; its controller is on the network's root.
+
+    `settings` are more lines of slurm.conf, or others than those here.
+    """
+    known = nullcontext() if net else _known_hosts(nodes)
+    with tempfile.TemporaryDirectory(prefix="aumn-slurm-", ignore_cleanup_errors=True) as folder, known:
         Path(folder).chmod(0o755)
-        found = Cluster(Path(folder), nodes)
+        found = Cluster(Path(folder), nodes, net, settings)
         try:
             found.start()
             yield found
@@ -247,9 +266,38 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.jobs.slurm_cluster")
+    parser.add_argument("nodes", type=int, nargs="?", default=4)
+    parser.add_argument(
+        "--network", action="store_true", help="addresses of their own; slurm/README.md has the commands"
+    )
+    options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit())
-    with cluster(int(sys.argv[1]) if len(sys.argv) > 1 else 4) as started:
+    names = [f"n{number}" for number in range(1, options.nodes + 1)]
+    with network(names) if options.network else nullcontext() as net, cluster(options.nodes, net) as started:
         print(f"export SLURM_CONF={started.environment['SLURM_CONF']}", flush=True)
+        while net is not None and (line := sys.stdin.readline()):
+            try:
+                _obey(net, *line.split())
+            except (ValueError, KeyError) as error:
+                print(f"not understood: {error}", flush=True)
         signal.pause()
+
+
+def _obey(net: Network, command: str, *words: str) -> None:
+    nodes = [word for word in words if word in net.names]
+    number = next((float(word) for word in words if word not in net.names), None)
+    if command == "cut":
+        net.cut(*nodes, for_s=number)
+    elif command in {"slow", "lose"}:
+        net.slow(*nodes, **{"delay_s" if command == "slow" else "loss": number or 0.0})
+    elif command == "restore":
+        net.restore(*nodes)
+    else:
+        raise ValueError(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_the_commands_are_a_script_that_says_everything_sbatch_is_told(place):
         '--array=0,1,2,3%2 --qos=long --dependency="afterok:$pack" --kill-on-invalid-dep=yes '
         "HERE/slurm/train.sbatch --points HERE/runs/jobs/mine/points/train)",
     ]
+
+
+def test_spare_nodes_are_asked_for_beyond_those_that_train(place):
+    resources = {"nodes": 2, "spare_nodes": 1, "ranks_per_node": 4}
+    (line,) = dry_run(load_job(write(place, {"train": {"run": "train c.yaml", "resources": resources}})))
+    assert "AUMN_SPARE_NODES=1 sbatch " in line
+    assert " --nodes=3 --ntasks-per-node=4 " in line
 
 
 def test_a_sweep_has_a_point_for_every_combination_and_a_file_of_arguments_for_each(place):
@@ -209,6 +217,37 @@ def test_a_script_that_slurm_told_to_end_requeues_nothing(place, code):
     assert (node.requeued(), (place / "outcomes/train.0").exists()) == ([], code == 0)
 
 
+SCONTROL = """case "$1 $2" in
+"show hostnames") echo "$3" | tr , '\\n' ;;
+"show job") echo "   ReqNodeList=(null) ExcNodeList=$EXCLUDED" ;;
+*) echo "$@" >> called ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("noted", "excluded", "there", "told"),
+    [
+        ([], "(null)", 9, []),
+        (["n2 NOW slow", "n3 LONG_AGO slow"], "(null)", 9, ["update JobId=5 ExcNodeList=n2"]),
+        (["n2 NOW slow"], "n8,n7", 9, ["update JobId=5 ExcNodeList=n2,n7,n8"]),
+        ([f"n{node} NOW slow" for node in range(7)], "(null)", 9, ["update JobId=5 ExcNodeList=n3,n4,n5,n6"]),
+        (["n2 NOW slow", "n3 NOW slow"], "(null)", 3, []),  # two of three, where two are needed
+    ],
+)
+def test_a_requeued_job_goes_round_bad_nodes_where_enough_are_left(place, noted, excluded, there, told):
+    times = {"NOW": f"{time.time():.0f}", "LONG_AGO": f"{time.time() - 8 * 86_400:.0f}"}
+    lines = "".join(f"{line}\n" for line in noted)
+    (place / "bad_nodes").write_text(re.sub("NOW|LONG_AGO", lambda found: times[found[0]], lines))
+    (place / "outcomes").mkdir()
+    (place / "sinfo").write_text(f"#!/bin/sh\necho 2\necho {there - 2}\n")
+    (place / "sinfo").chmod(0o755)
+    node = Node(place, SCONTROL)
+    job = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "SLURM_JOB_PARTITION": "main", "EXCLUDED": excluded}
+    done = node.run("exit 75", **job)
+    assert (done.returncode, node.requeued()) == (75, ["requeue 5", *told])
+    assert ("too few nodes would be left without n2 n3, so they are used again" in done.stderr) == (there == 3)
+
+
 def test_a_requeued_attempt_knows_when_the_one_before_ended_and_when_it_began_itself(place):
     node, times = Node(place), 'echo "${AUMN_LOST_MS:-none} $AUMN_BEGAN_MS" > times'
     found = []
@@ -251,6 +290,8 @@ def test_a_requeued_job_tries_another_port(place, monkeypatch):
         found.add(rendezvous())
     assert len(found) == 11
     assert all(host == "n3" and 20_000 <= port < 40_000 for host, port in found)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[4-5]")  # n3 is a spare node, or was not healthy
+    assert rendezvous()[0] == "n4"
 
 
 def test_every_problem_is_told_at_once(place):
@@ -306,6 +347,9 @@ WRONG = {
             "c": {"run": "pack x y", "needs": ["a", "b"]},
         },
         r"steps\.c cannot wait for whichever of the jobs of a ends well and for others",
+    ),
+    "spare nodes of no training": (
+        {"a": {"run": "pack x y", "resources": {"spare_nodes": 1}}}, r"a\.resources\.spare_nodes: only train looks",
     ),
     "another store": ({"a": {"run": "train c.yaml tracking.uri=sqlite:///x.db"}}, r"is not the job's, None"),
 }  # fmt: skip

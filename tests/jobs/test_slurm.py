@@ -372,6 +372,28 @@ def test_a_job_that_slurm_took_without_answering_in_time_is_found_again(place, t
     assert (status.state, place.log("late", "late").count("aumn: job ")) == ("done", 1)
 
 
+def test_bad_nodes_at_the_start_cost_seconds_and_the_job_goes_round_them(place, tmp_path):
+    """Two nodes for a rank that needs one, both bad: requeued to two others, of which one is bad, too."""
+    shutil.copytree(REPOSITORY / "slurm", tmp_path / "slurm")
+    wrapper, script = tmp_path / "wrapper", tmp_path / "slurm" / "train.sbatch"
+    wrapper.write_text('#!/bin/sh\ncase $SLURMD_NODENAME in n[123]) export TMPDIR=/not/there;; esac\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    script.write_text(script.read_text().replace("\ncontainer=()", f"\ncontainer=({wrapper})"))
+    train = "train tiny.yaml run.folder={folder}/train tracking.enabled=false"
+    steps = {"train": {"run": train, "resources": {"spare_nodes": 1}}}
+    job = place.write("spared", steps, scripts=str(tmp_path / "slurm"), tracking={"enabled": False})
+    succeed(place.aumn("submit", job))
+    (status,) = place.wait("spared", "end", ended).values()
+    log = place.log("spared", "train")
+    assert (status.state, status.restarts, status.nodes) == ("done", 1, "n[3-4]"), log
+    for node in ("n1", "n2", "n3"):
+        assert re.search(rf"aumn: {node} is left out: its own disk: .*No such file or directory.*/not/there", log), log
+    assert "aumn: training needs 1 healthy nodes, and 0 of 2 are: requeued, to get others." in log
+    assert "aumn: goes on without n1 n2; " in log
+    assert "aumn: training runs on n4\n" in log
+    assert list(JobFolder.open(Path("runs/jobs/spared")).bad_nodes()) == ["n1", "n2", "n3"]
+
+
 LONG = "run.steps=500 run.checkpoint_every=10 run.log_every=5 tracking.enabled=false"
 STRUCK = ("lost", "signalled", "cancelled")
 

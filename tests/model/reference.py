@@ -81,7 +81,8 @@ def pseudo_labels(nets: list[AUMN], streams: list[list[Tensor]], labels_BC: Tens
     errors: list[list[Tensor]] = [[] for _ in nets]
     for label_C, *features in zip(labels_BC, *streams, strict=True):
         outs = [video(net, features_TD) for net, features_TD in zip(nets, features, strict=True)]
-        evidence_T = sum(out["cas_TC"][:, label_C > 0].max(1).values for out in outs) / len(outs)
+        own = [out["cas_TC"] * label_C for out in outs]  # of a video without a label: zero, and never above its mean
+        evidence_T = sum(cas_TC.max(1).values for cas_TC in own) / len(outs)
         for out, error in zip(outs, errors, strict=True):
             a_T = out["attention_T"]
             right_T = torch.stack([a if e > evidence_T.mean() else 1 - a for a, e in zip(a_T, evidence_T, strict=True)])
@@ -92,9 +93,9 @@ def pseudo_labels(nets: list[AUMN], streams: list[list[Tensor]], labels_BC: Tens
 def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reduction: str) -> dict[str, Tensor]:
     """Eq. 9, 10, 12, 13 over a whole batch."""
     outs = [video(net, features_TD) for features_TD in videos]
-    targets_BC = labels_BC / labels_BC.sum(1, keepdim=True)
     cross_entropies = [
-        -(target * torch.log(out["video_C"])).sum() for target, out in zip(targets_BC, outs, strict=True)
+        -(label / label.sum() * torch.log(out["video_C"])).sum() if label.any() else torch.tensor(0.0).to(label)
+        for label, out in zip(labels_BC, outs, strict=True)
     ]
     if net.class_bias_C is not None:
         cross_entropies = [

@@ -18,7 +18,7 @@ LENGTHS = (13, 1, 8, 11, 5, 13, 9, 2)
 
 def make_labels(count: int) -> torch.Tensor:
     labels_BC = torch.zeros(count, CLASSES, dtype=torch.float64)
-    for index in range(count):
+    for index in range(1, count):  # the first has none
         labels_BC[index, [index % CLASSES, (3 * index + 1) % CLASSES]] = 1
     return labels_BC
 

@@ -51,7 +51,7 @@ def losses(code: Path, name: str, shards: Path, folder: Path, steps: int, ranks:
         with sqlite3.connect(store) as connection:
             rows = connection.execute("select key, step, value from metrics").fetchall()
         found = {(key, step): value for key, step, value in rows}
-    clock = ("step", "at_ms", "videos_per_s", "_share")
+    clock = ("step", "at_ms", "videos_per_s", "own_s", "slowest_rank", "_share")
     return {(key, step): value for (key, step), value in found.items() if not key.endswith(clock)}
 
 

@@ -79,13 +79,14 @@ def rank(out: Path, what: str) -> None:
     import torch  # noqa: F401
 
     from aumn.data.loader import TrainingLoader, deal, split_holdout, whole_videos
+    from aumn.data.settings import DataSettings
     from aumn.data.shards.shard_set import ShardSet
 
     stage = Stages()
     shards = stage("open", lambda: ShardSet.open(out))
     if what == "train":
         indices = stage("indices", lambda: shards.indices("training"))
-        training, _ = stage("hold out", lambda: split_holdout(indices, shards.ids(indices), 0.0, 0))
+        training, _ = stage("hold out", lambda: split_holdout(indices, shards.ids(indices), DataSettings(shards=out)))
         options = {"micro_videos": None, "snippets": 100, "seed": 0, "rank": 0, "world_size": 8}
         stage("loader", lambda: TrainingLoader(shards, training, global_videos=32, **options))
     else:

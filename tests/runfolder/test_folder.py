@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from aumn import files
 from aumn.records import InputError
 from aumn.runfolder.folder import RunFolder, Status
+from aumn.runfolder.saving import RunWriter
 from tests.launching import succeed
 from tests.tiny import Tiny
 
@@ -91,6 +94,39 @@ def test_without_flock_a_holder_that_has_ended_and_an_earlier_attempt_are_succee
         with RunFolder(tmp_path).writing("SLURM job 2"):
             assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
         assert json.loads((tmp_path / "lock").read_text()) == {}
+
+
+def test_an_earlier_attempt_of_the_launch_is_waited_for_and_nobody_else(monkeypatch, tmp_path):
+    """As where its node is cut off, and it has yet to find out."""
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.2)
+    held = threading.Event()
+
+    def attempt_before() -> None:
+        with RunFolder(tmp_path).writing("SLURM job 2"):
+            held.set()
+            time.sleep(1.5)
+
+    thread = threading.Thread(target=attempt_before)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(InputError, match="is in use"), RunFolder(tmp_path).writing("SLURM job 3", 60):
+        pass
+    assert thread.is_alive()
+    with RunFolder(tmp_path).writing("SLURM job 2", 60):
+        assert RunFolder(tmp_path).holder()
+    thread.join()
+
+
+def test_an_attempt_that_was_succeeded_leaves_the_status_alone(without_flock, tmp_path):
+    """A first rank that was cut off finds out that another one has ended, or that a checkpoint is written, too late."""
+    with RunFolder(tmp_path).writing("SLURM job 2"):
+        writer = RunWriter(tmp_path, 2, print)
+        writer.note(step=3)
+        hold_elsewhere(tmp_path, host="node17", launch="SLURM job 2")
+        RunFolder(tmp_path).write_status(Status(step=4))
+        writer.note(state="failed", code=1)
+        writer.close()
+    assert RunFolder(tmp_path).status() == Status(step=4)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

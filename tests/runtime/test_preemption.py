@@ -35,6 +35,13 @@ IN_C = """
     print('ready', flush=True)
     store.wait(['never'])"""
 
+STUCK_STEP = f"""
+    waits = preemption.finish_unless(lambda: time.monotonic() > end_s)
+    end_s = time.monotonic() + 2
+    with preemption.finish_first('the last checkpoint is whole'), waits:
+        {IN_C.strip().replace("    ", "        ")}
+        while True: time.sleep(1)"""
+
 
 def run(body: str, *signals: tuple[float, int]) -> subprocess.CompletedProcess[str]:
     """Signal a program, so many seconds after it is ready or after the signal before."""
@@ -70,6 +77,16 @@ def test_a_process_that_waits_in_c_for_another_one_ends_too():
     assert ended.returncode == 75
     assert "Stopped by SIGTERM" in ended.stderr
     assert time.monotonic() - begin_s < 40
+
+
+@pytest.mark.parametrize("waits", ["store.wait(['never'])", "pass"], ids=["in C", "in Python"])
+def test_a_step_that_waits_in_vain_ends_once_asked(waits):
+    """Also where Python has heard of the signal, and the step has waited for others since."""
+    begin_s = time.monotonic()
+    ended = run(STUCK_STEP.replace("store.wait(['never'])", waits), (0, 15))
+    assert ended.returncode == 75
+    assert "Stopped by SIGTERM: the last checkpoint is whole (exit code 75)." in ended.stderr
+    assert 2 < time.monotonic() - begin_s < 20
 
 
 def test_what_is_ignored_stays_ignored():

@@ -9,28 +9,37 @@ import time
 import urllib.request
 from pathlib import Path
 
+from tests.network import Network
+
 START_S = 120
+MLFLOW = "mlflow"
 
 
 class Server:
-    def __init__(self, folder: Path, database: Path) -> None:
-        """Serve a copy of a database; the server's files stay with it in `folder`."""
-        self._folder = folder
+    def __init__(self, folder: Path, database: Path, net: Network | None = None) -> None:
+        """Serve a copy of a database, on a network as the node MLFLOW; the server's files stay with it in `folder`."""
+        self._folder, self._net = folder, net
         (folder / "server.db").write_bytes(database.read_bytes())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self._port}"
+        self._host = net.addresses[MLFLOW] if net else "127.0.0.1"
+        self.address = f"http://{self._host}:{self._port}"
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", self._host]
         store = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
         places = [*store, "--artifacts-destination", str(self._folder / "kept"), "--port", str(self._port)]
+        command = [*command, *places]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # halves the start
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
-                [*command, *places], stdout=log, stderr=log, start_new_session=True, env=environment
+                self._net.at(MLFLOW, *command) if self._net else command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
             )
         self._wait()
 

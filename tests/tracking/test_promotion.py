@@ -8,6 +8,10 @@ from tests.answering import answer, refusal
 from tests.tracking.conftest import add_version, aliases, save_card
 
 DATA = {"subset": "training", "holdout_share": 0.2, "holdout_seed": 0}
+CHOSEN_ON_TEST = (
+    "chosen by its mAP on testing of spliced, which is no measure of it any more: choose on training videos, "
+    "evaluation.videos=held_out"
+)
 CONFIG = {"data": DATA, "optimizer": {"learning_rate": 0.1}, "run": {"folder": "x"}}
 
 
@@ -30,7 +34,7 @@ def test_a_version_as_good_as_the_one_before_takes_over_the_alias(add, store):
     add(metrics=measured(0.3))
     add(metrics=measured(0.3))
     assert promote("aumn", "1", "champion", store) == Promotion(1, None, None)
-    assert promote("aumn", "2", "champion", store) == Promotion(2, 1, None)
+    assert promote("aumn", "2", "champion", store) == Promotion(2, 1, CHOSEN_ON_TEST)
     assert promote("aumn", "2", "champion", store) == Promotion(2, 2, None)
     assert aliases(store, "aumn")["champion"] == 2
 
@@ -115,4 +119,4 @@ def test_a_pipeline_promotes_by_alias_and_takes_a_worse_version_for_no_failure(a
     assert kept.startswith("models:/aumn@champion stays as it is: models:/aumn/2 has mAP 20.0%")
     assert aliases(store, "aumn")["champion"] == 1
     add("challenger", metrics=measured(0.4))
-    assert answer(*command, "--if-better") == ["models:/aumn@champion is version 3 now; it was 1."]
+    assert answer(*command, "--if-better") == [f"models:/aumn@champion is version 3 now; it was 1 ({CHOSEN_ON_TEST})."]

@@ -1,5 +1,6 @@
 """A training step gives one result, however its videos were cut into ranks and micro-batches."""
 
+import json
 from types import SimpleNamespace as Fake
 
 import pytest
@@ -14,8 +15,11 @@ from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.training import loop
 from aumn.training.step import learning_rate
 from aumn.training.validation import Validation
-from tests.launching import succeed, together
+from tests.launching import aumn, succeed, together
+from tests.tiny import Tiny
 from tests.training import train_ranks
+
+CONFIG = Fake(run=Fake(steps=60, checkpoint_every=100, start_timeout_s=600, step_timeout_s=None), store_away_s=0.0)
 
 
 def assert_same(ours, theirs):
@@ -79,7 +83,7 @@ def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on
     loader = Fake(steps=lambda *_: (step for step in ()), wait_s=0.0, may_lack=True)
     watch, progress = Fake(settle=lambda: None), Fake(step=20, evaluation_due=True)
     validation = Validation("held_out", None, [0], None, (), Fake(localize=None))
-    run = loop.Run(Fake(run=Fake(steps=60)), engine, loader, watch, progress, validation)
+    run = loop.Run(CONFIG, engine, loader, watch, progress, validation)
     with pytest.raises(InputError, match=rf"^{whose[:1]}.* store has not answered\. Here holds step 20 of 60\."):
         loop.train(run)
     assert run.all_stop
@@ -94,7 +98,7 @@ def test_a_step_is_done_without_only_where_ranks_agree_on_it(may_lack, monkeypat
     loader = Fake(steps=lambda *given_: given.extend(given_) or (step for step in ()), wait_s=0.0, may_lack=may_lack)
     engine = Fake(ranks=Ranks(), communication_s=lambda: None)
     monkeypatch.setattr("aumn.runtime.preemption.asked", lambda: 15)
-    loop.train(loop.Run(Fake(run=Fake(steps=60)), engine, loader, None, Fake(step=20, evaluation_due=False)))
+    loop.train(loop.Run(CONFIG, engine, loader, None, Fake(step=20, evaluation_due=False)))
     assert given[2]() is may_lack
 
 
@@ -108,5 +112,48 @@ def test_a_rank_without_data_outranks_one_with_damage(other, monkeypatch):
     damaged = Step(7, 0, 6, (), damaged={"v": "why"})
     waiting = Step(7, 0, 0, (), problem=InputError("A step was waited for in vain."))
     step = damaged if other == "waits" else waiting
-    run = loop.Run(None, Fake(ranks=Three()), Fake(damaged_limit=9), None, None)
+    run = loop.Run(CONFIG, Fake(ranks=Three()), Fake(damaged_limit=9), None, None)
     assert loop._agree(run, step) == (step, 15)
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_videos_without_an_action_are_trained_on_and_untimed_ones_are_not_measured_on(independent, tmp_path_factory):
+    """Half of the held-out videos, which are named, have no times; a third of the others no action at all."""
+    root = tmp_path_factory.getbasetemp() / "background"
+    if not root.exists():
+        root.mkdir()
+        Tiny(root)
+        database = json.loads((root / "features" / "gt.json").read_text())["database"]
+        training = sorted(name for name, video in database.items() if video["subset"] == "training")
+        rows = ["video,subset,duration,label,start,end"]
+        for name, video in database.items():
+            facts = f"{name},{video['subset']},{video['duration']}"
+            instances = [] if name in training[4::3] else video["annotations"]
+            times = [",," if name in training[:2] else f",{one['segment'][0]},{one['segment'][1]}" for one in instances]
+            rows += [f"{facts},{one['label']}{time}" for one, time in zip(instances, times, strict=True)] or [
+                f"{facts},,,"
+            ]
+        (root / "gt.csv").write_text("\n".join(rows))
+        succeed(aumn("pack", "features", "background", "--annotations", "gt.csv", "--fps", 25, cwd=root))
+        (root / "names.txt").write_text("\n".join(training[:4]))
+    words = ("data.shards=background", "data.holdout_share=0", "data.holdout_videos=names.txt", "run.steps=6")
+    settings = (
+        *words,
+        "evaluation.every=6",
+        f"model.independent_classes={independent}".lower(),
+        f"run.folder=run_{independent}",
+    )
+    subsets = "data.subset=[training,testing]" if independent else "data.subset=training"
+    told = succeed(aumn("train", "tiny.yaml", *settings, subsets, cwd=root)).stderr
+    count = len(
+        {
+            line.split(",")[0]
+            for line in (root / "gt.csv").read_text().split("\n")[1:]
+            if independent or ",training," in line
+        }
+    )
+    assert f"{count - 4} training videos, 4 held out" in told
+    assert f"{'each says of every class' if independent else 'the softmax of Eq. 9 says nothing'}" in told
+    assert "on 2 videos: held out" in told
+    lines = [json.loads(line) for line in (root / f"run_{independent}" / "metrics.jsonl").read_text().splitlines()]
+    assert all(value is not None for line in lines for value in line.values())

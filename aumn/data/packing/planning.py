@@ -397,7 +397,22 @@ def look_at_truth(
         notes.append(
             f"Of another length than the ground truth says: {len(odd):,} videos, such as {', '.join(odd[:3])}."
         )
-    return notes
+    return [*notes, *_say_lonely_classes(annotated)]
+
+
+def _say_lonely_classes(annotated: Sequence[AnnotatedVideo]) -> Iterator[str]:
+    """A sentence for each subset that has classes which no other one has: training on one teaches none of another's."""
+    labels: dict[str, set[str]] = {}
+    for video in annotated:
+        labels.setdefault(video.subset, set()).update(video.labels())
+    labels = {subset: found for subset, found in labels.items() if found}
+    for subset, found in labels.items() if len(labels) > 1 else ():
+        if alone := sorted(found.difference(*(others for name, others in labels.items() if name != subset))):
+            yield (
+                f"In subset {subset} alone: {len(alone)} of {len(found)} classes ({', '.join(alone[:3])}"
+                f"{', ...' * (len(alone) > 3)}); training on another one cannot learn them, and measuring there misses "
+                "them."
+            )
 
 
 def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions, base: Base | None) -> list[ShardPlan]:

@@ -165,8 +165,9 @@ class ShardSet:
         return found
 
     def indices(self, subset: str, *more: str) -> list[int]:
-        """The positions of a subset's videos; of a union by one name for each of `parts`, or by one that any has."""
-        assert not more
+        """The positions of the videos of subsets; of a union by one name for each of `parts`, or one that any has."""
+        if more:
+            return sorted({index for name in (subset, *more) for index in self.indices(name)})
         rows = self._rows
         if subset not in rows.subsets:
             counts = np.bincount(rows.subset_N, minlength=len(rows.subsets))

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aumn.data.packing.planning import PackingReport
+from aumn.data.packing.planning import PackingReport, _say_lonely_classes
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.truth.annotated import AnnotatedVideo, Instance
 from aumn.data.truth.annotations import read_annotations
 from aumn.records import InputError
 from tests.data.conftest import ONE_VIDEO, contents
@@ -48,6 +49,21 @@ def test_what_goes_in_comes_out(published: Any, tmp_path: Path) -> None:
         ],
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published"]
+
+
+def test_classes_that_one_subset_alone_has_are_named() -> None:
+    def videos(subset: str, *labels: str) -> list[AnnotatedVideo]:
+        return [AnnotatedVideo(f"{subset}{label}", subset, 9.0, 25.0, (Instance(label, 0.0, 1.0),)) for label in labels]
+
+    background = AnnotatedVideo("empty", "more", 9.0, 25.0, ())
+    found = list(_say_lonely_classes([*videos("train", "a", "b"), *videos("test", "b", "d", "c"), background]))
+    assert found == [
+        "In subset train alone: 1 of 2 classes (a); training on another one cannot learn them, and measuring there "
+        "misses them.",
+        "In subset test alone: 2 of 3 classes (c, d); training on another one cannot learn them, and measuring there "
+        "misses them.",
+    ]
+    assert not list(_say_lonely_classes([*videos("train", "a"), background]))
 
 
 def test_temporal_ground_truth_lies_in_its_own_file_alone(published: Any, tmp_path: Path) -> None:
