@@ -59,6 +59,8 @@ def submit(
     """
     from aumn.jobs.job import load_job
 
+    if (step and not rehearse) or (rehearse and (local or dry_run)):
+        raise InputError("--step belongs to --rehearse, and that to neither --local nor --dry-run: leave one out.")
     plan = load_job(job, changes or [], folder=folder)
     if dry_run:
         from aumn.jobs.submit import dry_run as commands

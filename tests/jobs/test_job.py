@@ -14,6 +14,7 @@ import yaml
 from aumn.jobs.job import load_job
 from aumn.jobs.job_folder import JobFolder
 from aumn.jobs.queue import Task, read_sacct, read_squeue
+from aumn.jobs.rehearsal import rehearse
 from aumn.jobs.submit import dry_run
 from aumn.records import InputError
 from aumn.runtime.ranks import rendezvous
@@ -395,6 +396,26 @@ def test_without_a_cluster_that_answers_one_sentence_names_local(place, monkeypa
     assert refused.returncode == 2
     assert "no cluster answers them: submit on a machine of the cluster" in refused.stderr
     assert "--local" in refused.stderr
+
+
+@pytest.mark.parametrize("options", [["--step", "train"], ["--rehearse", "--local"], ["--rehearse", "--dry-run"]])
+def test_options_that_would_do_nothing_are_refused(place, options):
+    write(place, {"train": {"run": "train c.yaml"}})
+    refused = aumn("submit", "job.yaml", *options, cwd=place)
+    assert refused.returncode == 2
+    assert "--step belongs to --rehearse, and that to neither --local nor --dry-run" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("steps", "name", "said"),
+    [
+        ({"train": {"run": "train c.yaml"}}, "trian", "--step trian cannot be rehearsed: its train steps are train."),
+        ({"pack": {"run": "pack x y"}}, None, "There is nothing to rehearse: it has no train step."),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_told(place, steps, name, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        rehearse(load_job(write(place, steps)), name, print)
 
 
 def test_what_slurm_says_of_jobs_is_read():
