@@ -17,6 +17,8 @@ from aumn.training.validation import Validation
 from tests.launching import succeed, together
 from tests.training import train_ranks
 
+CONFIG = Fake(run=Fake(steps=60, checkpoint_every=100, start_timeout_s=600, step_timeout_s=None), store_away_s=0.0)
+
 
 def assert_same(ours, theirs):
     assert ours.keys() == theirs.keys()
@@ -79,7 +81,7 @@ def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on
     loader = Fake(steps=lambda *_: (step for step in ()), wait_s=0.0, may_lack=True)
     watch, progress = Fake(settle=lambda: None), Fake(step=20, evaluation_due=True)
     validation = Validation("held_out", None, [0], None, (), Fake(localize=None))
-    run = loop.Run(Fake(run=Fake(steps=60)), engine, loader, watch, progress, validation)
+    run = loop.Run(CONFIG, engine, loader, watch, progress, validation)
     with pytest.raises(InputError, match=rf"^{whose[:1]}.* store has not answered\. Here holds step 20 of 60\."):
         loop.train(run)
     assert run.all_stop
@@ -94,7 +96,7 @@ def test_a_step_is_done_without_only_where_ranks_agree_on_it(may_lack, monkeypat
     loader = Fake(steps=lambda *given_: given.extend(given_) or (step for step in ()), wait_s=0.0, may_lack=may_lack)
     engine = Fake(ranks=Ranks(), communication_s=lambda: None)
     monkeypatch.setattr("aumn.runtime.preemption.asked", lambda: 15)
-    loop.train(loop.Run(Fake(run=Fake(steps=60)), engine, loader, None, Fake(step=20, evaluation_due=False)))
+    loop.train(loop.Run(CONFIG, engine, loader, None, Fake(step=20, evaluation_due=False)))
     assert given[2]() is may_lack
 
 
@@ -108,5 +110,5 @@ def test_a_rank_without_data_outranks_one_with_damage(other, monkeypatch):
     damaged = Step(7, 0, 6, (), damaged={"v": "why"})
     waiting = Step(7, 0, 0, (), problem=InputError("A step was waited for in vain."))
     step = damaged if other == "waits" else waiting
-    run = loop.Run(None, Fake(ranks=Three()), Fake(damaged_limit=9), None, None)
+    run = loop.Run(CONFIG, Fake(ranks=Three()), Fake(damaged_limit=9), None, None)
     assert loop._agree(run, step) == (step, 15)
