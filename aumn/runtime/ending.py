@@ -231,8 +231,8 @@ def timed_out(error: BaseException) -> bool:
 
 
 def brief(error: BaseException | None) -> str:
-    """The heart of an error of torch.distributed, whose other lines are the stack in C++."""
-    return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).rstrip(". ")
+    """The heart of an error of torch.distributed: without its advice, and the stack in C++ on its other lines."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).partition(". ")[0].rstrip(". ")
 
 
 def _is_broken_link(error: BaseException) -> bool:

@@ -115,7 +115,8 @@ def explain(address: str) -> Iterator[None]:
 
 def reason(error: BaseException | None, address: str) -> str:
     """The heart of a long message: without the SQL statement, without the layers around a connection's failure."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split()).partition(" [SQL: ")[0]
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    text = re.split(r" \[SQL: |\. To increase the timeout, ", text)[0]
     layers = re.search(r"\(Caused by (?:.*: )?(.*?)[\"')]*$", text)
     cause = layers[1] if layers else text.rstrip(".")
     return textwrap.shorten(hide(cause, address), 300, placeholder=" [...]")

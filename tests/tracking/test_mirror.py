@@ -17,6 +17,7 @@ from aumn.runfolder.metrics import read_metrics
 from aumn.tracking.job_run import attach
 from aumn.tracking.mirror import push, push_rest, registered
 from aumn.tracking.sent import Sent
+from aumn.tracking.store import reason
 from tests.tracking.conftest import save_card
 from tests.tracking.runs import read_history, read_run
 
@@ -382,3 +383,26 @@ def test_credentials_go_to_no_store_that_the_user_has_not_named(tmp_path, track,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(InputError, match="Connection refused"):
         push(run.path)
+
+
+POOL = "HTTPConnectionPool(host='h', port=5000)"
+ADVICE = (
+    "To increase the timeout, set the environment variable MLFLOW_HTTP_REQUEST_TIMEOUT (current value: 30) to a larger"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "heart"),
+    [
+        (f"failed with timeout exception {POOL}: Read timed out. (read timeout=30). {ADVICE}", "Read timed out."),
+        (
+            f'failed ({POOL}: Max retries (Caused by ReadTimeoutError("{POOL}: Read timed out."))). {ADVICE}',
+            "Read timed",
+        ),
+    ],
+)
+def test_a_server_behind_a_cut_link_is_told_without_mlflows_advice(said, heart):
+    told = reason(RuntimeError(said), "http://h:5000")
+    assert heart in told
+    assert "increase" not in told
+    assert "larger" not in told
