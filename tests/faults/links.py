@@ -143,7 +143,8 @@ def _run(undisturbed: Undisturbed, place: Place, slurm: Cluster, outcome: Outcom
         if outcome.submissions == MOST_SUBMISSIONS:
             raise HungError(f"exit code {job.code()} after {outcome.submissions} submissions")
         place.network.restore()
-        job.submit([*arguments, "--resume"])
+        is_begun = any((place.work / "run" / "checkpoints").glob("step_*"))
+        job.submit([*arguments, *(["--resume"] if is_begun else [])])
     if "aumn deliver " in job.log():
         place.network.restore()
         delivery = ["-m", "aumn", "deliver", "run"]
