@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from tests.tracking.servers import MLFLOW
 from .comparing import Difference, differences
 from .places import Place, a_place
 from .playing import Undisturbed, refuse_crash
-from .processes import HungError
+from .processes import INTERRUPTED, HungError
 from .stages import STAGES, STEPS
 from .two_nodes import NODES
 from .undisturbed import run_undisturbed
@@ -185,6 +186,8 @@ class _Job:
                 if self._facts()["JobState"] not in UNDER_WAY:
                     self._read()
                     return
+            if INTERRUPTED.is_set():
+                raise HungError("interrupted")
             if time.monotonic() > end_s:
                 raise HungError(f"not over after {MOST_S:.0f} s; the log says\n{self.log()[-1500:]}")
             time.sleep(0.05)
@@ -235,6 +238,7 @@ def main() -> int:
     parser.add_argument("--set", nargs="+", default=[], help="settings for all of them, such as run.step_timeout_s=10")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "links", help="is made anew")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = options.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     cases = [case for case in CASES if re.search(options.only, case.name)]
@@ -242,15 +246,19 @@ def main() -> int:
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     undisturbed = run_undisturbed(folder / "undisturbed", tuple({case.stage for case in cases}))
     print(f"undisturbed: {undisturbed.elapsed_s}", flush=True)
+    outcomes = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = []
         places = [folder / f"{number:02d}" for number in range(len(cases))]
-        for outcome in pool.map(lambda case, place: play(case, undisturbed, place), cases, places):
-            outcomes.append(outcome)
-            _tell(outcome)
+        try:
+            for outcome in pool.map(lambda case, place: play(case, undisturbed, place), cases, places):
+                outcomes.append(outcome)
+                _tell(outcome)
+        except KeyboardInterrupt:  # those under way clean up behind themselves
+            INTERRUPTED.set()
+            pool.shutdown(cancel_futures=True)
     (folder / "outcomes.json").write_text(json.dumps(outcomes, default=vars, indent=1))
     print(f"\n{table(outcomes)}")
-    return int(not all(outcome.survived for outcome in outcomes))
+    return 130 if INTERRUPTED.is_set() else int(not all(outcome.survived for outcome in outcomes))
 
 
 def _tell(outcome: Outcome) -> None:
