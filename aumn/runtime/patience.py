@@ -20,6 +20,8 @@ from aumn.runtime.ranks import Ranks
 LEARN_STEPS = 3
 TIMES_SLOWEST = 10
 LEAST_S = 30.0
+GO_ON = 75
+"""The exit code, EX_TEMPFAIL, that says "run me again": other nodes may do better, with a checkpoint or without."""
 
 
 class Patience:
@@ -58,9 +60,9 @@ class Patience:
                 raise
             text = (
                 f"Step {number}: another rank has not answered for {limit_s:.4g} s ({why}). It hangs, or the link to "
-                "it is cut; run the same command again, with --resume (exit code 1)."
+                f"it is cut; run the same command again, with --resume (exit code {GO_ON})."
             )
-            raise Stopped(text, signal=0, code=1) from error
+            raise Stopped(text, signal=0, code=GO_ON) from error
         finally:
             preemption.finish_by(math.inf)
         before_s, self._ended_s = self._ended_s, time.monotonic()

@@ -99,7 +99,7 @@ class Outcome:
 
 
 SIGNS = {  # what a line behind the fault says where each has come
-    "told": r"^aumn: .*(another rank|Another rank|Waited|is gone).*exit code 1\)",
+    "told": r"^aumn: .*(another rank|Another rank|Waited|is gone).*exit code (1|75)\)",
     "requeued": r"requeued, to go on|JOB .* CANCELLED AT .* DUE TO NODE FAILURE",
     "started": r"^aumn: job \d+ on",
     "met": r" held out; steps \d+ to ",

@@ -71,7 +71,7 @@ def test_a_rank_that_does_not_come_is_told_with_the_limit_and_where_it_is_from(r
         with pytest.raises(Stopped) as stop, own.step(steps + 1):
             raise RuntimeError(words)
         assert said in str(stop.value)
-        assert stop.value.code == 1
+        assert stop.value.code == 75
     assert as_told(RuntimeError(PAIR_CLOSED)).code == 1  # outside of a step
     closed = (
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3. This is"
