@@ -217,6 +217,17 @@ def test_a_script_that_slurm_told_to_end_requeues_nothing(place, code):
     assert (node.requeued(), (place / "outcomes/train.0").exists()) == ([], code == 0)
 
 
+@pytest.mark.parametrize(("state", "called"), [("COMPLETING", []), ("RUNNING", ["requeue 5"]), ("", ["requeue 5"])])
+def test_a_job_that_slurm_has_ended_stays_so_though_this_node_has_not_heard_of_it(place, state, called):
+    """Ranks on other nodes hear of scancel before the script does where its node is slow or cut off."""
+    (place / "outcomes").mkdir()
+    (place / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    (place / "squeue").chmod(0o755)
+    node = Node(place)
+    done = node.run("exit 75", AUMN_JOB_FOLDER=str(place), AUMN_STEP="train")
+    assert (done.returncode, node.requeued(), (place / "outcomes/train.0").exists()) == (75, called, False)
+
+
 SCONTROL = """case "$1 $2" in
 "show hostnames") echo "$3" | tr , '\\n' ;;
 "show job") echo "   ReqNodeList=(null) ExcNodeList=$EXCLUDED" ;;
