@@ -19,7 +19,7 @@ def doctor(
     node: Annotated[
         Path | None,
         typer.Option(
-            help="Only say whether this node can train: for all nodes of a SLURM step at once, which share FOLDER.",
+            help="Only say whether this node can train: for all nodes of a SLURM job at once, which share FOLDER.",
             metavar="FOLDER",
         ),
     ] = None,

@@ -33,10 +33,10 @@ POLL_S = 0.05
 def check_node(shared: Path) -> tuple[str, str]:
     """This node's name, and why it cannot train, empty where it can; `shared` is a folder that all nodes see.
 
-    Every node of a SLURM step calls it at the same time. It returns when no other node needs this one any more.
+    Every node of a SLURM job calls it at the same time. It returns when no other node needs this one any more.
     """
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    nodes = node_names(os.environ.get("SLURM_STEP_NODELIST", name))
+    nodes = node_names(os.environ.get("SLURM_JOB_NODELIST", name))
     looks: dict[str, Callable[[], None]] = {
         "its processor or GPU": _compute,
         "its own disk": partial(_write, Path(os.environ.get("TMPDIR", "/tmp"))),  # noqa: S108

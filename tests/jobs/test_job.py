@@ -217,11 +217,55 @@ def test_a_script_that_slurm_told_to_end_requeues_nothing(place, code):
     assert (node.requeued(), (place / "outcomes/train.0").exists()) == ([], code == 0)
 
 
+@pytest.mark.parametrize(("state", "called"), [("COMPLETING", []), ("RUNNING", ["requeue 5"]), ("", ["requeue 5"])])
+def test_a_job_that_slurm_has_ended_stays_so_though_this_node_has_not_heard_of_it(place, state, called):
+    """Ranks on other nodes hear of scancel before the script does where its node is slow or cut off."""
+    (place / "outcomes").mkdir()
+    (place / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    (place / "squeue").chmod(0o755)
+    node = Node(place)
+    done = node.run("exit 75", AUMN_JOB_FOLDER=str(place), AUMN_STEP="train")
+    assert (done.returncode, node.requeued(), (place / "outcomes/train.0").exists()) == (75, called, False)
+
+
 SCONTROL = """case "$1 $2" in
 "show hostnames") echo "$3" | tr , '\\n' ;;
 "show job") echo "   ReqNodeList=(null) ExcNodeList=$EXCLUDED" ;;
 *) echo "$@" >> called ;;
 esac"""
+
+
+@pytest.mark.parametrize(
+    ("spare", "says", "code", "called", "bad", "told"),
+    [
+        ("2", "healthy", 2, [], [], "of 2 nodes 2 are to be spare (AUMN_SPARE_NODES), which leaves none to train on"),
+        ("1", "", 9, [], [], "no node is left out, since none says more of itself than: nothing"),
+        ("1", "the shared files: no space", 9, [], [], "none says more of itself than: aumn-node n1 the shared files:"),
+        (
+            "1",
+            "its disk: x",
+            75,
+            ["requeue 5", "update JobId=5 ExcNodeList=n1,n2"],
+            ["n1", "n2"],
+            "0 of 2 are: requeued",
+        ),
+        ("1", "healthy", 9, [], [], "training runs on n1"),
+    ],
+)
+def test_what_fails_on_all_nodes_alike_is_the_fault_of_none(place, spare, says, code, called, bad, told):
+    """No aumn on the nodes, or a full disk: requeued ten times, the job would exclude healthy nodes for a week."""
+    (place / "sinfo").write_text("#!/bin/sh\necho 9\n")
+    (place / "sinfo").chmod(0o755)
+    answer = (
+        f'case "$*" in *--relative=0*) node=n1;; *) node=n2;; esac; [ -z "{says}" ] || echo "aumn-node $node {says}"'
+    )
+    node = Node(place, SCONTROL)
+    variables = {"AUMN_SPARE_NODES": spare, "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_PARTITION": "main"}
+    training = f'case "$*" in *doctor*) {answer}; exit 0;; esac; exit 9'
+    done = node.run(training, SLURM_JOB_NODELIST="n1,n2", **variables)
+    assert (done.returncode, node.requeued()) == (code, called), done.stderr
+    assert re.findall(r"(n\d) is left out", done.stderr) == bad
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ CONNECT = socket.create_connection
 
 
 def test_a_node_that_can_train_says_so_and_leaves_nothing_but_word_that_it_is_done(tmp_path):
-    shown = succeed(aumn("doctor", "--node", tmp_path, SLURMD_NODENAME="n7", SLURM_STEP_NODELIST="n7"))
+    shown = succeed(aumn("doctor", "--node", tmp_path, SLURMD_NODENAME="n7", SLURM_JOB_NODELIST="n7"))
     assert shown.stdout == "aumn-node n7 healthy\n"
     assert os.listdir(tmp_path) == ["n7.done"]
 
@@ -34,7 +34,7 @@ def test_a_node_that_can_train_says_so_and_leaves_nothing_but_word_that_it_is_do
 )
 def test_a_node_that_cannot_says_what_is_wrong_and_does_not_wait_for_what_hangs(broken, wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[7-8]")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[7-8]")
     shared = tmp_path / "not there" if broken == "shared" else tmp_path
     if broken == "TMPDIR":
         monkeypatch.setenv("TMPDIR", "/not/there")
