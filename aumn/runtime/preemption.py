@@ -144,9 +144,12 @@ def _watch(ears: socket.socket) -> None:
 
 def _leave_if_stuck(number: int) -> None:
     end_s = time.monotonic() + STUCK_S
-    while time.monotonic() < (_request.overdue_s if _request.finishing else end_s):
-        if _request.heard.wait(POLL_S) and not _request.finishing:
-            return
+    while True:
+        has_heard, is_finishing = _request.heard.wait(POLL_S), _request.finishing
+        if has_heard and not is_finishing:
+            return  # also where the block was done long behind `end_s`: its end is the main thread's own
+        if time.monotonic() >= (_request.overdue_s if is_finishing else end_s):
+            break
         time.sleep(POLL_S)
     told = stopped(number, _request.state) if _request.finishing else stopped(number)
     print(f"aumn: {told}", file=sys.stderr, flush=True)
