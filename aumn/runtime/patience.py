@@ -52,7 +52,8 @@ class Patience:
         limit_s, why = self._limit()
         self._ranks.wait_at_most(limit_s)
         if self._ranks.size > 1:
-            preemption.finish_by(time.monotonic() + min(limit_s, self._usual_s() + self._away_s))
+            begun_s, least_s = time.monotonic(), preemption.STUCK_S if self._seen >= LEARN_STEPS else LEAST_S
+            preemption.finish_by(*(begun_s + min(limit_s, self._usual_s(least)) for least in (LEAST_S, least_s)))
         try:
             yield
         except RuntimeError as error:
@@ -69,9 +70,9 @@ class Patience:
         if before_s is not None:  # the first step waits for what the first rank does at the start
             self._seen, self._slowest_s = self._seen + 1, max(self._slowest_s, self._ended_s - before_s)
 
-    def _usual_s(self) -> float:
-        """By when the others would have answered a rank that is asked to stop, and will be killed if it does not."""
-        return max(TIMES_SLOWEST * self._slowest_s, preemption.STUCK_S if self._seen >= LEARN_STEPS else LEAST_S)
+    def _usual_s(self, least_s: float) -> float:
+        """In so many seconds the others would have answered a rank that is asked to stop."""
+        return max(TIMES_SLOWEST * self._slowest_s, least_s) + self._away_s
 
     def _limit(self) -> tuple[float, str]:
         """In seconds, and where it is from."""
@@ -81,4 +82,4 @@ class Patience:
             return self._step_s, "run.step_timeout_s"
         away = f", and data.store_away_s={self._away_s:g} beyond" if self._away_s else ""
         why = f"{TIMES_SLOWEST} times the slowest step so far, {self._slowest_s:.2g} s, {LEAST_S:g} s at least{away}"
-        return max(TIMES_SLOWEST * self._slowest_s, LEAST_S) + self._away_s, f"{why}; run.step_timeout_s sets another"
+        return self._usual_s(LEAST_S), f"{why}; run.step_timeout_s sets another"

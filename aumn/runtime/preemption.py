@@ -39,7 +39,7 @@ class _Request:
     came_s: float | None = None  # when the first signal did; known before the main thread handles it
     finishing = raised = False
     state = ""  # of `finish_first`
-    overdue_s = math.inf  # by the monotonic clock, when what may not be interrupted has waited in vain
+    overdue_s = hasty_s = math.inf  # by the monotonic clock, when what may not be interrupted has waited in vain
     heard = threading.Event()
 
 
@@ -113,9 +113,12 @@ def finish_first(state: str = AGAIN) -> Iterator[None]:
         raise stopped(number, state)
 
 
-def finish_by(overdue_s: float) -> None:
-    """Where this process is asked in a `finish_first` block, end it if that lasts until then, by `time.monotonic`."""
-    _request.overdue_s = overdue_s
+def finish_by(overdue_s: float, hasty_s: float | None = None) -> None:
+    """Where this process is asked in a `finish_first` block, end it if that lasts until then, by `time.monotonic`.
+
+    By `hasty_s` where what asked is no SIGUSR1, which leaves time: SLURM kills some seconds behind its SIGTERM.
+    """
+    _request.overdue_s, _request.hasty_s = overdue_s, overdue_s if hasty_s is None else hasty_s
 
 
 def _handle(number: int, _frame: object) -> None:
@@ -143,10 +146,14 @@ def _watch(ears: socket.socket) -> None:
 
 
 def _leave_if_stuck(number: int) -> None:
-    end_s = time.monotonic() + STUCK_S
-    while time.monotonic() < (_request.overdue_s if _request.finishing else end_s):
-        if _request.heard.wait(POLL_S) and not _request.finishing:
-            return
+    end_s, has_time = time.monotonic() + STUCK_S, number == signal.SIGUSR1
+    while True:
+        has_heard, is_finishing = _request.heard.wait(POLL_S), _request.finishing
+        if has_heard and not is_finishing:
+            return  # also where the block was done long behind `end_s`: its end is the main thread's own
+        overdue_s = _request.overdue_s if has_time else _request.hasty_s
+        if time.monotonic() >= (overdue_s if is_finishing else end_s):
+            break
         time.sleep(POLL_S)
     told = stopped(number, _request.state) if _request.finishing else stopped(number)
     print(f"aumn: {told}", file=sys.stderr, flush=True)

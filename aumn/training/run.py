@@ -40,6 +40,9 @@ from aumn.training.recovery import process_began_s, seconds_by_part
 from aumn.training.resume import NOTHING_TO_RESUME, Start, find_start, new_card, open_shards
 from aumn.training.validation import Validation
 
+ATTEMPT_ENDS_S = 60
+"""How long an attempt takes to end when it has found that it is cut off: a store's answer, and what MLflow gets."""
+
 GO_ON = "the same command with --resume goes on from the last whole checkpoint"
 
 Say = Callable[[str], None]
@@ -77,8 +80,12 @@ def run_training(
     if resume and not config.run.folder.exists():
         raise InputError(f"{config.run.folder} {NOTHING_TO_RESUME}")
     folder = RunFolder(config.run.folder)
-    wait_s = config.run.start_timeout_s / 2  # the other ranks wait for the first, and that long for the whole start
+    # The first rank of the attempt before may wait for others for so long, where a link is cut, before it learns of it.
+    wait_s = config.run.start_timeout_s + ATTEMPT_ENDS_S
+    ranks.wait_at_most(wait_s + config.run.start_timeout_s)
     with folder.writing(launch_id(os.environ), wait_s) if ranks.is_first else nullcontext():
+        ranks.ask(lambda: 0)()  # the first rank has the folder
+        ranks.wait_at_most(config.run.start_timeout_s)
         start = find_start(config, card, ranks, resume=resume)
         if start.finished:
             say(

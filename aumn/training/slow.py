@@ -95,7 +95,9 @@ class SlowRanks:
                 f"Slow for {steps} steps: {self._named(worst, begun)}, against the median rank's own time, loading and "
                 "computing before a step's first wait for others. The whole run is as slow as that."
             )
-            _remember({self._places[rank].node: f"slow, {begun[rank]:.1f} times the median" for rank in worst[::-1]})
+            if self._writer:
+                of_node = {self._places[rank].node: begun[rank] for rank in worst[::-1]}
+                _remember({node: f"slow, {ratio:.1f} times the median" for node, ratio in of_node.items()})
         if self._writer:
             worst = sorted(self._slow, key=lambda rank: self._slow[rank])  # a node has its worst rank's
             slow = {self._places[rank].node: round(self._slow[rank], 2) for rank in worst}

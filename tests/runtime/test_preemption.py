@@ -35,6 +35,14 @@ IN_C = """
     print('ready', flush=True)
     store.wait(['never'])"""
 
+SLOW_STEP = """
+    preemption.STUCK_S = 0.2
+    try:
+        with preemption.finish_first(): print('ready', flush=True); asked(); time.sleep(1)
+    finally:
+        time.sleep(1)
+        print('noted', flush=True)"""
+
 STUCK_STEP = f"""
     with preemption.finish_first('the last checkpoint is whole'):
         preemption.finish_by(time.monotonic() + 2)
@@ -86,6 +94,12 @@ def test_a_step_that_waits_in_vain_ends_once_asked(waits):
     assert ended.returncode == 75
     assert "Stopped by SIGTERM: the last checkpoint is whole (exit code 75)." in ended.stderr
     assert 2 < time.monotonic() - begin_s < 20
+
+
+def test_a_block_that_takes_long_though_asked_ends_by_itself_and_so_does_what_comes_behind_it():
+    """As a step and its checkpoint, and then the run's status."""
+    ended = run(SLOW_STEP, (0, 15))
+    assert (ended.returncode, ended.stderr.count("noted"), ended.stderr.count("Stopped")) == (75, 1, 1)
 
 
 def test_what_is_ignored_stays_ignored():

@@ -58,7 +58,9 @@ def test_the_folder_says_what_is_slow_now_and_the_jobs_file_what_ever_was(tmp_pa
     monkeypatch.setenv("AUMN_BAD_NODES", str(bad))
     writer, folder = RunWriter(tmp_path, 1, print), RunFolder(tmp_path)
     ranks = SlowRanks([Place(rank, f"n{1 + rank // 2}") for rank in range(4)], print, writer)
+    other = SlowRanks([Place(rank, f"n{1 + rank // 2}") for rank in range(4)], print, None)  # not the first rank's
     for _ in range(6):
+        other.add(10, (1.0, 1.0, 2.0, 1.5))
         numbers = ranks.add(10, (1.0, 1.0, 2.0, 1.5))
     assert numbers == {"own_s": 0.1, "slowest_own_s": 0.2, "slowest_rank": 2}
     assert folder.status().slow == {"n2": 2.0}

@@ -1,6 +1,7 @@
 """Where a run starts, by what lies in its folder."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from aumn.runtime.ranks import Ranks
 from aumn.training.footprint import predict
 from aumn.training.loop import Run, _agree
 from aumn.training.resume import Progress, find_start, new_card, open_shards
+from aumn.training.run import run_training
 from aumn.training.validation import Validation
 from tests.data.conftest import write_published
 from tests.data.shards.test_union import pack_some
@@ -278,3 +280,19 @@ def test_a_run_starts_without_what_its_steps_do_not_need(tmp_path):
     ended = python("-c", TRAIN, "train", config)
     assert ended.stdout == "0 []\n", ended.stderr
     assert (tmp_path / "run" / "model" / "model.json").exists()
+
+
+def test_an_attempt_is_waited_for_longer_than_its_first_rank_may_wait_for_ranks_that_are_cut_off(tmp_path, monkeypatch):
+    """Else the next one is refused with code 2, and nobody starts it again; its other ranks wait along."""
+    published = write_published(tmp_path / "published", {"training": ["a", "b", "c"]})
+    published.write_annotations()
+    pack(published.root, tmp_path / "shards", published.annotations, workers=1)
+    limits: list[float] = []
+    monkeypatch.setattr(Ranks, "wait_at_most", lambda _ranks, seconds: limits.append(seconds))
+    monkeypatch.setattr(RunFolder, "writing", lambda _folder, _launch, seconds: limits.append(seconds) or nullcontext())
+    monkeypatch.setattr("aumn.training.run.find_start", lambda *_, **__: SimpleNamespace(finished=True))
+    config = settings(tmp_path / "run", data={"shards": str(tmp_path / "shards")}, model={"units": 2})
+    run_training(config, Ranks(rank=0), resume=False, say=lambda _: None, advance=lambda *_: None)
+    others_s, first_s, start_s = limits
+    assert 600 + 30 < first_s < others_s - 599
+    assert start_s == 600  # again, once the folder is the first rank's
