@@ -232,7 +232,7 @@ def timed_out(error: BaseException) -> bool:
 
 def brief(error: BaseException | None) -> str:
     """The heart of an error of torch.distributed: without its advice, and the stack in C++ on its other lines."""
-    return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).partition(". ")[0].rstrip(". ")
+    return re.sub(r"^\[[^]]*\] |\. This is.*", "", str(error).partition("\n")[0]).rstrip(". ")
 
 
 def _is_broken_link(error: BaseException) -> bool:

@@ -31,6 +31,7 @@ from aumn.model.losses import Objective
 from aumn.model.memory import CHUNK_ELEMENTS
 from aumn.records import Batch, InputError, Scores, Step
 from aumn.runtime.engines import Engine
+from aumn.runtime.own_time import OwnTime
 from aumn.runtime.precision import autocast
 from aumn.runtime.ranks import Ranks
 from aumn.training.step import train_step
@@ -210,7 +211,7 @@ class _OneProcess:
     ranks, device = Ranks(), torch.device("cpu")
 
     def __init__(self, network: StreamNetworks, precision: str) -> None:
-        self.network, self._precision = network, precision
+        self.network, self._precision, self.own_time = network, precision, OwnTime(self.device)
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
         assert last

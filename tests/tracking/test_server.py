@@ -15,7 +15,7 @@ from aumn.inference.one_video import load_network, localize_video
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_model
 from aumn.tracking.mirror import push
-from aumn.tracking.promotion import Promotion, compare, promote
+from aumn.tracking.promotion import compare, promote
 from aumn.tracking.registry import resolve, show_model
 from tests.answering import answer
 from tests.tracking.conftest import add_version, aliases
@@ -58,7 +58,8 @@ def test_a_server_holds_runs_and_models(server, track, artifact, tmp_path):
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.5), (1, 0.25)]
     assert aliases(server, "aumn") == {"champion": 2}
     assert "aumn 2 champion: 2" in answer("models", "list", "--tracking-uri", server)
-    assert promote("aumn", "1", "champion", server) == Promotion(1, 2, None)
+    done = promote("aumn", "1", "champion", server)
+    assert (done.version, done.before) == (1, 2)
     newest, older = show_model("aumn", server)
     assert (newest.aliases, older.aliases, newest.tags["dataset"]) == ([], ["champion"], "spliced")
 
