@@ -127,8 +127,8 @@ def test_no_value_becomes_shell_syntax(place):
 class Node:
     """A machine on which the batch script itself runs, with an srun that plays training and a scontrol that listens."""
 
-    def __init__(self, place: Path, scontrol: str = 'echo "$@" >> called') -> None:
-        self.place, self.script, self.scontrol = place, REPOSITORY / "slurm" / "train.sbatch", scontrol
+    def __init__(self, place: Path, scontrol: str = 'echo "$@" >> called', script: str = "train.sbatch") -> None:
+        self.place, self.script, self.scontrol = place, REPOSITORY / "slurm" / script, scontrol
 
     def run(self, training: str, *, nodes_answer: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         is_probe = f'case "$*" in *\\ true) exit {int(not nodes_answer)};; esac'
@@ -226,6 +226,26 @@ def test_a_job_that_slurm_has_ended_stays_so_though_this_node_has_not_heard_of_i
     node = Node(place)
     done = node.run("exit 75", AUMN_JOB_FOLDER=str(place), AUMN_STEP="train")
     assert (done.returncode, node.requeued(), (place / "outcomes/train.0").exists()) == (75, called, False)
+
+
+@pytest.mark.parametrize(
+    ("ends", "state", "called", "word"),
+    [
+        ("exit 75", "RUNNING", ["requeue 5"], False),
+        ("exit 143", "RUNNING", ["requeue 5"], False),
+        ("exit 75", "COMPLETING", [], False),
+        ("kill -TERM $PPID; exit 75", "RUNNING", [], False),
+        ("exit 2", "RUNNING", [], True),
+    ],
+)
+def test_any_other_step_that_is_asked_to_stop_starts_again_unless_slurm_ends_the_job(place, ends, state, called, word):
+    """With a grace time, a preemption asks the ranks first: the step ended before SLURM would have requeued it."""
+    (place / "outcomes").mkdir()
+    (place / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    (place / "squeue").chmod(0o755)
+    node = Node(place, script="step.sbatch")
+    node.run(ends, AUMN_JOB_FOLDER=str(place), AUMN_STEP="pack")
+    assert (node.requeued(), (place / "outcomes/pack.0").exists()) == (called, word)
 
 
 SCONTROL = """case "$1 $2" in
