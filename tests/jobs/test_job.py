@@ -6,12 +6,13 @@ import shlex
 import shutil
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
-from aumn.jobs.job import load_job
+from aumn.jobs.job import build, load_job
 from aumn.jobs.job_folder import JobFolder
 from aumn.jobs.queue import Task, read_sacct, read_squeue
 from aumn.jobs.rehearsal import rehearse
@@ -497,3 +498,33 @@ def test_what_slurm_says_of_jobs_is_read():
     assert {key: task.state for key, task in read_sacct(told)} == {
         ("7", 0): "COMPLETED", ("7", 1): "PENDING", ("7", 2): "PENDING", ("7", 5): "PENDING", ("8", 0): "CANCELLED",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_rehearsal_takes_the_place_of_one_before_it_only_once_that_has_ended(place, monkeypatch, is_held):
+    """One that still runs elsewhere has the folder's lock; of one that was killed, the job may still be ending."""
+    job = load_job(write(place, {"train": {"run": "train c.yaml"}}))
+    path = place / "runs/jobs/mine.rehearsal"
+    before = JobFolder.of(build(job.plan.model_copy(update={"name": "mine.rehearsal"}), path, place))
+    before.write()
+    before.record("train", [0], comment="c", job_id="5")
+    (path / "run").mkdir()
+    seen, left = [], ["RUNNING", "COMPLETING", "CANCELLED", "CANCELLED"]
+
+    def look_up(*_):
+        seen.append((path / "run").exists())
+        return {("5", 0): Task("5", left.pop(0) if left else "CANCELLED")}
+
+    def submitted(*_):
+        raise InputError("submitted")
+
+    monkeypatch.setattr("aumn.jobs.job_folder.look_up", look_up)
+    monkeypatch.setattr("aumn.jobs.queue.cancel", list)
+    monkeypatch.setattr("aumn.jobs.rehearsal.submit", submitted)
+    monkeypatch.setattr("aumn.jobs.rehearsal.POLL_S", 0.01)
+    monkeypatch.setattr("aumn.files.LOCK_WAIT_S", 0.1)
+    with JobFolder.lock(path) if is_held else nullcontext(), pytest.raises(InputError) as refused:
+        rehearse(job, None, print)
+    assert ("is being submitted or run by another aumn" in str(refused.value)) == is_held
+    assert (path / "run").exists() == is_held
+    assert seen[:3] == ([] if is_held else [True, True, True])
