@@ -184,20 +184,23 @@ def test_what_the_run_says_of_its_end_counts_and_else_what_srun_says(place, srun
     assert len(list(place.glob(".aumn-note*"))) == (ends == 75)
 
 
+@pytest.mark.parametrize("restarts", ["0", "1"])  # 1: where a node failed before the script began
 @pytest.mark.parametrize(
     ("word", "code"), [("5 75 n1 0 9", 0), ("5 2 n1 0 9", 1), ("5 137 n1 0 9", 1), ("", 1), (None, 1)]
 )
-def test_a_job_that_takes_over_does_so_once_and_only_where_the_one_before_said_so(place, word, code):
+def test_a_job_that_takes_over_does_so_once_and_only_where_the_one_before_said_so(place, word, code, restarts):
     outcome = place / "outcomes" / "train.0"
     outcome.parent.mkdir()
     if word is not None:
         outcome.write_text(word)
     variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "AUMN_FOLLOWS": "1"}
-    done = Node(place).run("cat outcomes/*; exit 0", SLURM_RESTART_COUNT="0", **variables)
+    done = Node(place).run("cat outcomes/train.0; exit 0", SLURM_RESTART_COUNT=restarts, **variables)
     assert done.returncode == code
     assert ("left no word that it is to be gone on with: nothing is done." in done.stderr) == bool(code)
     assert done.stdout == "", "the word is for one job alone"
-    assert (outcome.read_text() if outcome.exists() else None) == ("5 0 n[1-2] 0 0\n" if code == 0 else word)
+    assert (outcome.read_text() if outcome.exists() else None) == (f"5 0 n[1-2] {restarts} 0\n" if code == 0 else word)
+    again = Node(place).run("exit 0", SLURM_RESTART_COUNT="2", **variables)
+    assert again.returncode == code, "a requeued one goes on"
 
 
 def test_a_script_that_cannot_requeue_itself_leaves_word(place):
