@@ -254,7 +254,7 @@ def test_any_other_step_that_is_asked_to_stop_starts_again_unless_slurm_ends_the
 
 SCONTROL = """case "$1 $2" in
 "show hostnames") echo "$3" | tr , '\\n' ;;
-"show job") echo "   ReqNodeList=(null) ExcNodeList=$EXCLUDED" ;;
+"show job") echo "   ReqNodeList=${REQUIRED:-(null)} ExcNodeList=$EXCLUDED" ;;
 *) echo "$@" >> called ;;
 esac"""
 
@@ -278,7 +278,7 @@ esac"""
 )
 def test_what_fails_on_all_nodes_alike_is_the_fault_of_none(place, spare, says, code, called, bad, told):
     """No aumn on the nodes, or a full disk: requeued ten times, the job would exclude healthy nodes for a week."""
-    (place / "sinfo").write_text("#!/bin/sh\necho 9\n")
+    (place / "sinfo").write_text("#!/bin/sh\necho 9 idle\n")
     (place / "sinfo").chmod(0o755)
     answer = (
         f'case "$*" in *--relative=0*) node=n1;; *) node=n2;; esac; [ -z "{says}" ] || echo "aumn-node $node {says}"'
@@ -300,6 +300,7 @@ def test_what_fails_on_all_nodes_alike_is_the_fault_of_none(place, spare, says, 
         (["n2 NOW slow"], "n8,n7", 9, ["update JobId=5 ExcNodeList=n2,n7,n8"]),
         ([f"n{node} NOW slow" for node in range(7)], "(null)", 9, ["update JobId=5 ExcNodeList=n3,n4,n5,n6"]),
         (["n2 NOW slow", "n3 NOW slow"], "(null)", 3, []),  # two of three, where two are needed
+        (["n2 NOW slow"], "(null) REQUIRED", 9, []),
     ],
 )
 def test_a_requeued_job_goes_round_bad_nodes_where_enough_are_left(place, noted, excluded, there, told):
@@ -307,10 +308,11 @@ def test_a_requeued_job_goes_round_bad_nodes_where_enough_are_left(place, noted,
     lines = "".join(f"{line}\n" for line in noted)
     (place / "bad_nodes").write_text(re.sub("NOW|LONG_AGO", lambda found: times[found[0]], lines))
     (place / "outcomes").mkdir()
-    (place / "sinfo").write_text(f"#!/bin/sh\necho 2\necho {there - 2}\n")
+    (place / "sinfo").write_text(f"#!/bin/sh\necho 2 idle\necho {there - 2} mixed\necho 5 drained\necho 5 'down*'\n")
     (place / "sinfo").chmod(0o755)
     node = Node(place, SCONTROL)
-    job = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "SLURM_JOB_PARTITION": "main", "EXCLUDED": excluded}
+    job = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "SLURM_JOB_PARTITION": "main"}
+    job |= {"EXCLUDED": excluded.split()[0], "REQUIRED": "n[2-3]" if "REQUIRED" in excluded else ""}
     done = node.run("exit 75", **job)
     assert (done.returncode, node.requeued()) == (75, ["requeue 5", *told])
     assert ("too few nodes would be left without n2 n3, so they are used again" in done.stderr) == (there == 3)
