@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -172,7 +173,9 @@ class _Trial:
 
     @contextmanager
     def cancelled_at_the_end(self) -> Iterator[None]:
-        """However the block ends, nothing of it runs on."""
+        """However the block ends, a terminal that is closed included, nothing of it runs on."""
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup has it ignored
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
             yield
         finally:

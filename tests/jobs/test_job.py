@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import nullcontext
@@ -533,3 +534,25 @@ def test_a_rehearsal_takes_the_place_of_one_before_it_only_once_that_has_ended(p
     assert ("is being submitted or run by another aumn" in str(refused.value)) == is_held
     assert (path / "run").exists() == is_held
     assert seen[:3] == ([] if is_held else [True, True, True])
+
+
+def test_a_rehearsal_whose_terminal_is_closed_is_cancelled_as_one_that_is_asked_to_stop(place, monkeypatch):
+    """Else its job would run for fifteen minutes, and again after each."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    cancelled = []
+
+    def hang_up(*_):
+        assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr("aumn.jobs.rehearsal.submit", hang_up)
+    monkeypatch.setattr("aumn.jobs.rehearsal.cancel_job", lambda *_: cancelled.append("cancelled"))
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            rehearse(load_job(write(place, {"train": {"run": "train c.yaml"}})), None, print)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert cancelled == ["cancelled"]
