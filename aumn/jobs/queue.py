@@ -68,7 +68,8 @@ def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
             "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
             "the steps here with --local."
         )
-    error = TooFewNodesError if "node configuration is not available" in said else InputError
+    of_nodes = ("node configuration is not available", "Invalid node name")  # the latter also of one asked for by name
+    error = TooFewNodesError if any(text in said for text in of_nodes) else InputError
     raise error(f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again.")
 
 

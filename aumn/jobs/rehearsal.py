@@ -6,7 +6,9 @@ time limit and a preemption send, and is cancelled in the end. What is said was 
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,14 +37,16 @@ STEPS = 10_000_000  # never reached
 def rehearse(job: Job, name: str | None, say: Say) -> None:
     """Start it, ask it twice to stop, cancel it; a line each, or InputError on the first that was not as it must be."""
     step = _choose(job, name)
-    folder = _prepare(job, step)
-    trial = _Trial(folder, folder.path / "run", log_path(folder.job, folder.job.step(step.name), 0), say)
-    with JobFolder.lock(folder.path), trial.cancelled_at_the_end():
-        folder.write()
-        trial.start()
-        delays_s = [trial.ask(number, why) for number, why in SIGNALS.items()]
-        trial.cancel(max(delays_s))
-    shutil.rmtree(trial.run, ignore_errors=True)
+    path = job.folder.with_name(f"{job.folder.name}.rehearsal")
+    with _cleared(path, job):
+        folder = _prepare(job, step, path)
+        trial = _Trial(folder, path / "run", log_path(folder.job, folder.job.step(step.name), 0), say)
+        with trial.cancelled_at_the_end():
+            folder.write()
+            trial.start()
+            delays_s = [trial.ask(number, why) for number, why in SIGNALS.items()]
+            trial.cancel(max(delays_s))
+        shutil.rmtree(trial.run, ignore_errors=True)
     say(f"{job.plan.name}: {step.name} comes back and goes on here. Log: {trial.log}")
 
 
@@ -56,15 +60,30 @@ def _choose(job: Job, name: str | None) -> Step:
     )
 
 
-def _prepare(job: Job, step: Step) -> JobFolder:
+@contextmanager
+def _cleared(path: Path, job: Job) -> Iterator[None]:
+    """Hold the rehearsal's folder for the length of the block; what one before it left there is ended and removed."""
+    before = JobFolder.open(path) if path.exists() and os.listdir(path) != ["lock"] else None  # else no job: InputError
+    if before and before.job.plan.name != f"{job.plan.name}.rehearsal":
+        raise InputError(f"{path} holds the job {before.job.plan.name}, no rehearsal: name another --folder.")
+    with JobFolder.lock(path):
+        if before:
+            cancel_job(before, lambda _line: None)
+            end_s = time.monotonic() + HEARD_S
+            while any(status.is_active for status in before.statuses()):  # it still writes what it may save
+                if time.monotonic() > end_s:
+                    raise InputError(f"A rehearsal's job in {path} has not ended {HEARD_S:.0f} s after scancel: wait.")
+                time.sleep(POLL_S)
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+        yield
+
+
+def _prepare(job: Job, step: Step, path: Path) -> JobFolder:
     """A job of that step alone, the first point of a sweep, in a folder of its own."""
-    path = job.folder.with_name(f"{job.folder.name}.rehearsal")
-    if path.exists():
-        before = JobFolder.open(path)  # InputError where it is something else
-        if before.job.plan.name != f"{job.plan.name}.rehearsal":
-            raise InputError(f"{path} holds the job {before.job.plan.name}, no rehearsal: name another --folder.")
-        cancel_job(before, lambda _line: None)
-        shutil.rmtree(path)
     point = step.points[0]
     words = [word for word in point.arguments[1:] if word != "--resume"]
     words += [f"run.folder={path / 'run'}", f"run.steps={STEPS}", "run.log_every=1", "tracking.enabled=false"]
@@ -154,7 +173,9 @@ class _Trial:
 
     @contextmanager
     def cancelled_at_the_end(self) -> Iterator[None]:
-        """However the block ends, nothing of it runs on."""
+        """However the block ends, a terminal that is closed included, nothing of it runs on."""
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup has it ignored
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ HUBS = 3
 LINK_BYTES = 16 * 2**20
 LINK_S = 1.0
 """16 MB/s: what is slower has lost most of its link, whatever that was."""
+AT_ONCE = 4
+"""How many nodes may send to the same one at a time: its link is theirs together."""
+HUB_S = 30.0
+"""How long a node that others send to stays for those that start late."""
 POLL_S = 0.05
 
 
@@ -42,17 +47,21 @@ def check_node(shared: Path) -> tuple[str, str]:
         "its own disk": partial(_write, Path(os.environ.get("TMPDIR", "/tmp"))),  # noqa: S108
         "the shared files": partial(_write, shared),
     }
+    serves = len(nodes) >= HUBS and name in nodes[:HUBS]
     if len(nodes) >= HUBS:  # of two that do not reach each other, which is the bad one?
-        if name in nodes[:HUBS]:
+        if serves:
             in_thread(partial(_serve, shared / f"{name}.port"))
         looks["the link to other nodes"] = partial(_reach, shared, [hub for hub in nodes[:HUBS] if hub != name])
-    end_s = time.monotonic() + PATIENCE_S
+    if _gpus():
+        import_module("torch")  # which may take long where the file system is cold, and is no fault of the node's
+    start_s = time.monotonic()
+    end_s = start_s + PATIENCE_S
     answers = {what: in_thread(look) for what, look in looks.items()}
     why = "; ".join(f"{what}: {found}" for what, answer in answers.items() if (found := _wait(answer, end_s)))
     with suppress(OSError):
         (shared / f"{name}.done").touch()
-    if name in nodes[:HUBS]:
-        while time.monotonic() < end_s and not all((shared / f"{node}.done").exists() for node in nodes):
+    if serves:
+        while time.monotonic() < start_s + HUB_S and not all((shared / f"{node}.done").exists() for node in nodes):
             time.sleep(POLL_S)
     return name, why
 
@@ -74,7 +83,7 @@ def _compute() -> None:
     wanted = left @ right
     if not np.array_equal(left.astype(np.float32) @ right.astype(np.float32), wanted):
         raise ArithmeticError("a product of matrices is wrong")
-    if count := int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
+    if count := _gpus():
         import torch
 
         if torch.cuda.device_count() < count:
@@ -83,6 +92,10 @@ def _compute() -> None:
             on_gpu = [torch.from_numpy(matrix).float().to(f"cuda:{index}") for matrix in (left, right)]
             if not np.array_equal((on_gpu[0] @ on_gpu[1]).cpu().numpy(), wanted):
                 raise ArithmeticError(f"a product of matrices is wrong on GPU {index}")
+
+
+def _gpus() -> int:
+    return int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
 
 
 def _write(folder: Path) -> None:
@@ -102,12 +115,16 @@ def _serve(port_file: Path) -> None:
     new = port_file.with_suffix(".new")
     new.write_text(str(server.getsockname()[1]))
     new.rename(port_file)
+    turns = threading.Semaphore(AT_ONCE)
     while True:
-        threading.Thread(target=_take, args=(server.accept()[0],), daemon=True).start()
+        threading.Thread(target=_take, args=(server.accept()[0], turns), daemon=True).start()
 
 
-def _take(link: socket.socket) -> None:
-    with suppress(OSError), link:
+def _take(link: socket.socket, turns: threading.Semaphore) -> None:
+    """Say that it is the other's turn, and when all bytes are there; one that falls silent gives its turn up."""
+    with suppress(OSError), link, turns:
+        link.settimeout(PATIENCE_S / 3)
+        link.sendall(b"0")
         left = LINK_BYTES
         while left and (got := link.recv(2**20)):
             left -= len(got)
@@ -128,6 +145,7 @@ def _send(hub: str, port_file: Path) -> None:
         time.sleep(POLL_S)
     port = int(port_file.read_text())
     with socket.create_connection((hub, port), timeout=PATIENCE_S) as link:
+        link.recv(1)
         start_s = time.monotonic()
         link.sendall(bytes(LINK_BYTES))
         link.recv(1)

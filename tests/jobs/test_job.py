@@ -4,14 +4,16 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
-from aumn.jobs.job import load_job
+from aumn.jobs.job import build, load_job
 from aumn.jobs.job_folder import JobFolder
 from aumn.jobs.queue import Task, read_sacct, read_squeue
 from aumn.jobs.rehearsal import rehearse
@@ -127,8 +129,8 @@ def test_no_value_becomes_shell_syntax(place):
 class Node:
     """A machine on which the batch script itself runs, with an srun that plays training and a scontrol that listens."""
 
-    def __init__(self, place: Path, scontrol: str = 'echo "$@" >> called') -> None:
-        self.place, self.script, self.scontrol = place, REPOSITORY / "slurm" / "train.sbatch", scontrol
+    def __init__(self, place: Path, scontrol: str = 'echo "$@" >> called', script: str = "train.sbatch") -> None:
+        self.place, self.script, self.scontrol = place, REPOSITORY / "slurm" / script, scontrol
 
     def run(self, training: str, *, nodes_answer: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         is_probe = f'case "$*" in *\\ true) exit {int(not nodes_answer)};; esac'
@@ -183,20 +185,23 @@ def test_what_the_run_says_of_its_end_counts_and_else_what_srun_says(place, srun
     assert len(list(place.glob(".aumn-note*"))) == (ends == 75)
 
 
+@pytest.mark.parametrize("restarts", ["0", "1"])  # 1: where a node failed before the script began
 @pytest.mark.parametrize(
     ("word", "code"), [("5 75 n1 0 9", 0), ("5 2 n1 0 9", 1), ("5 137 n1 0 9", 1), ("", 1), (None, 1)]
 )
-def test_a_job_that_takes_over_does_so_once_and_only_where_the_one_before_said_so(place, word, code):
+def test_a_job_that_takes_over_does_so_once_and_only_where_the_one_before_said_so(place, word, code, restarts):
     outcome = place / "outcomes" / "train.0"
     outcome.parent.mkdir()
     if word is not None:
         outcome.write_text(word)
     variables = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "AUMN_FOLLOWS": "1"}
-    done = Node(place).run("cat outcomes/*; exit 0", SLURM_RESTART_COUNT="0", **variables)
+    done = Node(place).run("cat outcomes/train.0; exit 0", SLURM_RESTART_COUNT=restarts, **variables)
     assert done.returncode == code
     assert ("left no word that it is to be gone on with: nothing is done." in done.stderr) == bool(code)
     assert done.stdout == "", "the word is for one job alone"
-    assert (outcome.read_text() if outcome.exists() else None) == ("5 0 n[1-2] 0 0\n" if code == 0 else word)
+    assert (outcome.read_text() if outcome.exists() else None) == (f"5 0 n[1-2] {restarts} 0\n" if code == 0 else word)
+    again = Node(place).run("exit 0", SLURM_RESTART_COUNT="2", **variables)
+    assert again.returncode == code, "a requeued one goes on"
 
 
 def test_a_script_that_cannot_requeue_itself_leaves_word(place):
@@ -228,9 +233,29 @@ def test_a_job_that_slurm_has_ended_stays_so_though_this_node_has_not_heard_of_i
     assert (done.returncode, node.requeued(), (place / "outcomes/train.0").exists()) == (75, called, False)
 
 
+@pytest.mark.parametrize(
+    ("ends", "state", "called", "word"),
+    [
+        ("exit 75", "RUNNING", ["requeue 5"], False),
+        ("exit 143", "RUNNING", ["requeue 5"], False),
+        ("exit 75", "COMPLETING", [], False),
+        ("kill -TERM $PPID; exit 75", "RUNNING", [], False),
+        ("exit 2", "RUNNING", [], True),
+    ],
+)
+def test_any_other_step_that_is_asked_to_stop_starts_again_unless_slurm_ends_the_job(place, ends, state, called, word):
+    """With a grace time, a preemption asks the ranks first: the step ended before SLURM would have requeued it."""
+    (place / "outcomes").mkdir()
+    (place / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    (place / "squeue").chmod(0o755)
+    node = Node(place, script="step.sbatch")
+    node.run(ends, AUMN_JOB_FOLDER=str(place), AUMN_STEP="pack")
+    assert (node.requeued(), (place / "outcomes/pack.0").exists()) == (called, word)
+
+
 SCONTROL = """case "$1 $2" in
 "show hostnames") echo "$3" | tr , '\\n' ;;
-"show job") echo "   ReqNodeList=(null) ExcNodeList=$EXCLUDED" ;;
+"show job") echo "   ReqNodeList=${REQUIRED:-(null)} ExcNodeList=$EXCLUDED" ;;
 *) echo "$@" >> called ;;
 esac"""
 
@@ -254,7 +279,7 @@ esac"""
 )
 def test_what_fails_on_all_nodes_alike_is_the_fault_of_none(place, spare, says, code, called, bad, told):
     """No aumn on the nodes, or a full disk: requeued ten times, the job would exclude healthy nodes for a week."""
-    (place / "sinfo").write_text("#!/bin/sh\necho 9\n")
+    (place / "sinfo").write_text("#!/bin/sh\necho 9 idle\n")
     (place / "sinfo").chmod(0o755)
     answer = (
         f'case "$*" in *--relative=0*) node=n1;; *) node=n2;; esac; [ -z "{says}" ] || echo "aumn-node $node {says}"'
@@ -276,6 +301,7 @@ def test_what_fails_on_all_nodes_alike_is_the_fault_of_none(place, spare, says, 
         (["n2 NOW slow"], "n8,n7", 9, ["update JobId=5 ExcNodeList=n2,n7,n8"]),
         ([f"n{node} NOW slow" for node in range(7)], "(null)", 9, ["update JobId=5 ExcNodeList=n3,n4,n5,n6"]),
         (["n2 NOW slow", "n3 NOW slow"], "(null)", 3, []),  # two of three, where two are needed
+        (["n2 NOW slow"], "(null) REQUIRED", 9, []),
     ],
 )
 def test_a_requeued_job_goes_round_bad_nodes_where_enough_are_left(place, noted, excluded, there, told):
@@ -283,10 +309,11 @@ def test_a_requeued_job_goes_round_bad_nodes_where_enough_are_left(place, noted,
     lines = "".join(f"{line}\n" for line in noted)
     (place / "bad_nodes").write_text(re.sub("NOW|LONG_AGO", lambda found: times[found[0]], lines))
     (place / "outcomes").mkdir()
-    (place / "sinfo").write_text(f"#!/bin/sh\necho 2\necho {there - 2}\n")
+    (place / "sinfo").write_text(f"#!/bin/sh\necho 2 idle\necho {there - 2} mixed\necho 5 drained\necho 5 'down*'\n")
     (place / "sinfo").chmod(0o755)
     node = Node(place, SCONTROL)
-    job = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "SLURM_JOB_PARTITION": "main", "EXCLUDED": excluded}
+    job = {"AUMN_JOB_FOLDER": str(place), "AUMN_STEP": "train", "SLURM_JOB_PARTITION": "main"}
+    job |= {"EXCLUDED": excluded.split()[0], "REQUIRED": "n[2-3]" if "REQUIRED" in excluded else ""}
     done = node.run("exit 75", **job)
     assert (done.returncode, node.requeued()) == (75, ["requeue 5", *told])
     assert ("too few nodes would be left without n2 n3, so they are used again" in done.stderr) == (there == 3)
@@ -477,3 +504,55 @@ def test_what_slurm_says_of_jobs_is_read():
     assert {key: task.state for key, task in read_sacct(told)} == {
         ("7", 0): "COMPLETED", ("7", 1): "PENDING", ("7", 2): "PENDING", ("7", 5): "PENDING", ("8", 0): "CANCELLED",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_rehearsal_takes_the_place_of_one_before_it_only_once_that_has_ended(place, monkeypatch, is_held):
+    """One that still runs elsewhere has the folder's lock; of one that was killed, the job may still be ending."""
+    job = load_job(write(place, {"train": {"run": "train c.yaml"}}))
+    path = place / "runs/jobs/mine.rehearsal"
+    before = JobFolder.of(build(job.plan.model_copy(update={"name": "mine.rehearsal"}), path, place))
+    before.write()
+    before.record("train", [0], comment="c", job_id="5")
+    (path / "run").mkdir()
+    seen, left = [], ["RUNNING", "COMPLETING", "CANCELLED", "CANCELLED"]
+
+    def look_up(*_):
+        seen.append((path / "run").exists())
+        return {("5", 0): Task("5", left.pop(0) if left else "CANCELLED")}
+
+    def submitted(*_):
+        raise InputError("submitted")
+
+    monkeypatch.setattr("aumn.jobs.job_folder.look_up", look_up)
+    monkeypatch.setattr("aumn.jobs.queue.cancel", list)
+    monkeypatch.setattr("aumn.jobs.rehearsal.submit", submitted)
+    monkeypatch.setattr("aumn.jobs.rehearsal.POLL_S", 0.01)
+    monkeypatch.setattr("aumn.files.LOCK_WAIT_S", 0.1)
+    with JobFolder.lock(path) if is_held else nullcontext(), pytest.raises(InputError) as refused:
+        rehearse(job, None, print)
+    assert ("is being submitted or run by another aumn" in str(refused.value)) == is_held
+    assert (path / "run").exists() == is_held
+    assert seen[:3] == ([] if is_held else [True, True, True])
+
+
+def test_a_rehearsal_whose_terminal_is_closed_is_cancelled_as_one_that_is_asked_to_stop(place, monkeypatch):
+    """Else its job would run for fifteen minutes, and again after each."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    cancelled = []
+
+    def hang_up(*_):
+        assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr("aumn.jobs.rehearsal.submit", hang_up)
+    monkeypatch.setattr("aumn.jobs.rehearsal.cancel_job", lambda *_: cancelled.append("cancelled"))
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            rehearse(load_job(write(place, {"train": {"run": "train c.yaml"}})), None, print)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert cancelled == ["cancelled"]

@@ -193,11 +193,12 @@ def test_nodes_that_were_bad_are_gone_round_by_the_next_submission_which_says_so
     assert ("bad_nodes to have its node back" in said[0]) == bool(excluded)
 
 
-def test_where_too_few_nodes_are_left_bad_ones_are_used_too(place):
+@pytest.mark.parametrize("why", ["Requested node configuration is not available", "Invalid node name specified"])
+def test_where_too_few_nodes_are_left_bad_ones_are_used_too(place, why):
     folder = JobFolder.of(load_job(place.write(steps={"one": {"run": "synth x --videos 2 --classes 1 --width 3"}})))
     folder.write()
     (folder.path / "bad_nodes").write_text(f"n2 {time.time():.0f} slow\n")
-    refuses = "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+    refuses = f"sbatch: error: Batch job submission failed: {why}"
     (place.slurm / "slow").write_text(f"0; case $* in *--exclude*) echo {refuses} >&2; exit 1;; esac")
     said = []
     submit(folder, said.append)

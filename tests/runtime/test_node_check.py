@@ -1,8 +1,10 @@
 """What a node says of itself before training: healthy, or in a line what is wrong, and never later than it may."""
 
+import importlib
 import os
 import re
 import socket
+import threading
 import time
 from functools import partial
 
@@ -42,11 +44,9 @@ def test_a_node_that_cannot_says_what_is_wrong_and_does_not_wait_for_what_hangs(
         monkeypatch.setenv("SLURM_GPUS_ON_NODE", "99")
     if broken == "product":
         monkeypatch.setattr(node_check.np, "array_equal", lambda *_: False)
-    if broken in {"hangs", "shared"}:  # of which the second also waits in vain for the other node's word
-        monkeypatch.setattr(node_check, "PATIENCE_S", 0.4 if broken == "hangs" else 2.0)
     if broken == "hangs":
+        monkeypatch.setattr(node_check, "PATIENCE_S", 0.4)
         monkeypatch.setattr(node_check, "_compute", lambda: time.sleep(30))
-    (tmp_path / "n8.done").touch()
     name, why = check_node(shared)
     assert name == "n7"
     assert re.fullmatch(wrong, why), why
@@ -84,3 +84,34 @@ def test_a_link_that_is_slow_is_as_good_as_none(tmp_path, monkeypatch):
     monkeypatch.setattr(node_check, "LINK_S", 1e-6)
     with pytest.raises(OSError, match=r"n1: \d+\.\d MB/s, where 16777216 are the least"):
         node_check._reach(tmp_path, ["n1"])
+
+
+def test_many_nodes_that_send_to_one_at_once_are_not_slow_for_that(tmp_path, monkeypatch):
+    """A hub has one link: twelve at once get a twelfth of it each, less than a node's least."""
+    receive, link = socket.socket.recv, threading.Lock()
+
+    def shared_link(self, most, *rest):
+        got = receive(self, min(most, 2**16), *rest)
+        with link:
+            time.sleep(len(got) / 2e7)
+        return got
+
+    monkeypatch.setattr(node_check.socket.socket, "recv", shared_link)
+    monkeypatch.setattr(node_check, "LINK_BYTES", 2**18)
+    monkeypatch.setattr(node_check, "LINK_S", 0.1)
+    monkeypatch.setattr(
+        node_check.socket, "create_connection", lambda place, timeout: CONNECT(("127.0.0.1", place[1]), timeout=timeout)
+    )
+    in_thread(partial(node_check._serve, tmp_path / "n1.port"))
+    sent = [in_thread(partial(node_check._send, "n1", tmp_path / "n1.port")) for _ in range(12)]
+    assert [node_check._wait(one, time.monotonic() + 20) for one in sent] == [""] * 12
+
+
+def test_the_clock_of_a_node_begins_when_torch_is_imported(tmp_path, monkeypatch):
+    """From a file system that is cold that takes longer than any look may."""
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n7")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "99")
+    monkeypatch.setattr(node_check, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(node_check, "import_module", lambda name: time.sleep(1.2) or importlib.import_module(name))
+    assert re.fullmatch(r"its processor or GPU: \d of 99 GPUs are visible", check_node(tmp_path)[1])
