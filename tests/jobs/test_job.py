@@ -16,8 +16,9 @@ from aumn.jobs.job_folder import JobFolder
 from aumn.jobs.queue import Task, read_sacct, read_squeue
 from aumn.jobs.rehearsal import rehearse
 from aumn.jobs.submit import dry_run
-from aumn.records import InputError
-from aumn.runtime.ranks import rendezvous
+from aumn.records import InputError, Stopped
+from aumn.runtime.patience import Patience
+from aumn.runtime.ranks import Ranks, rendezvous
 from tests.launching import aumn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -181,6 +182,20 @@ def test_what_the_run_says_of_its_end_counts_and_else_what_srun_says(place, srun
     if ends in {1, 137}:
         assert f"exit code {ends}, with no checkpoint written since this start and no node lost: not r" in done.stderr
     assert len(list(place.glob(".aumn-note*"))) == (ends == 75)
+
+
+def test_a_step_that_another_rank_came_too_late_for_is_tried_again(place):
+    """A stall of half a minute is no defect, and loses the steps before the first checkpoint, not the job."""
+    late = "Step 8: another rank has not answered for 30 s (run.step_timeout_s)."
+    (place / "run").mkdir()
+    (place / "run" / "status.json").write_text(json.dumps({"why": late, "code": 1, "step": 0}, indent=2))
+    node = Node(place)
+    done = node.run('echo "0 $PWD/run" > "$AUMN_NOTE"; exit 1')
+    assert (done.returncode, node.requeued()) == (75, ["requeue 5"])
+    assert "exit code 1; a rank came too late, as one whose disk or link stalls does: requeued" in done.stderr
+    with pytest.raises(Stopped) as stop, Patience(Ranks(), start_s=30).step(8):
+        raise RuntimeError("Timed out waiting 30000ms for recv operation to complete")
+    assert str(stop.value).startswith(late.partition(" for ")[0])  # what the script looks for
 
 
 @pytest.mark.parametrize(
