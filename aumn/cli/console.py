@@ -14,9 +14,9 @@ Advance = Callable[[int, int], None]
 
 
 def say(line: str) -> None:
-    """Print a line on stderr; a log on a full disk is no reason to stop."""
+    """Print a line on stderr, whole, since threads print too; a log on a full disk is no reason to stop."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def _names(given: Any) -> Any:
     if not isinstance(given, str | Path):
         return given
     try:
-        return Path(given).read_text(encoding="utf-8").split()
+        return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
         raise refusal(

@@ -148,12 +148,19 @@ class Ending:
         """The store's answer to one of its methods; StoreGoneError, then and ever after, where it gives none."""
         if self._is_gone:
             raise StoreGoneError(GONE)
-        answer = in_thread(partial(getattr(self.store, name), *arguments))
         try:
-            return answer.result(ANSWER_S)
-        except (RuntimeError, TimeoutError):
+            return answer_of(partial(getattr(self.store, name), *arguments))
+        except StoreGoneError:
             self._is_gone = True
-            raise StoreGoneError(GONE) from None
+            raise
+
+
+def answer_of(call: Callable[[], T]) -> T:
+    """The store's answer; StoreGoneError where it gives none, as behind a cut link, for which torch has no limit."""
+    try:
+        return in_thread(call).result(ANSWER_S)
+    except (RuntimeError, TimeoutError):
+        raise StoreGoneError(GONE) from None
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:

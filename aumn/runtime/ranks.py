@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aumn.records import InputError
 from aumn.runtime.attempts import end_with_launcher
-from aumn.runtime.ending import ANSWER_S, HEAR_S, POLL_S, START_S, Ending, as_told, brief, in_thread, wait
+from aumn.runtime.ending import ANSWER_S, HEAR_S, POLL_S, START_S, Ending, answer_of, as_told, brief, in_thread, wait
 from aumn.runtime.nodelist import node_names
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Ranks:
     def count(self, name: str, number: int = 1) -> int:
         """Add to a number that all ranks share; the sum so far, whoever added to it. No rank waits for another."""
         if self.size > 1:
-            return int(self.store.add(f"count/{name}", number))
+            return int(answer_of(partial(self.store.add, f"count/{name}", number)))
         self.counts[name] += number
         return self.counts[name]
 

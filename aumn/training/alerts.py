@@ -137,15 +137,22 @@ class Alerts:
         try:
             if command:
                 variables = {f"AUMN_ALERT_{name.upper()}": text for name, text in facts.items()}
-                subprocess.run(
-                    command,
-                    env=os.environ | variables | {"AUMN_ALERT": sentence},
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=COMMAND_S,
-                    start_new_session=True,  # Ctrl-C is for the run
-                    check=True,
-                )
+                with os.fdopen(
+                    os.memfd_create("stderr"), "w+b"
+                ) as errors:  # no pipe, which what the command leaves behind would hold open
+                    done = subprocess.run(
+                        command,
+                        env=os.environ | variables | {"AUMN_ALERT": sentence},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=errors,
+                        timeout=COMMAND_S,
+                        start_new_session=True,  # Ctrl-C is for the run
+                        check=False,
+                    )
+                    errors.seek(0)
+                    done.stderr = errors.read(1000)
+                    done.check_returncode()
             if url:
                 body = json.dumps({"text": sentence, **facts}).encode()
                 request = Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  as checked

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,3 +118,10 @@ def test_output_that_nobody_takes_is_no_traceback(stdout, code, said, tmp_path):
         ended = subprocess.run(command, stdout=write, check=False, **kept)
         os.close(write)
     assert (ended.returncode, ended.stderr[: len(said)] if said else ended.stderr) == (code, said)
+
+
+def test_a_line_is_written_whole_beside_those_of_other_threads(monkeypatch):
+    written = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+    console.say("step 1")
+    assert [text for text in written if text] == ["step 1\n"]

@@ -380,6 +380,8 @@ def test_a_holdout_takes_whole_groups_or_the_videos_that_are_named(tmp_path: Pat
         == held_out(holdout_videos=["dee_c", "bob_b"])
         == {"bob_b", "dee_c"}
     )
+    (tmp_path / "out.txt").write_text("a b\n c d \r\n")  # names may have spaces
+    assert DataSettings(shards="x", holdout_videos=tmp_path / "out.txt").holdout_videos == ["a b", "c d"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 import re
 import signal
 import socket
+import threading
 import time
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
+from aumn.runtime import ending
+from aumn.runtime.ranks import Ranks
 from tests.launching import torchrun
 from tests.running import Running, start
 
@@ -170,3 +174,14 @@ def test_a_rank_that_is_asked_to_stop_with_time_to_spare_waits_for_one_that_is_l
         ended = [rank.finish(timeout_s=60) for rank in ranks]
     assert [rank.returncode for rank in ended] == [75, 75]
     assert "Stopped by SIGUSR1: saved" in ended[0].stderr
+
+
+def test_a_rank_that_asks_for_a_common_number_behind_a_cut_ends(monkeypatch):
+    """As one whose data are late does, ten times a second; torch's call has no limit."""
+    monkeypatch.setattr(ending, "ANSWER_S", 0.1)
+    answered = threading.Event()
+    ranks = Ranks(1, 2, store=SimpleNamespace(add=lambda _name, _number: answered.wait(3)))
+    with pytest.raises(ending.StoreGoneError) as gone:
+        ranks.count("no_data", 0)
+    answered.set()
+    assert ending.as_told(gone.value).code == 1

@@ -134,6 +134,13 @@ def test_a_command_gets_the_facts_and_neither_its_failure_nor_its_slowness_holds
         assert [bool(re.search(why, line)) for line in said if "delivered" in line] == [True]
 
 
+def test_a_command_that_leaves_something_running_has_told(tmp_path, monkeypatch):
+    """As a mailer that goes into the background does: with the output that it was given."""
+    monkeypatch.setattr(alerts, "COMMAND_S", 3)
+    said = told([LOSS], [(1, {"loss": math.nan})], tmp_path, command=["sh", "-c", "sleep 9 &"])
+    assert [line for line in said if "delivered" in line] == []
+
+
 def test_a_metric_that_is_never_logged_is_said_at_the_end(tmp_path):
     assert told([{**HIGH, "metric": "attention"}], [(1, {"rgb/attention_mean": 1.0})], tmp_path) == [
         "alerts: this run logged no metric attention, so above had nothing to look at."
