@@ -18,6 +18,9 @@ COLUMNS = {
 }  # fmt: skip
 """What squeue is asked, with the width that it cuts each answer to."""
 
+OF_OUTER_JOB = ("SLURM_ARRAY_", "SLURM_RESTART_COUNT", "AUMN_FOLLOWS", "AUMN_SPARE_NODES", "AUMN_LOST_MS")
+"""Where a job submits another, sbatch hands these on, and the new one would take them for its own."""
+
 Key = tuple[str, int]
 """A job's number, and the index in its array or 0."""
 
@@ -51,8 +54,9 @@ def require_slurm() -> None:
 
 def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """Submit; the job's number. InputError where there is none, which need not mean that there is no job."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(OF_OUTER_JOB)}
     try:
-        done = _run(argv, {**os.environ, **environment})
+        done = _run(argv, {**ours, **environment})
         code, said = done.returncode, " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
     except subprocess.TimeoutExpired:
         code, said = 1, "Socket timed out"  # in SLURM's words, which gives up by itself where the controller is slow

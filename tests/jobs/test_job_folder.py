@@ -193,6 +193,20 @@ def test_nodes_that_were_bad_are_gone_round_by_the_next_submission_which_says_so
     assert ("bad_nodes to have its node back" in said[0]) == bool(excluded)
 
 
+def test_a_job_that_is_submitted_from_within_a_job_is_told_nothing_of_that_one(place, monkeypatch):
+    """Its script would requeue the outer job's task of an array, and leave its word under that one's number."""
+    outer = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "AUMN_SPARE_NODES", "AUMN_FOLLOWS")
+    for name in outer:
+        monkeypatch.setenv(name, "7")
+    folder = JobFolder.of(load_job(place.write(steps={"one": {"run": "synth x --videos 2 --classes 1 --width 3"}})))
+    folder.write()
+    (place.slurm / "slow").write_text('0; env > "$SLURM/told"')
+    submit(folder, print)
+    told = {line.partition("=")[0] for line in place.lines("told")}
+    assert "AUMN_STEP" in told
+    assert not told & set(outer)
+
+
 @pytest.mark.parametrize("why", ["Requested node configuration is not available", "Invalid node name specified"])
 def test_where_too_few_nodes_are_left_bad_ones_are_used_too(place, why):
     folder = JobFolder.of(load_job(place.write(steps={"one": {"run": "synth x --videos 2 --classes 1 --width 3"}})))
