@@ -48,7 +48,7 @@ class Ranks:
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
     began_s: float = field(default=0.0, compare=False, repr=False)  # `connect`, since 1970: all but us is imported
     met_s: float = field(default=0.0, compare=False, repr=False)  # the others
-    _wait_s: float | None = field(default=None, compare=False, repr=False)  # set by `wait_at_most`
+    _waits: tuple[float, int] = field(default=(0.0, 0), compare=False, repr=False)  # by `wait_at_most`: seconds, groups
 
     @property
     def is_first(self) -> bool:
@@ -148,13 +148,16 @@ class Ranks:
 
         NCCL's do a little later: its watchdog ends the process without a word, and gloo's errors can be told.
         """
-        if self.size > 1 and seconds != self._wait_s:
-            from torch.distributed import distributed_c10d
+        if self.size == 1:
+            return
+        from torch.distributed import distributed_c10d
 
-            for group in distributed_c10d._world.pg_map:  # torch 2.13 has no public call
+        groups = distributed_c10d._world.pg_map  # torch 2.13 has no public call
+        if (seconds, len(groups)) != self._waits:
+            for group in groups:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=seconds + ANSWER_S + HEAR_S), group)
                 group._get_backend(self.device("cpu"))._set_default_timeout(timedelta(seconds=seconds))
-            self._wait_s = seconds
+            self._waits = seconds, len(groups)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

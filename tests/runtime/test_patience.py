@@ -1,6 +1,9 @@
 """How long ranks wait for each other: long outside of steps, in steps as the user says or as was learnt."""
 
+from types import SimpleNamespace
+
 import pytest
+from torch.distributed import distributed_c10d
 
 from aumn.records import Stopped
 from aumn.runtime import patience
@@ -79,3 +82,19 @@ def test_a_rank_that_does_not_come_is_told_with_the_limit_and_where_it_is_from(r
     assert "does not answer: Connection closed by peer [127.0.0.1]:3. If it did" in str(as_told(RuntimeError(closed)))
     with pytest.raises(RuntimeError, match="a defect"), own.step(1):
         raise RuntimeError("a defect")
+
+
+def test_groups_that_a_library_has_made_since_get_the_limit_too(monkeypatch):
+    """As DeepSpeed's, which would wait for half an hour."""
+    told: list[float] = []
+    backend = SimpleNamespace(_set_default_timeout=lambda limit: told.append(limit.total_seconds()))
+    groups = [SimpleNamespace(_get_backend=lambda _device: backend)]
+    monkeypatch.setattr(distributed_c10d, "_world", SimpleNamespace(pg_map=groups))
+    monkeypatch.setattr(distributed_c10d, "_set_pg_timeout", lambda _limit, _group: None)
+    ranks = Ranks(0, 2)
+    for limit_s in (7, 7):
+        ranks.wait_at_most(limit_s)
+    assert told == [7]
+    groups.append(groups[0])
+    ranks.wait_at_most(7)
+    assert told == [7, 7, 7]
