@@ -25,6 +25,7 @@ from aumn.addresses import hide
 from aumn.records import InputError
 from aumn.runfolder.metrics import read_curves
 from aumn.runfolder.saving import RunWriter
+from aumn.runtime import preemption
 from aumn.training.finite import NotFiniteError
 from aumn.training.settings import AlertRule, AlertSettings
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 TICK_S = 1.0
 COMMAND_S = 30.0
 URL_S = 10.0
-END_S = 10.0
-"""How long a run's end waits for what is still to be told: its own last alert may be why it ends."""
+END_S, ASKED_S = 10.0, 1.0
+"""How long a run's end waits for what is still to be told: its own last alert may be why it ends. Where the run was
+asked to stop, somebody may kill it soon."""
 
 
 @contextmanager
@@ -86,7 +88,7 @@ class Alerts:
     def close(self) -> None:
         """Tell the rest, and which rules had nothing to look at."""
         self._logged.put(None)
-        self._thread.join(END_S)
+        self._thread.join(ASKED_S if preemption.asked() else END_S)
         for rule in self._settings.rules:
             if rule.metric and rule not in self._matched and self._step:
                 self._say(f"alerts: this run logged no metric {rule.metric}, so {rule.rule} had nothing to look at.")

@@ -26,7 +26,7 @@ from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import now_ms
 from aumn.runfolder.saving import RunWriter
-from aumn.runtime import preemption
+from aumn.runtime import patience, preemption
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.ending import first_line
 from aumn.runtime.engines import build_engine
@@ -239,17 +239,18 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
 
 @contextmanager
 def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
-    """Where what a user has to mend ends this rank, not the first, note it in the run's status.
+    """Where what a user has to mend ends this rank, not the first, or others do not answer, note it in the status.
 
-    The first rank, which writes the status, may be lost or hung, and then nobody else would know that starting the run
-    again is in vain. Where it lives it does the same a little later.
+    The first rank, which writes the status, may be lost or hung, and then nobody else would know whether starting the
+    run again is in vain. Where it lives it does the same a little later.
     """
     holder = folder.holder()  # the first rank, of this attempt
     try:
         yield
     except BaseException as caught:
         error = ranks.settle(caught)
-        if isinstance(error, InputError):  # of its own: another rank's comes as `Stopped`
+        unanswered = isinstance(error, Stopped) and error.code == patience.GO_ON and not error.signal
+        if unanswered or isinstance(error, InputError):  # of its own: another rank's comes as `Stopped`
             with suppress(OSError, InputError):
                 status = folder.status()
                 if status.state == "running" and folder.holder() == holder:

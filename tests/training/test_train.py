@@ -8,11 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from aumn.data.problems import StoreGoneError
-from aumn.records import InputError, Step
+from aumn.records import InputError, Step, Stopped
+from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
-from aumn.training import loop
+from aumn.training import loop, run
 from aumn.training.step import learning_rate
 from aumn.training.validation import Validation
 from tests.launching import aumn, succeed, together
@@ -157,3 +158,21 @@ def test_videos_without_an_action_are_trained_on_and_untimed_ones_are_not_measur
     assert "on 2 videos: held out" in told
     lines = [json.loads(line) for line in (root / f"run_{independent}" / "metrics.jsonl").read_text().splitlines()]
     assert all(value is not None for line in lines for value in line.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("x: mend it."), 2),
+        (Stopped("Step 3: another rank has not answered.", signal=0, code=75), 75),
+        (Stopped("Stopped by SIGTERM.", signal=15, code=75), None),
+        (Stopped("Another rank has ended.", signal=0, code=1), None),
+        (ValueError("a defect"), None),
+    ],
+)
+def test_a_rank_other_than_the_first_notes_what_nobody_else_may_know_of(error, code, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_status(Status())
+    with pytest.raises(type(error)), run._verdict(folder, Ranks(rank=1, size=2)):
+        raise error
+    assert folder.status().code == code
