@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aumn.records import InputError, Stopped
-from aumn.runtime.preemption import interrupted, request_exit, stopped
+from aumn.runtime.preemption import has_come, interrupted, request_exit, stopped
 
 START_S = 600
 NOTICE_S = 30
@@ -126,6 +126,8 @@ class Ending:
                     reason = Stopped(sentence, signal=int(number), code=int(code))
                     reason.teller = int(rank)
                     return reason
+                if has_come():  # torchrun has found a rank gone: had it had a reason, it would be here
+                    break
         return None
 
     def _agree_on_teller(self, error: InputError | Stopped) -> int:
