@@ -6,8 +6,9 @@ function trainingView() {
   const groups = new Map(), streams = Object.keys(training.curves).filter((name) => name.endsWith('/total')).map((name) => name.slice(0, -6));
   for (const [name, [steps, values]] of Object.entries(training.curves)) {
     const cut = name.indexOf('/'), stream = streams.includes(name.slice(0, cut)) ? name.slice(0, cut) : null, place = streams.indexOf(stream);
-    const title = stream ? name.slice(cut + 1) : name.includes('/mAP/') ? `mAP on ${name.slice(0, cut).replace('_', ' ')} videos` : name;
-    const label = stream ?? (name.includes('/mAP/') ? name.split('/').at(-1) : name);
+    const own = { own_s: 'median rank', slowest_own_s: 'slowest rank' }[name];
+    const title = own ? 'own seconds a step' : stream ? name.slice(cut + 1) : name.includes('/mAP/') ? `mAP on ${name.slice(0, cut).replace('_', ' ')} videos` : name;
+    const label = own ?? stream ?? (name.includes('/mAP/') ? name.split('/').at(-1) : name);
     if (!groups.has(title)) groups.set(title, []);
     groups.get(title).push({ name: label, points: steps.map((step, index) => [step, values[index]]),
       ...(label === 'average' ? { width: 2.8, colour: 'var(--ink)', dash: '' } : {}), marks: steps.length < 6,
