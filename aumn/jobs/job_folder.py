@@ -35,7 +35,6 @@ from aumn.runfolder.typed import typed
 State = Literal["waiting", "queued", "running", "done", "failed", "cancelled"]
 NEVER, DONE, NO_WORD = "DependencyNeverSatisfied", "COMPLETED", "ended without a word"
 LOCAL = "local-"
-GO_ON = 75  # the exit code that says so
 BAD_FOR_S = 7 * 86_400
 MOST_BAD = 4
 _STATES: Mapping[str, State] = {
@@ -297,7 +296,7 @@ def _current(chain: Sequence[Task], end: Task | None) -> str:
     What has begun goes before what waits, and that before what is over; but where one of them left word that nothing is
     to follow, it is that one.
     """
-    if end and end.reason != f"exit code {GO_ON}" and any(task.job_id == end.job_id for task in chain):
+    if end and end.reason != f"exit code {os.EX_TEMPFAIL}" and any(task.job_id == end.job_id for task in chain):
         return end.job_id
 
     def order(task: Task) -> int:

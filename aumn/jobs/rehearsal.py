@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aumn.jobs import queue
 from aumn.jobs.job import Job, Step, build
-from aumn.jobs.job_folder import GO_ON, JobFolder, PointStatus
+from aumn.jobs.job_folder import JobFolder, PointStatus
 from aumn.jobs.job_schema import JobPlan, StepPlan, Tracking
 from aumn.jobs.sbatch import log_path
 from aumn.jobs.submit import Say, cancel_job, last_line, submit
@@ -134,16 +134,18 @@ class _Trial:
         )
         self._until(lambda _point, run: run.code is not None, f"end after SIG{number}", HEARD_S, remedy)
         stopped, end_s = RunFolder(self.run).status(), time.monotonic()
-        if stopped.code != GO_ON or not stopped.step:
+        if stopped.code != os.EX_TEMPFAIL or not stopped.step:
             raise self._error(
-                f"ended with code {stopped.code} after SIG{number}, and not with a checkpoint and {GO_ON}"
+                f"ended with code {stopped.code} after SIG{number}, and not with a checkpoint and {os.EX_TEMPFAIL}"
             )
 
         def is_another(point: PointStatus, _run: Status) -> bool:
             return point.state == "running" and (point.job_id, point.restarts) != (before.job_id, before.restarts)
 
         remedy = "where scontrol cannot requeue a job, resources.follow_ups lets another one take over"
-        self._until(is_another, f"come back, having saved step {stopped.step} and ended with {GO_ON}", remedy=remedy)
+        self._until(
+            is_another, f"come back, having saved step {stopped.step} and ended with {os.EX_TEMPFAIL}", remedy=remedy
+        )
         back_s = time.monotonic()
         self._until(lambda _point, run: run.code is None, "begin again", STEP_S)
         if RunFolder(self.run).status().step < stopped.step:

@@ -38,7 +38,7 @@ class Status(BaseModel):
 
     format_version: Literal[1] = 1
     state: State = "running"
-    """`stopped`: by a signal, to go on later; `failed`: see `why`."""
+    """`stopped`: by a signal, or for want of other ranks, to go on later; `failed`: see `why`."""
     why: str = ""
     """One sentence on a run that stopped or failed, whichever rank found it."""
     code: int | None = None

@@ -78,7 +78,7 @@ class Ending:
         own = as_told(error)
         if own is not error and (reason := self._find(0 if isinstance(error, OSError) else REASON_S)):
             return reason  # which broke our collective, or took our unfinished files away
-        if isinstance(own, Stopped) and own.signal and (reason := self._find()):
+        if isinstance(own, Stopped) and own.signal and own.teller is None and (reason := self._find()):
             return reason  # torchrun's signal comes from it
         self._has_told = True
         if own is None:

@@ -8,6 +8,7 @@ moments, for which ten times the slowest step has room.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,6 @@ from aumn.runtime.ranks import Ranks
 LEARN_STEPS = 3
 TIMES_SLOWEST = 10
 LEAST_S = 30.0
-GO_ON = 75
-"""The exit code, EX_TEMPFAIL, that says "run me again": other nodes may do better, with a checkpoint or without."""
 
 
 class Patience:
@@ -61,9 +60,9 @@ class Patience:
                 raise
             text = (
                 f"Step {number}: another rank has not answered for {limit_s:.4g} s ({why}). It hangs, or the link to "
-                f"it is cut; run the same command again, with --resume (exit code {GO_ON})."
+                f"it is cut; run the same command again, with --resume (exit code {os.EX_TEMPFAIL})."
             )
-            raise Stopped(text, signal=0, code=GO_ON) from error
+            raise Stopped(text, signal=0, code=os.EX_TEMPFAIL) from error  # other nodes may do better
         finally:
             preemption.finish_by(math.inf)
         before_s, self._ended_s = self._ended_s, time.monotonic()

@@ -20,8 +20,8 @@ from typing import NoReturn
 
 from aumn.records import Stopped
 
-CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-"""What a command that was asked to stop exits with. 75, the system's EX_TEMPFAIL, says: run me again."""
+CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGUSR1: os.EX_TEMPFAIL, signal.SIGINT: 130}
+"""What a command that was asked to stop exits with. EX_TEMPFAIL, 75, says: run me again."""
 
 ECHO_S = 1.0
 """A signal so soon after the first is the same request: SLURM and torchrun may both hand it to a rank."""

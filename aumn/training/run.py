@@ -26,7 +26,7 @@ from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import now_ms
 from aumn.runfolder.saving import RunWriter
-from aumn.runtime import patience, preemption
+from aumn.runtime import preemption
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.ending import first_line
 from aumn.runtime.engines import build_engine
@@ -249,7 +249,7 @@ def _verdict(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         yield
     except BaseException as caught:
         error = ranks.settle(caught)
-        unanswered = isinstance(error, Stopped) and error.code == patience.GO_ON and not error.signal
+        unanswered = isinstance(error, Stopped) and error.code == os.EX_TEMPFAIL and not error.signal
         if unanswered or isinstance(error, InputError):  # of its own: another rank's comes as `Stopped`
             with suppress(OSError, InputError):
                 status = folder.status()

@@ -99,15 +99,16 @@ except Stopped as stop:
 
 
 @contextmanager
-def ranks_alone(size, least_s=2):
-    """Two ranks without torchrun, which would end the other one, and keep the store for both."""
+def ranks_alone(size, least_s=2, started=2):
+    """Ranks without torchrun, which would end the others, and keep the store for all."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LEAST_S": str(least_s)}
     with ExitStack() as stack:
         ranks: list[Running] = [
-            stack.enter_context(start("-W", "ignore", "-c", ALONE, RANK=str(rank), **variables)) for rank in (0, 1)
+            stack.enter_context(start("-W", "ignore", "-c", ALONE, RANK=str(rank), **variables))
+            for rank in range(started)
         ]
         for rank in ranks:
             rank.wait_for("waits")
@@ -126,6 +127,25 @@ def test_a_rank_that_is_asked_to_stop_while_others_still_start_takes_those_that_
     assert [process.returncode for process in ended] == [75, 75], [process.stderr for process in ended]
     assert "Stopped by SIGTERM: nothing is half-written" in ended[asked].stderr
     assert "silent" in ended[1 - asked].stderr
+
+
+def ask_while_the_first_is_held(ranks, number):
+    """Let the second one wait in a step, and hear a signal there."""
+    ranks[1].wait_for("step 6")
+    ranks[0].kill(signal.SIGSTOP)
+    time.sleep(0.3)
+    ranks[1].kill(number)
+
+
+def test_ranks_that_wait_for_one_that_hangs_end_together_with_one_sentence():
+    """The first serves the store; each of the two finds the other one's end behind its own limit."""
+    with ranks_alone(3, started=3) as ranks:
+        ranks[0].wait_for("step 6")
+        ranks[2].kill(signal.SIGSTOP)
+        ended = [rank.finish(timeout_s=60) for rank in ranks[:2]]
+    assert [rank.returncode for rank in ended] == [75, 75], [rank.stderr for rank in ended]
+    assert sum(len(re.findall(r"Step \d+: another rank has not answered", rank.stderr)) for rank in ended) == 1
+    assert not any("Traceback" in rank.stderr for rank in ended)
 
 
 def test_a_rank_that_is_cut_off_from_the_others_and_their_store_ends_within_bounds():
@@ -151,10 +171,7 @@ def test_a_rank_that_is_cut_off_from_the_others_and_their_store_ends_within_boun
 
 def test_a_rank_that_is_asked_to_stop_in_a_step_whose_others_are_lost_does_not_wait_until_it_is_killed():
     with ranks_alone(2, least_s=600) as ranks:
-        ranks[1].wait_for("step 6")
-        ranks[0].kill(signal.SIGSTOP)
-        time.sleep(0.3)
-        ranks[1].kill(signal.SIGTERM)
+        ask_while_the_first_is_held(ranks, signal.SIGTERM)
         begin_s = time.monotonic()
         ended = ranks[1].finish(timeout_s=60)
         assert time.monotonic() - begin_s < 20  # ten steps, or the second of a call that nothing interrupts
@@ -165,10 +182,7 @@ def test_a_rank_that_is_asked_to_stop_in_a_step_whose_others_are_lost_does_not_w
 def test_a_rank_that_is_asked_to_stop_with_time_to_spare_waits_for_one_that_is_late():
     """SIGUSR1 comes a minute or two before the end: steps are not lost for the hiccup of a disk."""
     with ranks_alone(2, least_s=600) as ranks:
-        ranks[1].wait_for("step 6")
-        ranks[0].kill(signal.SIGSTOP)
-        time.sleep(0.3)
-        ranks[1].kill(signal.SIGUSR1)
+        ask_while_the_first_is_held(ranks, signal.SIGUSR1)
         time.sleep(3)  # the second that SIGTERM would leave, and ten steps
         ranks[0].kill(signal.SIGCONT)
         ended = [rank.finish(timeout_s=60) for rank in ranks]
