@@ -67,11 +67,7 @@ def run_sbatch(argv: Sequence[str], environment: Mapping[str, str]) -> str:
             "sbatch did not answer in time: look at `sinfo`, then submit again. A job that SLURM took all the same is "
             "found then, and not submitted twice."
         )
-    if "configuration source" in said or "Unable to contact slurm controller" in said:
-        raise InputError(
-            "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
-            "the steps here with --local."
-        )
+    _refuse_without_cluster(said)
     of_nodes = ("node configuration is not available", "Invalid node name")  # the latter also of one asked for by name
     error = TooFewNodesError if any(text in said for text in of_nodes) else InputError
     raise error(f"sbatch refused: {said.rstrip('.')}. Mend the step's resources or options, then submit again.")
@@ -134,7 +130,16 @@ def _ask(*argv: str, unless: str | None = None) -> str:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         said = str(error)
+    _refuse_without_cluster(said)
     raise InputError(f"{argv[0]} did not answer ({said}): look at `sinfo`, then try again.")
+
+
+def _refuse_without_cluster(said: str) -> None:
+    if "configuration source" in said or "Unable to contact slurm controller" in said:
+        raise InputError(
+            "SLURM's commands are here, but no cluster answers them: submit on a machine of the cluster, or run "
+            "the steps here with --local."
+        )
 
 
 def _run(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

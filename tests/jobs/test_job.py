@@ -459,11 +459,12 @@ def test_the_jobs_that_come_with_aumn_are_jobs(path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs SLURM's commands: make install-slurm")
-def test_without_a_cluster_that_answers_one_sentence_names_local(place, monkeypatch):
+@pytest.mark.parametrize("options", [[], ["--rehearse"]])
+def test_without_a_cluster_that_answers_one_sentence_names_local(options, place, monkeypatch):
     monkeypatch.delenv("SLURM_CONF", raising=False)
     changes = ("--set", f"scripts={REPOSITORY / 'slurm'}")
-    write(place, {"pack": {"run": "pack f shards --annotations gt.json"}}, tracking={"enabled": False})
-    refused = aumn("submit", "job.yaml", *changes, cwd=place)
+    write(place, {"train": {"run": "train c.yaml"}}, tracking={"enabled": False})
+    refused = aumn("submit", "job.yaml", *changes, *options, cwd=place)
     assert refused.returncode == 2
     assert "no cluster answers them: submit on a machine of the cluster" in refused.stderr
     assert "--local" in refused.stderr
