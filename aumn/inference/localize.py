@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from aumn.data.loader import deal, whole_videos
@@ -20,7 +19,7 @@ from aumn.files import hold, partial_of, whole_folder
 from aumn.inference.detections import export_json, read_detections
 from aumn.inference.one_video import load_network
 from aumn.inference.parts import part_of, write_part
-from aumn.inference.proposals import VideoDetections, detect
+from aumn.inference.proposals import VideoDetections, detect, together
 from aumn.inference.settings import LocalizeSettings
 from aumn.inference.snippet_scores import (
     FOLDER,
@@ -51,7 +50,7 @@ def localize(
     `keep` is shown each video's scores before they are dropped.
     """
     names: list[str] = []
-    found = [VideoDetections(np.zeros(0, np.int32), *[np.zeros(0)] * 3)]
+    found: list[VideoDetections] = []
     for batch in batches:
         (video,) = batch.videos
         scores = network.localize(batch)
@@ -60,8 +59,7 @@ def localize(
             keep(batch, scores, found[-1])
         names.append(video.id)
         advance(len(names))
-    video_N = np.repeat(np.arange(len(names), dtype=np.int32), [len(one.score_N) for one in found[1:]])
-    return Detections(tuple(names), card.classes, video_N, *map(np.concatenate, zip(*found, strict=True)))
+    return together(names, found, card.classes)
 
 
 def localize_subset(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aumn.inference.settings import LocalizeSettings
-from aumn.records import Clock, Video, VideoScores
+from aumn.records import Clock, Detections, Video, VideoScores
 
 
 class VideoDetections(NamedTuple):
@@ -45,6 +45,13 @@ def detect(scores: Mapping[str, VideoScores], video: Video, clock: Clock, rules:
         kept_N = _suppress(score_P, seconds_P2, apart_PP)
         columns.append((np.full(len(kept_N), label, np.int32), score_P[kept_N], *seconds_P2[kept_N].T))
     return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def together(videos: Sequence[str], found: Sequence[VideoDetections], classes: Sequence[str]) -> Detections:
+    """The detections of several videos as one table, in their order."""
+    video_N = np.repeat(np.arange(len(videos), dtype=np.int32), [len(one.score_N) for one in found])
+    none = VideoDetections(np.zeros(0, np.int32), *[np.zeros(0)] * 3)
+    return Detections(tuple(videos), tuple(classes), video_N, *map(np.concatenate, zip(none, *found, strict=True)))
 
 
 def _propose(

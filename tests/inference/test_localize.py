@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from aumn.data.loader import whole_videos
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
@@ -14,6 +15,7 @@ from aumn.evaluation.evaluate import evaluate
 from aumn.inference.detections import detections_of, read_detections
 from aumn.inference.localize import check_fit, localize_subset
 from aumn.inference.one_video import load_network
+from aumn.inference.remembered import RememberedScores
 from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import read_card, save_model
@@ -145,5 +147,13 @@ def test_rules_of_a_trained_model_are_changed_by_a_word_each(tiny, tmp_path):
     for name in ("video_N", "label_N", "score_N", "start_s_N", "end_s_N"):
         assert np.array_equal(getattr(changed, name), getattr(trained, name)), name
     assert (LocalizeSettings.model_validate_json(told["rules"]), "rules" in untold) == (rules, False)
+    shards = ShardSet.open(tiny.shards)
+    batches = whole_videos(shards, shards.indices("testing"), rank=0, world_size=1)
+    remembered = RememberedScores.of(network, batches, card).localize(rules)
+    assert [remembered.videos[number] for number in remembered.video_N] == [
+        trained.videos[number] for number in trained.video_N
+    ]
+    for name in ("score_N", "start_s_N", "end_s_N"):  # scores once computed give the same by any rules
+        assert np.array_equal(getattr(remembered, name), getattr(trained, name)), name
     refused = aumn(*command(tiny, "run/model", "--out", tmp_path / "no", "localize.treshold=1"), cwd=tiny.root)
     assert (refused.returncode, "localize.treshold is not a setting: did you mean" in refused.stderr) == (2, True)

@@ -13,7 +13,6 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from aumn.data.loader import whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import evaluate, parse_tious
-from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network
+from aumn.inference.remembered import RememberedScores
 from aumn.inference.settings import LocalizeSettings
-from aumn.records import Batch, GroundTruth, Video, VideoScores
+from aumn.records import Batch, GroundTruth
 from aumn.runtime.ranks import Ranks
 from aumn.training.run import run_training
 
@@ -61,19 +60,6 @@ SHREC21_RULES = {
 }
 
 
-class Remembered:
-    """A network's scores of videos, computed once for all rules."""
-
-    def __init__(self, network: Any) -> None:
-        self.network, self.scores = network, {}
-
-    def localize(self, batch: Batch) -> dict[str, VideoScores]:
-        (video,) = batch.videos
-        if video.id not in self.scores:
-            self.scores[video.id] = self.network.localize(batch)
-        return self.scores[video.id]
-
-
 def score(row: str, seed: int, config_path: Path, changes: list[str], shards_path: Path, out: Path) -> dict[str, Any]:
     """Train, localize by all rules, evaluate."""
     folder = out / f"{row.replace(' ', '_')}_{seed}"
@@ -87,22 +73,22 @@ def score(row: str, seed: int, config_path: Path, changes: list[str], shards_pat
     shards = ShardSet.open(shards_path)
     indices = shards.indices(SUBSET)
     batches = list(whole_videos(shards, indices, rank=0, world_size=1))
-    videos = {shards.videos[index].id: shards.videos[index] for index in indices}
     truth = read_ground_truth(shards_path, SUBSET)
-    remembered, rules = Remembered(network), {}
+    remembered, rules = RememberedScores.of(network, batches, card), {}
     chosen = SHREC21_RULES if shards.name == "shrec21" else RULES
     for name, rule in ({"the configuration's": card.localize} | chosen).items():
-        found = evaluate(localize(remembered, batches, card, rules=rule), truth, TIOUS, Ranks())
+        found = evaluate(remembered.localize(rule), truth, TIOUS, Ranks())
         rules[name] = [*found.map_T, found.average]
     used = {name: units_used(network, batches, name, truth, shards) for name in network.networks}
-    facts = {"best_class_right": best_class_right(remembered.scores, videos), "units": used}
+    facts = {"best_class_right": best_class_right(remembered), "units": used}
     return {"row": row, "seed": seed, "changes": changes, "cpu_s": cpu_s, "rules": rules, **facts}
 
 
-def best_class_right(scores: Mapping[str, dict[str, VideoScores]], videos: Mapping[str, Video]) -> float:
+def best_class_right(remembered: RememberedScores) -> float:
     """Share of videos whose best class, both streams alike, is one they hold."""
     right = [
-        sum(part.video_C for part in scores[name].values()).argmax() in video.labels for name, video in videos.items()
+        sum(part.video_C for part in scores.values()).argmax() in video.labels
+        for video, scores in zip(remembered.videos, remembered.scores, strict=True)
     ]
     return float(np.mean(right))
 
