@@ -109,7 +109,7 @@ def run_training(
                     f"{ranks.size} rank{'s' * (ranks.size > 1)}."
                 )
                 notes = _note_small_cache(config, shards), _note_background(config, shards, training)
-                for note in filter(None, (*notes, _note_held_out(shards.ids(held_out)))):
+                for note in filter(None, (*notes, note_held_out(shards.ids(held_out)))):
                     say(note)
                 if run.writer and start.resumed and is_restart(os.environ):
                     run.is_back = partial(_tell_recovery, run, start, time.time())
@@ -164,7 +164,8 @@ def _note_background(config: RunConfig, shards: ShardSet, training: list[int]) -
     return f"{count:,} of {len(training):,} training videos have no action: {made}."
 
 
-def _note_held_out(videos: list[str]) -> str:
+def note_held_out(videos: list[str]) -> str:
+    """Who is held out, the first few by name; nothing where nobody is."""
     return f"held out: {', '.join(videos[:5])}{f' and {len(videos) - 5:,} more' * (len(videos) > 5)}" if videos else ""
 
 

@@ -15,6 +15,7 @@ import torch
 from aumn.config.run_config import RunConfig
 from aumn.data.loader import whole_videos
 from aumn.data.problems import StoreGoneError
+from aumn.data.settings import DataSettings
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_ground_truth
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
@@ -50,15 +51,16 @@ class Validation:
                 f"{config.data.subset} holds none out: set it to 0.2, say, or name some in data.holdout_videos, or set "
                 "evaluation.videos=null."
             )
-        indices = held_out if name == HELD_OUT else shards.indices(name)
-        subsets = config.data.subsets if name == HELD_OUT else [name] * len(shards.parts)
-        truth, videos = _read_ground_truth(shards, subsets), set(shards.ids(indices))
-        if name == HELD_OUT and truth.untimed:  # whose times nobody annotated, so that nothing can be measured on them
-            indices = [i for i, video in zip(indices, shards.ids(indices), strict=True) if video not in truth.untimed]
-        ground_truth = _restrict(truth, videos)
+        if name == HELD_OUT:
+            asked = held_out
+            ground_truth, indices = held_out_truth(shards, config.data, held_out)
+        else:
+            asked = indices = shards.indices(name)
+            truth = _read_ground_truth(shards, [name] * len(shards.parts))
+            ground_truth = _restrict(truth, set(shards.ids(indices)))
         if not len(ground_truth):
             raise InputError(
-                f"evaluation.videos={name}: its {len(videos)} videos have no annotated instance; name another subset, "
+                f"evaluation.videos={name}: its {len(asked)} videos have no annotated instance; name another subset, "
                 "or set evaluation.videos=null."
             )
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
@@ -97,13 +99,23 @@ class Validation:
         return f"mAP {average} on {len(self.indices)} videos: {self.name.replace('_', ' ')}"
 
 
-def _read_ground_truth(shards: ShardSet, subsets: Sequence[str]) -> GroundTruth:
+def held_out_truth(shards: ShardSet, data: DataSettings, held_out: list[int]) -> tuple[GroundTruth, list[int]]:
+    """When actions happen in the held-out videos, and those of them that can be measured on: whose times are known."""
+    truth = _read_ground_truth(shards, data.subsets, may_lack_times=True)
+    ids = shards.ids(held_out)
+    timed = [index for index, video in zip(held_out, ids, strict=True) if video not in truth.untimed]
+    return _restrict(truth, set(ids)), timed
+
+
+def _read_ground_truth(shards: ShardSet, subsets: Sequence[str], *, may_lack_times: bool = False) -> GroundTruth:
     """Of each set its subset, if it has it, or all of the only set; by the names that the union has for all of it."""
     parts = list(zip(shards.parts, shards.prefixes, strict=True))
     asked = list(zip(parts if len(parts) > 1 else parts * len(subsets), subsets, strict=True))
     of_each = [
         _renamed(
-            read_ground_truth(part.path, subset, identity=part.identity, may_lack_times=len(asked) > 1),
+            read_ground_truth(
+                part.path, subset, identity=part.identity, may_lack_times=may_lack_times or len(asked) > 1
+            ),
             prefix,
             shards.class_names,
         )
