@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,12 +140,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise InputError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines.")
-    _apply(settings, overrides)
+    return changed_config(settings, overrides, str(path))
+
+
+def changed_config(settings: Mapping[str, Any], overrides: Sequence[str], name: str) -> RunConfig:
+    """Settings as YAML has them, with overrides; InputError lists every problem of what is called `name`."""
+    changed = deepcopy(dict(settings))
+    _apply(changed, overrides)
     try:
-        return RunConfig.model_validate(settings)
+        return RunConfig.model_validate(changed)
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _describe(problem)]
-        raise InputError(f"{path} is not a run configuration ({len(problems)} to mend):", *problems) from None
+        raise InputError(f"{name} is not a run configuration ({len(problems)} to mend):", *problems) from None
 
 
 def change_rules(rules: LocalizeSettings, overrides: Sequence[str]) -> LocalizeSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -64,3 +65,8 @@ def parse_value(override: str) -> tuple[list[str], Any]:
         return name.split("."), yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"override {override[:200]!r}: its value is not YAML; quote it for the shell.") from None
+
+
+def as_override(name: str, value: Any) -> str:
+    """What `parse_value` reads as this name and value, which JSON can hold."""
+    return f"{name}={json.dumps(value)}"
