@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aumn"
 PAGE = (
     "records", "ends", "files", "addresses", "config", "model", "data", "runtime", "runfolder", "inference",
-    "one_video", "evaluation", "tracking", "training", "jobs", "report", "inspect", "doctor", "synth", "video", "cli",
+    "one_video", "evaluation", "tracking", "training", "jobs", "tuning", "report",
+    "inspect", "doctor", "synth", "video", "cli",
 )  # fmt: skip
 """The rooms as data flow through them: a room imports itself, and rooms above it that its rule does not close."""
 CLOSED = {
@@ -28,9 +29,21 @@ CLOSED = {
         *("model", "runtime", "inference", "training"),
         *("data.sources", "data.truth", "data.packing", "data.indexing"),
     },
-    "report": {"model", "training", "jobs", "data.sources", "data.packing", "data.indexing"},
-    "inspect": {"model", "runtime", "runfolder", "inference", "tracking", "training", "jobs", "report"},
-    "doctor": {"model", "data", "runfolder", "inference", "evaluation", "training", "jobs", "report", "inspect"},
+    "tuning": {"model", *("data.sources", "data.truth", "data.packing", "data.indexing")},
+    "report": {"model", "training", "jobs", "tuning", "data.sources", "data.packing", "data.indexing"},
+    "inspect": {"model", "runtime", "runfolder", "inference", "tracking", "training", "jobs", "tuning", "report"},
+    "doctor": {
+        "model",
+        "data",
+        "runfolder",
+        "inference",
+        "evaluation",
+        "training",
+        "jobs",
+        "tuning",
+        "report",
+        "inspect",
+    },
     "synth": {room for room in PAGE if room not in {"records", "files"}},
     "video": {
         *(room for room in PAGE if room not in {"records", "files", "config", "data", "runtime"}),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from aumn.cli import data, doctor, evaluation, jobs, models, training, video
+from aumn.cli import data, doctor, evaluation, jobs, models, training, tuning, video
 from aumn.records import InputError, Stopped
 from aumn.runtime import preemption
 from aumn.runtime.ending import as_told
@@ -30,9 +30,9 @@ app = typer.Typer(
     "exact mAP. Add --debug to any command for a traceback.",
 )
 for command in (
-    data.synth, video.extract, video.weights, data.pack, data.index, data.inspect, training.train, training.localize,
-    evaluation.evaluate, evaluation.report, jobs.init, jobs.submit, jobs.jobs, jobs.scaling, models.deliver,
-    doctor.doctor,
+    data.synth, video.extract, video.weights, data.pack, data.index, data.inspect, training.train, tuning.tune,
+    training.localize, evaluation.evaluate, evaluation.report, jobs.init, jobs.submit, jobs.jobs, jobs.scaling,
+    models.deliver, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(models.app, name="models")
