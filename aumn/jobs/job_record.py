@@ -1,7 +1,7 @@
 """What a job's steps have measured, and leave in the tracking store: one run a job, with its steps nested in it.
 
-`aumn train` records itself; for the other commands, and for the job as a whole, this file does. A store that does not
-answer costs these records and a warning; it holds up no submission, no look and no step.
+Runs record themselves (`aumn train`, `aumn tune`); for the other commands, and for the job as a whole, this file does. A
+store that does not answer costs these records and a warning; it holds up no submission, no look and no step.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from aumn.data.shards.stores import open_store
 from aumn.data.shards.union import name_and_identity
 from aumn.jobs.job import Job, training_config
 from aumn.jobs.job_folder import JobFolder, PointStatus
+from aumn.jobs.job_schema import TRAINS
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import source_commit
 from aumn.runfolder.folder import RunFolder, Status
@@ -58,7 +59,7 @@ def record_step(arguments: Sequence[str], code: int, started_ms: int) -> None:
     with _recording(Path(), "this step"):
         folder = JobFolder.open(Path(os.environ["AUMN_JOB_FOLDER"]))
         label = folder.job.step(os.environ["AUMN_STEP"]).label(int(os.environ.get("AUMN_POINT", "0")))
-        if arguments[0] != "train":
+        if arguments[0] not in TRAINS:
             uri, metrics = folder.job.plan.tracking.uri, read_evaluation(arguments, Path())
             tags = _dataset_tags(folder.job)
             job_run.record_step(uri, label, code=code, started_ms=started_ms, tags=tags, metrics=metrics)

@@ -23,7 +23,9 @@ OURS = (
 )  # fmt: skip
 """Options of sbatch that `aumn submit` sets itself, or that would take the place of the script."""
 
-COMMANDS = ("evaluate", "extract", "localize", "models", "pack", "report", "scaling", "synth", "train")
+COMMANDS = ("evaluate", "extract", "localize", "models", "pack", "report", "scaling", "synth", "train", "tune")
+TRAINS = ("train", "tune")
+"""Those of them that train: they are told in time that a limit comes near, and record themselves."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -44,7 +46,7 @@ class Resources(_Part):
     memory_gb: Count | None = Field(None, description="A node's; null: the site's default.")
     minutes: Count | None = Field(None, description="Time limit; null: the site's default.")
     signal_s: Count = Field(
-        120, description="A train step checkpoints and asks to be requeued so long before the limit."
+        120, description="A step that trains checkpoints and asks to be requeued so long before the limit."
     )
     restarts: Annotated[int, Field(ge=0)] = Field(10, description="Most times that the step is requeued.")
     follow_ups: Annotated[int, Field(ge=0)] = Field(

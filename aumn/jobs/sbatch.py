@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aumn.jobs.job import Job, Step
-from aumn.jobs.job_schema import Resources
+from aumn.jobs.job_schema import TRAINS, Resources
 
 SHARE = Path(__file__).parents[1] / "share"
 """configs/, jobs/ and slurm/ as they come with aumn; in the repository, links to the folders beside `aumn/`."""
@@ -109,7 +109,7 @@ def _options(job: Job, step: Step, indices: Sequence[int], resources: Resources)
     if resources.minutes:
         yield f"--time={resources.minutes}"
     yield "--requeue" if resources.restarts else "--no-requeue"
-    if step.command == "train":
+    if step.command in TRAINS:
         yield f"--signal=USR1@{resources.signal_s}"
     if step.is_sweep:
         yield f"--array={','.join(map(str, indices))}" + (f"%{step.at_most}" if step.at_most else "")
