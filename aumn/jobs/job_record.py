@@ -1,7 +1,7 @@
 """What a job's steps have measured, and leave in the tracking store: one run a job, with its steps nested in it.
 
-Runs record themselves (`aumn train`, `aumn tune`); for the other commands, and for the job as a whole, this file does. A
-store that does not answer costs these records and a warning; it holds up no submission, no look and no step.
+Runs record themselves (`aumn train`, `aumn tune`); for the other commands, and for the job as a whole, this file does.
+A store that does not answer costs these records and a warning; it holds up no submission, no look and no step.
 """
 
 from __future__ import annotations

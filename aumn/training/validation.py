@@ -163,7 +163,7 @@ def _renamed(truth: GroundTruth, prefix: str, class_names: Mapping[str, str]) ->
 
 def _restrict(ground_truth: GroundTruth, videos: Collection[str]) -> GroundTruth:
     """The ground truth of these videos alone."""
-    kept_V = np.array([video in videos for video in ground_truth.videos])
+    kept_V = np.array([video in videos for video in ground_truth.videos], dtype=bool)
     position_V = np.cumsum(kept_V) - 1
     kept_N = kept_V[ground_truth.video_N]
     return replace(

@@ -11,6 +11,7 @@ Everything lies in one folder, and whatever is there is not done again: the same
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -84,25 +85,28 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
     `only` is "plan", or "RUNG.PLACE" for one point, as tasks of an array run them: then nothing is written in the end.
     `watch` shows a run's steps to people.
     """
+    if only and not re.fullmatch(r"plan|\d+\.\d+", only):
+        raise InputError(f"--only={only} must be `plan`, or RUNG.PLACE, such as 0.3.")
     planned = ranks.broadcast(_find_plan(asked, out, say).model_dump_json() if ranks.is_first else "")
     if only == "plan":
         return None
     tuning = _Tuning(Plan.model_validate_json(planned), out, ranks, say, watch)
-    plan, results, names = tuning.plan, list[Result](), list[str]()
+    plan, results = tuning.plan, list[Result]()
     entrants = list(range(tuning.count(asked.minutes, only)))
     for number, rung in enumerate(rungs(len(entrants))):
         points = {index: plan.point(out, index, rung.share) for index in entrants[: rung.candidates]}
-        for place, point in enumerate(points.values()):
-            names.append(f"{number}.{place}")
-            if only in (None, names[-1]):
-                tuning.train(point, names[-1], f"rung {number}, {place + 1} of {len(points)}")
-        if only in names:
-            return None
+        names = [f"{number}.{place}" for place in range(len(points))]
+        for name, point in zip(names, points.values(), strict=True):
+            if only in (None, name):
+                tuning.train(point, name, f"run {name} of {len(points)} in rung {number}")
+        if only and only.startswith(f"{number}."):
+            break
         values = ranks.broadcast(tuning.values(list(points.values())) if ranks.is_first else None)
         results.append(Result(rung, dict(zip(points, values, strict=True))))
         entrants = sorted(points, key=results[-1].values.__getitem__, reverse=True)  # of equal ones, which stood first
     if only is not None:
-        say(f"{out}: nothing to do for {only}, of a plan with {len(names)} runs.")
+        if only not in names:
+            say(f"{out}: its plan has no run {only}, so there is nothing to do.")
         return None
     with tuning.parent_run_ended():
         return write(plan, results, tuning.record(points[entrants[0]]), out) if ranks.is_first else None

@@ -155,7 +155,10 @@ print(json.dumps([{{"name": run["run_name"], **run}} for run in facts]))
 
 
 def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
-    """Then the point's shards arrive; it, and the step that needs it, are tried again within the same tracked run."""
+    """Then the point's shards arrive; it, and the step that needs it, are tried again within the same tracked run.
+
+    Meanwhile a tuning goes its way, of which a run is requeued.
+    """
     seeds = {f"seed_{seed}": {"run.seed": seed} for seed in range(3)}
     points = {"seed_0": seeds.pop("seed_0"), "broken": {"data.shards": "later"}, **seeds}
     train = {
@@ -185,6 +188,7 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
     (place.root / "later").symlink_to("shards")
     again = place.aumn("jobs", "runs/jobs/sweep", "--retry-failed").stderr
     assert re.search(r"train, 1 point \(broken\): submitted as job \d+\nafter: submitted as job", again), again
+    tuned = begin_tuning(place)
     assert set(states(place.wait("sweep", "end of the point", ended)).values()) == {"done"}
     parent, nested = tracked(place, "sweep")
     assert parent["status"] == "FINISHED"
@@ -192,6 +196,42 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
     ids = {run["name"]: run["tags"]["slurm_job_id"] for run in nested}
     assert len(set(ids.values())) == len(ids), "each point is a job of its own"
     assert all(run["params"]["run.seed"] for run in nested if run["name"] in points)
+    assert_tuned(place, tuned)
+
+
+def begin_tuning(place: Place) -> list[object]:
+    """jobs/tune.yaml of two configurations; its command."""
+    small = "model.embedding_width=16 run.steps=400 run.checkpoint_every=20"
+    words = f"tune shards {small} --budget 2 --config {REPOSITORY}/configs/recommended.yaml --out {{folder}}/tuned"
+    run = {"plan": f"{words} --only plan", "write": words}
+    run |= {f"rung_{rung}": f"{words} --only {rung}.{'{point}' if rung < 2 else 0}" for rung in range(3)}
+    changes = [f"steps.{step}.run={line}" for step, line in run.items()]
+    changes += [f"steps.rung_{rung}.sweep.axes.place={{'0': {{}}, '1': {{}}}}" for rung in range(2)]
+    changes += [f"steps.rung_{rung}.resources={{ranks_per_node: 2}}" for rung in range(3)]
+    changes += [f"scripts={REPOSITORY / 'slurm'}"]
+    command = ["submit", REPOSITORY / "jobs/tune.yaml", *(word for change in changes for word in ("--set", change))]
+    succeed(place.aumn(*command))
+    return command
+
+
+def assert_tuned(place: Place, command: list[object]) -> None:
+    """The full run was asked to stop and went on; all runs are nested in the job's, and nothing is done twice."""
+    run = place.root / "runs/jobs/tune/tuned/runs"
+    place.slurm.wait_until(lambda: list(run.glob("*_400/checkpoints/step_*")), "a checkpoint", timeout_s=300)
+    place.slurm.run("scancel", "--signal=USR1", place.statuses("tune")["rung_1[0]"].task_id)
+    statuses = place.wait("tune", "end of the tuning", ended)
+    assert set(states(statuses).values()) == {"done"}, [place.log("tune", step) for step in statuses]
+    assert statuses["rung_1[0]"].restarts == 1
+    assert "the same command goes on where it was" in place.log("tune", "rung_1.0")
+    assert "its plan has no run 2.0" in place.log("tune", "rung_2")
+    config = yaml.safe_load((place.root / "runs/jobs/tune/tuned/config.yaml").read_text())
+    assert config["run"]["steps"] == 400
+    assert "Next: aumn train " in place.log("tune", "write")
+    assert len(list(run.glob("*/tuned.json"))) == 3
+    parent, nested = tracked(place, "tune")
+    assert parent["status"] == "FINISHED"
+    assert {run["name"].rpartition("_")[2] for run in nested} == {"50", "400"}
+    assert "nothing to submit; all steps are done" in succeed(place.aumn(*command)).stderr
 
 
 PROGRAM = """#!{python}
