@@ -201,7 +201,7 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
 
 def begin_tuning(place: Place) -> list[object]:
     """jobs/tune.yaml of two configurations; its command."""
-    small = "model.embedding_width=16 run.steps=400 run.checkpoint_every=20"
+    small = "model.embedding_width=16 run.steps=400 run.checkpoint_every=20 tracking.experiment=tune"
     words = f"tune shards {small} --budget 2 --config {REPOSITORY}/configs/recommended.yaml --out {{folder}}/tuned"
     run = {"plan": f"{words} --only plan", "write": words}
     run |= {f"rung_{rung}": f"{words} --only {rung}.{'{point}' if rung < 2 else 0}" for rung in range(3)}
