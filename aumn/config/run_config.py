@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -78,15 +78,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        values, problems = _flatten(self.model_dump(mode="json")), []
-        for name, value in values.items():
-            needs = says(name, "needs")
-            if value != default(name) and not _is_met(needs, values):
-                missing = needs.partition("=")[0]
-                problems.append(
-                    f"{name}={_text(value)} has no effect with {missing}={_text(values[missing])}: set {needs}, or "
-                    f"leave {name} at {_text(default(name))}"
-                )
+        problems = list(_without_effect(self.model_dump(mode="json")))
         if self.optimizer.warmup_steps > self.run.steps:
             problems.append(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than run.steps={self.run.steps}, so "
@@ -169,6 +161,12 @@ def change_rules(rules: LocalizeSettings, overrides: Sequence[str]) -> LocalizeS
 class _Rules(BaseModel):
     localize: LocalizeSettings
 
+    @model_validator(mode="after")
+    def _check(self) -> _Rules:
+        if problems := list(_without_effect(self.model_dump(mode="json"))):
+            raise refusal("\n".join(problems))
+        return self
+
 
 def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
@@ -187,6 +185,19 @@ def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def _flatten(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, fields in settings.items() for name, value in fields.items()}
+
+
+def _without_effect(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each setting that needs another one which is not there."""
+    values = _flatten(settings)
+    for name, value in values.items():
+        needs = says(name, "needs")
+        if value != default(name) and not _is_met(needs, values):
+            missing = needs.partition("=")[0]
+            yield (
+                f"{name}={_text(value)} has no effect with {missing}={_text(values[missing])}: set {needs}, or "
+                f"leave {name} at {_text(default(name))}"
+            )
 
 
 def _is_met(needs: str | None, values: Mapping[str, Any]) -> bool:

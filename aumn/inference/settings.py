@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
-from aumn.config.section import Section, Share, refusal, refuse_unknown, setting
+from aumn.config.section import Positive, Section, Share, ShareBelowOne, Weight, refusal, refuse_unknown, setting
 
 PAPER = {"rgb": 0.3, "flow": 0.7}
+
+
+def _several(given: Any) -> Any:
+    return [given] if isinstance(given, int | float) else given
 
 
 class LocalizeSettings(Section):
@@ -28,6 +32,21 @@ class LocalizeSettings(Section):
         "What stands above its mean in a proposal: a stream's attention (paper), or what Eq. 16 averages, "
         "for each class on its own.",
     )
+    thresholds: Annotated[tuple[ShareBelowOne, ...], BeforeValidator(_several)] = setting(
+        [],
+        "In place of the mean, shares of the way from a curve's lowest to its highest value: [0.1, 0.5] proposes what "
+        "stands above a tenth of it, and what stands above half of it.",
+    )
+    contrast: Weight = setting(
+        0.0,
+        "How much of the mean in the quarters of a proposal's length before and behind it is taken off its confidence.",
+    )
+    fusion: Literal["nms", "gaussian"] = setting(
+        "nms",
+        "gaussian: a proposal that NMS keeps takes the mean of the ends of those that NMS drops for it and of its own, "
+        "each weighted by its score times exp(-(1 - tIoU)^2 / (2 sigma^2)).",
+    )
+    fusion_sigma: Positive = setting(0.3, "Its sigma.", needs="localize.fusion=gaussian")
 
     def shares(self, streams: Iterable[str]) -> dict[str, float]:
         """Each stream's share in Eq. 16; InputError for one that `weights` names and that is none of them."""

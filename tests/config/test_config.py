@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from aumn.config import run_config
-from aumn.config.run_config import RunConfig, load_config
+from aumn.config.run_config import RunConfig, change_rules, load_config
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
 
 MINIMAL = "data: {shards: data_shards/x}\nrun: {folder: runs/x, steps: 10}\n"
@@ -74,6 +75,8 @@ def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
     plain = load_config(write(tmp_path, MINIMAL))
     begun = plain.model_dump(mode="json")
     del begun["loss"]["sparsity"], begun["localize"]["weights"]
+    for newer in ("thresholds", "contrast", "fusion", "fusion_sigma"):
+        del begun["localize"][newer]
     begun["loss"] |= {"sparsity_rgb": 0.05, "sparsity_flow": 0.03}
     begun["localize"] |= {"theta": 0.3}
     assert plain.refused_on_resume(begun) == []
@@ -95,6 +98,35 @@ def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
 def test_what_does_not_fit_the_streams(tmp_path, override, streams, message):
     with pytest.raises(InputError, match=re.escape(message)):
         load_config(write(tmp_path, MINIMAL), [override]).check_streams(STREAMS[streams])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rules"),
+    [
+        (["localize.thresholds=[0.1, 0.5]", "localize.contrast=1"], {"thresholds": (0.1, 0.5), "contrast": 1.0}),
+        (["localize.thresholds=0"], {"thresholds": (0.0,)}),
+        (["localize.fusion=gaussian", "localize.fusion_sigma=1"], {"fusion": "gaussian", "fusion_sigma": 1.0}),
+        (["localize.thresholds=[0.5, 1]"], "localize.thresholds.1=1: input should be less than 1."),
+        (["localize.contrast=-1"], "localize.contrast=-1: input should be greater than or equal to 0."),
+        (["localize.fusion=mean"], "localize.fusion='mean': input should be 'nms' or 'gaussian'."),
+        (
+            ["localize.fusion_sigma=1"],
+            "localize.fusion_sigma=1.0 has no effect with localize.fusion=nms: set localize.fusion=gaussian, or leave",
+        ),
+    ],
+)
+def test_rules_of_a_run_and_of_a_trained_model(tmp_path, overrides, rules):
+    for change in (
+        lambda: load_config(write(tmp_path, MINIMAL), overrides).localize,
+        lambda: change_rules(LocalizeSettings(), overrides),
+    ):
+        if isinstance(rules, dict):
+            made = change()
+            assert made == LocalizeSettings(**rules)
+            assert LocalizeSettings.model_validate_json(made.model_dump_json()) == made
+        else:
+            with pytest.raises(InputError, match=re.escape(rules)):
+                change()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

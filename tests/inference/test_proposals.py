@@ -1,6 +1,7 @@
 """Eq. 16 and NMS against loops written from METHOD.md."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -36,16 +37,47 @@ def make_scores(
     }
 
 
-def plain_runs(curve):
-    """Maximal runs above the mean, snippet by snippet."""
-    mean, first, found = curve.mean(), None, []
+def plain_runs(curve, level):
+    """Maximal runs above it, snippet by snippet."""
+    first, found = None, []
     for t, value in enumerate([*curve, -np.inf]):
-        if value > mean and first is None:
+        if value > level and first is None:
             first = t
-        elif value <= mean and first is not None:
+        elif value <= level and first is not None:
             found.append((first, t))
             first = None
     return found
+
+
+def plain_spans(curves, thresholds):
+    """Those above each curve's mean, or above any threshold, each once."""
+    if not thresholds:
+        return [span for curve in curves for span in plain_runs(curve, curve.mean())]
+    levels = [(curve, min(curve) + t * (max(curve) - min(curve))) for curve in curves for t in thresholds]
+    return sorted({span for curve, level in levels for span in plain_runs(curve, level)})
+
+
+def plain_around(curve, first, past):
+    """The mean over the quarters of a span's length around it, by the share of each snippet in them."""
+    quarter, total, length = (past - first) / 4, 0.0, 0.0
+    for t, value in enumerate(curve):
+        share = max(0.0, min(first, t + 1) - max(first - quarter, t))
+        share += max(0.0, min(past + quarter, t + 1) - max(past, t))
+        total, length = total + share * value, length + share
+    return total / length if length else 0.0
+
+
+def plain_tiou(one, other):
+    overlap = max(0.0, min(one[2], other[2]) - max(one[1], other[1]))
+    return overlap / (max(one[2], other[2]) - min(one[1], other[1])) if overlap else 0.0
+
+
+def plain_fused(kept, dropped, sigma):
+    """Ends weighted by score and nearness; of no score above 0, its own."""
+    weights = [max(row[0], 0) * math.exp(-((1 - plain_tiou(kept, row)) ** 2) / (2 * sigma**2)) for row in dropped]
+    if not sum(weights):
+        return kept
+    return kept[0], *(sum(w * row[i] for w, row in zip(weights, dropped, strict=True)) / sum(weights) for i in (1, 2))
 
 
 def plain_detections(scores, rules):
@@ -58,32 +90,46 @@ def plain_detections(scores, rules):
         fused = sum(weight[s] * scores[s].attention_T * scores[s].cas_TC[:, c] for s in scores)
         curves = [s.attention_T for s in scores.values()] if rules.proposals == "attention" else [fused]
         candidates = []
-        for first, past in (run for curve in curves for run in plain_runs(curve)):
-            candidates.append((float(np.mean(fused[first:past])), first * STRIDE / FPS, past * STRIDE / FPS))
+        for first, past in plain_spans(curves, rules.thresholds) or [(0, len(fused))]:
+            score = np.mean(fused[first:past]) - rules.contrast * plain_around(fused, first, past)
+            candidates.append((float(score), first * STRIDE / FPS, past * STRIDE / FPS))
         candidates.sort(key=lambda row: (-row[0], row[1], row[2]))
-        kept = []
-        for score, start, end in candidates:
-            overlaps = (max(0.0, min(end, e) - max(start, s)) for _, s, e in kept)
-            unions = (max(end, e) - min(start, s) for _, s, e in kept)
-            if all(o / u <= rules.nms_tiou for o, u in zip(overlaps, unions, strict=True)):
-                kept.append((score, start, end))
-        rows += [(c, *row) for row in kept]
+        while candidates:
+            best, *others = candidates
+            dropped = [row for row in others if plain_tiou(best, row) > rules.nms_tiou]
+            candidates = [row for row in others if row not in dropped]
+            rows.append(
+                (c, *(plain_fused(best, [best, *dropped], rules.fusion_sigma) if rules.fusion != "nms" else best))
+            )
     return rows
 
 
 @pytest.mark.parametrize("proposals", ["attention", "class_activation"])
-@pytest.mark.parametrize("seed", range(20))
-def test_detections_equal_the_plain_loops(seed, proposals):
-    rng = np.random.default_rng(seed)
-    snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
-    streams = ("rgb", "flow", "audio", "pose")[: seed % 4 + 1]
-    scores = make_scores(rng, snippets, classes, streams=streams)
-    weights = dict(zip(streams, rng.dirichlet(np.ones(len(streams))).tolist(), strict=True))
-    rules = LocalizeSettings(weights=weights, class_threshold=0.2, nms_tiou=rng.uniform(0.1, 0.6), proposals=proposals)
-    found = detect(scores, make_video(snippets), Clock(STRIDE, STRIDE), rules)
-    expected = np.array(plain_detections(scores, rules))
-    columns = np.stack([found.label_N, found.score_N, found.start_s_N, found.end_s_N], axis=1)
-    np.testing.assert_allclose(columns, expected, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"thresholds": (0.0, 0.35, 0.7)},
+        {"contrast": 0.6},
+        {"fusion": "gaussian", "fusion_sigma": 0.2},
+        {"thresholds": [0.5, 0.1, 0.3], "contrast": 1.5, "fusion": "gaussian"},
+    ],
+)
+@pytest.mark.parametrize("at_once", [2048, 0])
+def test_detections_equal_the_plain_loops(proposals, more, at_once, monkeypatch):
+    monkeypatch.setattr("aumn.inference.proposals.MOST_AT_ONCE", at_once)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        snippets, classes = int(rng.integers(2, 90)), int(rng.integers(1, 9))
+        streams = ("rgb", "flow", "audio", "pose")[: seed % 4 + 1]
+        scores = make_scores(rng, snippets, classes, streams=streams)
+        weights = dict(zip(streams, rng.dirichlet(np.ones(len(streams))).tolist(), strict=True))
+        nms = {"class_threshold": 0.2, "nms_tiou": rng.uniform(0.1, 0.6)}
+        rules = LocalizeSettings(weights=weights, proposals=proposals, **nms, **more)
+        found = detect(scores, make_video(snippets), Clock(STRIDE, STRIDE), rules)
+        expected = np.array(plain_detections(scores, rules))
+        columns = np.stack([found.label_N, found.score_N, found.start_s_N, found.end_s_N], axis=1)
+        np.testing.assert_allclose(columns, expected, rtol=1e-9, atol=1e-12, err_msg=str(seed))
 
 
 def test_no_class_above_the_threshold_keeps_the_best_one():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import (
     Checkpoint,
@@ -339,7 +340,8 @@ def test_a_model_of_the_first_format_is_read_with_every_setting_it_had(tmp_path)
     rewrite_card(folder, json.dumps({**facts, "format_version": 1, "model": network, "localize": rules}))
     card = read_card(folder)
     weights = {"rgb": rules.pop("theta"), "flow": 0.6}
-    assert (card.model.model_dump(), card.localize.model_dump()) == (network, {"weights": weights, **rules})
+    newer = LocalizeSettings().model_dump()
+    assert (card.model.model_dump(), card.localize.model_dump()) == (network, newer | {"weights": weights, **rules})
 
 
 # Interruptions
