@@ -22,6 +22,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import split_holdout, whole_videos
 from aumn.data.settings import DataSettings
 from aumn.data.shards.shard_set import ShardSet
+from aumn.evaluation.evaluate import PROTOCOLS, parse_tious
 from aumn.files import whole_file
 from aumn.inference.one_video import load_network
 from aumn.inference.remembered import RememberedScores
@@ -31,6 +32,7 @@ from aumn.runfolder.metrics import read_metrics
 from aumn.runfolder.typed import typed
 from aumn.runtime.ranks import Ranks
 from aumn.training.validation import held_out_truth
+from aumn.tuning.rules import choose_rules
 
 SCORES, RECORD, PARTS = "held_out.npz", "tuned.json", ("video_C", "attention_T", "cas_TC")
 
@@ -135,9 +137,8 @@ def _step_s(folder: Path) -> float:
 def _choose(
     scores: RememberedScores, truth: GroundTruth | None, config: RunConfig
 ) -> tuple[LocalizeSettings, float | None]:
-    from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
-
     if truth is None:
         return config.localize, None
     tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
-    return config.localize, evaluate(scores.localize(config.localize), truth, tious, Ranks()).average
+    rules, value = choose_rules(scores, truth, config.localize, tious).best
+    return rules, value

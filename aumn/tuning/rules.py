@@ -1,0 +1,167 @@
+"""Rules of localization chosen for a trained network, by what each is worth on videos whose scores are remembered.
+
+The grid is searched part by part: from the model's own rules on, each part takes the best of its choices with the
+others held, until none is better. That is some dozens of the thousands that the grid has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aumn.evaluation.evaluate import evaluate
+from aumn.inference.remembered import RememberedScores
+from aumn.inference.settings import LocalizeSettings
+from aumn.records import GroundTruth
+from aumn.runtime.ranks import Ranks
+from aumn.tuning.criterion import classification_map
+
+Part = list[dict[str, Any]]
+"""Choices for a part of the rules, each by the fields that it sets."""
+
+TENTHS = [round(tenth / 10, 1) for tenth in range(1, 10)]
+GRID: dict[str, Part] = {
+    "proposals": [
+        {"proposals": kind, "thresholds": thresholds}
+        for kind in ("attention", "class_activation")
+        for thresholds in ([], *([tenth] for tenth in TENTHS[:7]))
+    ]
+    + [
+        {"proposals": kind, "thresholds": TENTHS, "contrast": contrast}
+        for kind in ("attention", "class_activation")
+        for contrast in (0.5, 1.0, 2.0)
+    ],
+    "class_threshold": [{"class_threshold": share} for share in (0.005, 0.02, 0.1)],
+    "contrast": [{"contrast": contrast} for contrast in (0.0, 0.25, 0.5, 1.0, 2.0)],
+    "nms_tiou": [{"nms_tiou": tiou} for tiou in (0.1, 0.3, 0.5)],
+    "fusion": [{"fusion": "nms", "fusion_sigma": 0.3}, {"fusion": "gaussian", "fusion_sigma": 0.3}],
+}
+"""What is tried of any model, beside `weights_of` its streams. Many thresholds help nobody without contrast: of nested
+proposals the narrowest have the highest mean."""
+LEAST = 1e-9
+"""What is better by less is as good."""
+
+
+class Tried(NamedTuple):
+    """Rules, and what they are worth: a fraction."""
+
+    rules: LocalizeSettings
+    value: float
+
+
+class Choice(NamedTuple):
+    """The best rules found, and all that they were compared with, each once, the model's own first."""
+
+    best: Tried
+    tried: list[Tried]
+    grid: dict[str, Part]
+    measure: str
+
+    @property
+    def own(self) -> Tried:
+        """The model's."""
+        return self.tried[0]
+
+    def neighbours(self) -> list[tuple[str, Tried]]:
+        """What was tried that differs from the best in one part alone, with the part, better ones first in each."""
+        found = [
+            (name, one)
+            for name, part in self.grid.items()
+            for one in self.tried
+            if one != self.best and not differing(one.rules, self.best.rules) - fields_of(part)
+        ]
+        return sorted(found, key=lambda row: ([*self.grid].index(row[0]), -row[1].value))
+
+
+def choose_rules(
+    scores: RememberedScores,
+    truth: GroundTruth | None,
+    own: LocalizeSettings,
+    tious: Sequence[float],
+    *,
+    grid: dict[str, Part] | None = None,
+    fixed: Collection[str] = (),
+    advance: Callable[[int], None] = lambda _tried: None,
+) -> Choice:
+    """The rules by which `scores` get the highest mAP; of equal ones those nearer to the model's `own`.
+
+    Without `truth`, labels alone tell: they say which streams are to be trusted, and nothing of the other rules, which
+    stay. A choice that sets a `fixed` field otherwise than it is left out.
+    """
+    grid = {"weights": weights_of(list(scores.scores[0]), own), **(GRID if grid is None else grid)}
+    mine = own.model_dump(mode="json")
+    allowed = {
+        name: [choice for choice in part if all(choice[field] == mine[field] for field in choice.keys() & set(fixed))]
+        for name, part in grid.items()
+        if truth is not None or name == "weights"
+    }
+    tried: dict[str, Tried] = {}
+
+    def worth(rules: LocalizeSettings) -> Tried:
+        key = rules.model_dump_json()
+        if key not in tried:
+            value = _label_value(scores, rules) if truth is None else _value(scores, truth, rules, tious)
+            tried[key] = Tried(rules, value)
+            advance(len(tried))
+        return tried[key]
+
+    best, before = worth(own), -1.0
+    while best.value > before + LEAST:
+        before = best.value
+        for part in allowed.values():
+            options = [best, *(worth(_changed(best.rules, choice)) for choice in part)]
+            highest = max(one.value for one in options)
+            good = (one for one in options if one.value >= highest - LEAST)
+            best = min(good, key=lambda one: _distance(one.rules, own, list(scores.scores[0])))
+    return Choice(best, list(tried.values()), allowed, "mAP" if truth is not None else "classification mAP")
+
+
+def weights_of(streams: Sequence[str], own: LocalizeSettings) -> Part:
+    """Two streams' shares in tenths; of more, each stream alone, and all alike; none that are the model's own."""
+    if len(streams) == 2:
+        shares = [dict(zip(streams, (tenth / 10, (10 - tenth) / 10), strict=True)) for tenth in range(11)]
+    else:
+        alike = dict.fromkeys(streams, 1 / len(streams))
+        shares = [alike, *({stream: 1.0} for stream in streams)] if len(streams) > 1 else []
+    mine = own.shares(streams)
+    return [{"weights": own.weights}] * bool(shares) + [
+        {"weights": one} for one in shares if {**dict.fromkeys(streams, 0.0), **one} != mine
+    ]
+
+
+def fields_of(part: Part) -> set[str]:
+    """The fields that it sets."""
+    return {name for choice in part for name in choice}
+
+
+def differing(rules: LocalizeSettings, others: LocalizeSettings) -> set[str]:
+    """The fields in which two rules differ."""
+    return {name for name, value in rules if value != getattr(others, name)}
+
+
+def _changed(rules: LocalizeSettings, choice: dict[str, Any]) -> LocalizeSettings:
+    return LocalizeSettings.model_validate(rules.model_dump() | choice)
+
+
+def _distance(rules: LocalizeSettings, own: LocalizeSettings, streams: Sequence[str]) -> tuple[int, float]:
+    """In how many fields they differ, then by how much."""
+    shares, mine = rules.shares(streams), own.shares(streams)
+    numbers = [*(shares[stream] - mine[stream] for stream in streams), rules.contrast - own.contrast]
+    return len(differing(rules, own)), sum(map(abs, [*numbers, rules.class_threshold - own.class_threshold]))
+
+
+def _value(scores: RememberedScores, truth: GroundTruth, rules: LocalizeSettings, tious: Sequence[float]) -> float:
+    return evaluate(scores.localize(rules), truth, tious, Ranks()).average
+
+
+def _label_value(scores: RememberedScores, rules: LocalizeSettings) -> float:
+    """By the streams' video scores, as these rules combine them."""
+    together = []
+    for of_video in scores.scores:
+        shares = rules.shares(of_video)
+        video_C = sum(shares[stream] * one.video_C for stream, one in of_video.items())
+        together.append({"all": replace(next(iter(of_video.values())), video_C=np.asarray(video_C))})
+    return classification_map(replace(scores, scores=tuple(together)))
