@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -55,10 +55,11 @@ class RunConfig(Section):
         """How long a rank may have to wait for its data; 0 where all of them are files."""
         return self.data.store_away_s if any(isinstance(place, str) for place in self.data.places) else 0.0
 
-    def check_streams(self, streams: Iterable[str]) -> None:
-        """InputError where what is set for each stream does not fit a shard set's."""
-        self.loss.check(streams)
-        self.localize.shares(streams)
+    def check_streams(self, widths: Mapping[str, int]) -> None:
+        """InputError where what is set for each network does not fit a shard set's streams."""
+        networks = self.model.networks(widths)
+        self.loss.check(networks)
+        self.localize.shares(networks)
 
     def refused_on_resume(self, begun: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """A line for each setting that a run which began with `begun` may not have now.

@@ -113,7 +113,7 @@ def localize_subset(
     with _appearing_whole(out, ranks) as partial:
         write_part(detections, part_of(partial, ranks.rank), metadata)
         if keeper:
-            facts = ScoredModel(model, card.classes, card.model.units, card.localize.shares(card.streams))
+            facts = ScoredModel(model, card.classes, card.model.units, card.localize.shares(card.networks))
             write_scores(partial / FOLDER, ranks.rank, keeper.rows, facts)
         if json_file:
             ranks.barrier()
@@ -185,7 +185,7 @@ class _ScoreKeeper:
         self, network: StreamNetworks, batches: Callable[[], Iterable[Batch]], card: ModelCard, ranks: Ranks
     ) -> None:
         self._network, self._card = network, card
-        self._units = {stream: list(range(card.model.units)) for stream in card.streams}
+        self._units = {stream: list(range(card.model.units)) for stream in card.networks}
         if card.model.units > KEPT_UNITS:  # takes a pass over the videos of its own
             self._units = _most_similar(network, batches(), card, ranks)
         self.rows: list[SnippetScores] = []
@@ -203,7 +203,7 @@ def _most_similar(
     network: StreamNetworks, batches: Iterable[Batch], card: ModelCard, ranks: Ranks
 ) -> dict[str, list[int]]:
     """The units that the subset's snippets are most similar to, by the mean over videos of their mean; at any ranks."""
-    means = {stream: torch.zeros(card.model.units, dtype=torch.float64) for stream in card.streams}
+    means = {stream: torch.zeros(card.model.units, dtype=torch.float64) for stream in card.networks}
     for batch in batches:
         for stream, sums_BK in network.unit_sums(batch).items():
             means[stream] += sums_BK[0].double().cpu() / batch.lengths[0]

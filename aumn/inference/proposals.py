@@ -14,6 +14,8 @@ import numpy as np
 from aumn.inference.settings import LocalizeSettings
 from aumn.records import Clock, Detections, Video, VideoScores
 
+LEAST_ODDS = 1 / 3000
+"""Below these a snippet has no evidence: how far below is noise that would move a curve's mean."""
 MOST_AT_ONCE = 2048
 """More proposals of a video are compared one with all, which takes longer and no more memory than their number."""
 
@@ -46,8 +48,9 @@ def detect(scores: Mapping[str, VideoScores], video: Video, clock: Clock, rules:
     kept_classes = np.flatnonzero(video_C > rules.class_threshold)
     # What Eq. 16 averages over a proposal, as sums up to each snippet.
     fused_TC = np.asarray(sum(weight * score.attention_T[:, None] * score.cas_TC for weight, score in weighted))
+    fused_TC = _curves(fused_TC, rules)
     sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
-    attention = [score.attention_T for weight, score in weighted if weight > 0]
+    attention = [_curves(score.attention_T[:, None], rules)[:, 0] for weight, score in weighted if weight > 0]
     shared = _propose(attention, video, clock, rules) if rules.proposals == "attention" else None
     columns: list[tuple[np.ndarray, ...]] = []
     for label in kept_classes if len(kept_classes) else [video_C.argmax()]:
@@ -63,6 +66,20 @@ def together(videos: Sequence[str], found: Sequence[VideoDetections], classes: S
     video_N = np.repeat(np.arange(len(videos), dtype=np.int32), [len(one.score_N) for one in found])
     none = VideoDetections(np.zeros(0, np.int32), *[np.zeros(0)] * 3)
     return Detections(tuple(videos), tuple(classes), video_N, *map(np.concatenate, zip(none, *found, strict=True)))
+
+
+def _curves(values_TC: np.ndarray, rules: LocalizeSettings) -> np.ndarray:
+    """Probabilities as rules threshold and average them: on their scale, and as means over snippets around each."""
+    if rules.scale == "log_odds":
+        values_TC = values_TC.clip(LEAST_ODDS / (1 + LEAST_ODDS), 1 - np.finfo(np.float32).eps)
+        values_TC = np.log(values_TC / (1 - values_TC)) - np.log(LEAST_ODDS)
+    if rules.smoothing > 1:
+        before, behind = (rules.smoothing - 1) // 2, rules.smoothing // 2
+        sums_TC = np.concatenate([np.zeros((1, values_TC.shape[1])), values_TC.cumsum(0)])
+        place_T = np.arange(len(values_TC))
+        first_T, past_T = (place_T - before).clip(0), (place_T + behind + 1).clip(max=len(values_TC))
+        values_TC = (sums_TC[past_T] - sums_TC[first_T]) / (past_T - first_T)[:, None]
+    return values_TC
 
 
 def _propose(curves: Sequence[np.ndarray], video: Video, clock: Clock, rules: LocalizeSettings) -> Proposals:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from aumn.config.section import Positive, Section, Share, ShareBelowOne, Weight, refusal, refuse_unknown, setting
+from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Weight, refusal, refuse_unknown, setting
 
 PAPER = {"rgb": 0.3, "flow": 0.7}
 
@@ -31,6 +31,14 @@ class LocalizeSettings(Section):
         "attention",
         "What stands above its mean in a proposal: a stream's attention (paper), or what Eq. 16 averages, "
         "for each class on its own.",
+    )
+    scale: Literal["probability", "log_odds"] = setting(
+        "probability",
+        "What curves are thresholded and averaged as (paper: probability). log_odds: log p / (1 - p) above that of "
+        "1 in 3,000. The flanks of an action count as its peak does, so proposals are wider.",
+    )
+    smoothing: Count = setting(
+        1, "Curves are means over so many snippets around each (paper: 1, as they are), fewer at a video's ends."
     )
     thresholds: Annotated[tuple[ShareBelowOne, ...], BeforeValidator(_several)] = setting(
         [],

@@ -7,7 +7,7 @@ C classes, J size of the basis that classifiers are combined from (see `memory`)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ class AUMN(nn.Module):
         Over a share of the snippets: for each class those of the video's own with the most evidence, rounded up.
         """
         settings = self.settings
-        evidence_BTC = attention_BT[..., None] * cas_BTC
+        evidence_BTC = attention_BT[..., None] * cas_BTC if settings.weighted_pooling else cas_BTC * mask_BT[..., None]
         if settings.pooling_share == 1:
             return evidence_BTC.sum(1) / (attention_BT if settings.normalised_pooling else mask_BT).sum(1, keepdim=True)
         count_B1 = (mask_BT.sum(1, keepdim=True) * settings.pooling_share).ceil()
@@ -177,7 +177,7 @@ class AUMN(nn.Module):
         With u_tj = a_t coefficients_tj / T, Eq. 8's logits are sum_j (sum_t u_tj X_t) basis_j and X = (P + I) E, so
         that (P + I)ᵀ u (T x J) comes first.
         """
-        attention_BT = reading.attention_BT * mask_BT
+        attention_BT = (reading.attention_BT if self.settings.weighted_pooling else 1) * mask_BT
         whole_B1 = (attention_BT if self.settings.normalised_pooling else mask_BT).sum(1, keepdim=True)
         pooling_BTJ = reading.coefficients_BTJ * (attention_BT / whole_B1)[..., None]
         if mixing_BTT is not None:
@@ -214,22 +214,22 @@ def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: 
 
 
 class StreamNetworks(nn.Module):
-    """A network a stream, side by side; nothing is shared until inference."""
+    """A network a stream, side by side; nothing is shared until inference. Or one for all, of joint streams."""
 
-    def __init__(self, networks: Mapping[str, AUMN]) -> None:
+    def __init__(self, networks: Mapping[str, AUMN], streams: Iterable[str]) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict(networks)
+        self.networks, self.streams = nn.ModuleDict(networks), tuple(streams)
 
     @classmethod
     def build(
         cls, widths: Mapping[str, int], num_classes: int, settings: ModelSettings, *, scores_snippets: bool = False
     ) -> StreamNetworks:
-        """Networks of one shape for streams of the given input widths; see AUMN."""
+        """Networks of one shape for streams of the given input widths; see AUMN and `ModelSettings.networks`."""
         networks = {
-            stream: AUMN(width, num_classes, settings, scores_snippets=scores_snippets)
-            for stream, width in widths.items()
+            name: AUMN(width, num_classes, settings, scores_snippets=scores_snippets)
+            for name, width in settings.networks(widths).items()
         }
-        return cls(networks)
+        return cls(networks, widths)
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores of a training batch."""
@@ -243,17 +243,27 @@ class StreamNetworks(nn.Module):
     def localize(self, batch: Batch) -> dict[str, VideoScores]:
         """Every stream's scores of the batch's one video, on the host."""
         assert len(batch.videos) == 1
-        scores = {name: network.localize(batch.features[name][0]) for name, network in self.networks.items()}  # type: ignore[operator]
+        scores = {name: network.localize(self._features(batch, name)[0]) for name, network in self.networks.items()}  # type: ignore[operator]
         return {name: VideoScores(*(part.double().cpu().numpy() for part in parts)) for name, parts in scores.items()}
 
     def similarity(self, batch: Batch, units: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """Every stream's `AUMN.similarity` of the batch's one video, on the host."""
-        found = {name: self.networks[name].similarity(batch.features[name][0], units[name]) for name in units}  # type: ignore[operator]
+        found = {name: self.networks[name].similarity(self._features(batch, name)[0], units[name]) for name in units}  # type: ignore[operator]
         return {name: similarity_Tk.double().cpu().numpy() for name, similarity_Tk in found.items()}
 
     def inputs(self, batch: Batch) -> list[tuple[str, AUMN, tuple[Tensor, Tensor, Sequence[int], list[int]]]]:
         """Streams with their inputs; a video's seed differs between streams, so that their dropout does."""
         return [
-            (name, network, (batch.features[name], batch.mask_BT, batch.lengths, [s ^ index for s in batch.seeds]))  # type: ignore[misc]
+            (
+                name,
+                network,
+                (self._features(batch, name), batch.mask_BT, batch.lengths, [s ^ index for s in batch.seeds]),
+            )  # type: ignore[misc]
             for index, (name, network) in enumerate(self.networks.items())
         ]
+
+    def _features(self, batch: Batch, network: str) -> Tensor:
+        """What a network sees, B x T x D: its stream's features, or those of all streams side by side."""
+        if network in self.streams:
+            return batch.features[network]
+        return torch.cat([batch.features[stream] for stream in self.streams], dim=-1)

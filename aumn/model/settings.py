@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +22,9 @@ from aumn.config.section import (
     setting,
 )
 from aumn.records import InputError
+
+JOINT = "joint"
+"""What the one network of joint streams is called."""
 
 
 class ModelSettings(Section):
@@ -70,12 +73,27 @@ class ModelSettings(Section):
         False,
         "Eq. 8 divides by the sum of a_t (paper: by the number of snippets), so that only the attention's "
         "shape counts, not its scale, for which W can make up. Pays together with centred_queries.",
+        needs="model.weighted_pooling=true",
+    )
+    weighted_pooling: bool = setting(
+        True,
+        "Eq. 8 weighs each snippet's X_t W_t by its attention a_t (paper). Off: classes find their snippets by "
+        "themselves, and the attention learns from loss.pseudo_labels; pays with a small pooling_share.",
+    )
+    joint_streams: bool = setting(
+        False,
+        "One network sees the features of all streams side by side (paper: a network a stream, whose scores Eq. 16 "
+        "weighs). Suits streams that say little alone; localize.weights and loss.sparsity know it as `joint`.",
     )
 
     @property
     def key_width(self) -> int:
         """A."""
         return self.embedding_width // self.key_ratio
+
+    def networks(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The networks' names and input widths: one a stream of these widths, or `joint`."""
+        return {JOINT: sum(widths.values())} if self.joint_streams else dict(widths)
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:

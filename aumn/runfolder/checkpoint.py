@@ -80,6 +80,11 @@ class ModelCard(BaseModel):
     """As source_commit() said in training."""
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """Their names: the streams', or `joint`."""
+        return tuple(self.model.networks(self.streams))
+
+    @property
     def clock(self) -> Clock:
         """When its snippets are."""
         return Clock(self.stride_frames, self.window_frames or self.stride_frames)
