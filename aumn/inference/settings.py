@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Weight, refusal, refuse_unknown, setting
+from aumn.model.settings import JOINT
 
 PAPER = {"rgb": 0.3, "flow": 0.7}
 
@@ -23,7 +24,8 @@ class LocalizeSettings(Section):
     weights: dict[str, Share] = setting(
         {},
         "Each stream's share in Eq. 16 and in the video score, 1 together; a stream of share 0, or not named, proposes "
-        "nothing (paper: {rgb: 0.3, flow: 0.7}). {}: the paper's where these are the streams, else equal shares.",
+        "nothing (paper: {rgb: 0.3, flow: 0.7}). {}: the paper's where these are the streams, else equal shares; beside "
+        "`joint`, which has half then.",
     )
     class_threshold: Share = setting(0.1, "Classes above it are kept, or the best one (paper: 0.1).")
     nms_tiou: Share = setting(0.3, "Class-wise NMS (paper: 0.3).")
@@ -60,7 +62,10 @@ class LocalizeSettings(Section):
         """Each stream's share in Eq. 16; InputError for one that `weights` names and that is none of them."""
         streams = tuple(streams)
         refuse_unknown("localize.weights", self.weights, streams, remedy="name these, or give {} for the default")
-        weights = self.weights or (PAPER if set(streams) == set(PAPER) else dict.fromkeys(streams, 1 / len(streams)))
+        apart = [stream for stream in streams if stream != JOINT]
+        equal = dict.fromkeys(apart, (0.5 if JOINT in streams else 1) / max(1, len(apart)))
+        joint = {JOINT: 0.5 if apart else 1.0}
+        weights = self.weights or (PAPER if set(streams) == set(PAPER) else equal | joint)
         return {stream: weights.get(stream, 0.0) for stream in streams}
 
     @classmethod

@@ -177,7 +177,8 @@ class AUMN(nn.Module):
         With u_tj = a_t coefficients_tj / T, Eq. 8's logits are sum_j (sum_t u_tj X_t) basis_j and X = (P + I) E, so
         that (P + I)ᵀ u (T x J) comes first.
         """
-        attention_BT = (reading.attention_BT if self.settings.weighted_pooling else 1) * mask_BT
+        attention_BT = reading.attention_BT if self.settings.weighted_pooling else torch.ones_like(reading.attention_BT)
+        attention_BT = attention_BT * mask_BT
         whole_B1 = (attention_BT if self.settings.normalised_pooling else mask_BT).sum(1, keepdim=True)
         pooling_BTJ = reading.coefficients_BTJ * (attention_BT / whole_B1)[..., None]
         if mixing_BTT is not None:
@@ -214,7 +215,7 @@ def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: 
 
 
 class StreamNetworks(nn.Module):
-    """A network a stream, side by side; nothing is shared until inference. Or one for all, of joint streams."""
+    """A network a stream, side by side; nothing is shared until inference. Or one of joint streams, or both."""
 
     def __init__(self, networks: Mapping[str, AUMN], streams: Iterable[str]) -> None:
         super().__init__()

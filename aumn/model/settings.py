@@ -24,7 +24,7 @@ from aumn.config.section import (
 from aumn.records import InputError
 
 JOINT = "joint"
-"""What the one network of joint streams is called."""
+"""What the network of joint streams is called."""
 
 
 class ModelSettings(Section):
@@ -80,10 +80,10 @@ class ModelSettings(Section):
         "Eq. 8 weighs each snippet's X_t W_t by its attention a_t (paper). Off: classes find their snippets by "
         "themselves, and the attention learns from loss.pseudo_labels; pays with a small pooling_share.",
     )
-    joint_streams: bool = setting(
-        False,
-        "One network sees the features of all streams side by side (paper: a network a stream, whose scores Eq. 16 "
-        "weighs). Suits streams that say little alone; localize.weights and loss.sparsity know it as `joint`.",
+    streams: Literal["apart", "joint", "both"] = setting(
+        "apart",
+        "A network a stream, whose scores Eq. 16 weighs (paper: apart); or one network, `joint` in localize.weights and "
+        "loss.sparsity, that sees the features of all streams side by side, for streams that say little alone; or both.",
     )
 
     @property
@@ -92,8 +92,16 @@ class ModelSettings(Section):
         return self.embedding_width // self.key_ratio
 
     def networks(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The networks' names and input widths: one a stream of these widths, or `joint`."""
-        return {JOINT: sum(widths.values())} if self.joint_streams else dict(widths)
+        """The networks' names and input widths: one a stream of these widths, and `joint`, as `streams` says."""
+        apart, joint = dict(widths), {JOINT: sum(widths.values())}
+        if self.streams == "apart":
+            return apart
+        if JOINT in widths:
+            raise InputError(
+                f"model.streams={self.streams} makes a network called {JOINT}, as a stream of the shard set is: set "
+                "model.streams=apart, or pack it under another name."
+            )
+        return joint if self.streams == "joint" or len(widths) == 1 else apart | joint
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:

@@ -81,7 +81,7 @@ class ModelCard(BaseModel):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Their names: the streams', or `joint`."""
+        """Their names: the streams', `joint`, or both."""
         return tuple(self.model.networks(self.streams))
 
     @property

@@ -45,7 +45,7 @@ def test_settings_as_resolved_are_a_configuration_again(tmp_path):
     assert load_config(write(tmp_path, yaml.safe_dump(plain.model_dump(mode="json")))) == plain
 
 
-STREAMS = {"one": ["rgb"], "two": ["rgb", "flow"], "three": ["rgb", "flow", "audio"]}
+STREAMS = {"one": {"rgb": 4}, "two": {"rgb": 4, "flow": 4}, "three": {"rgb": 4, "flow": 4, "audio": 2}}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,9 @@ STREAMS = {"one": ["rgb"], "two": ["rgb", "flow"], "three": ["rgb", "flow", "aud
         ([], "two", [0.05, 0.03], [0.3, 0.7]),
         ([], "three", [0.05, 0.03, 0.05], [1 / 3, 1 / 3, 1 / 3]),
         (["loss.sparsity=0.2", "localize.weights={audio: 1}"], "three", [0.2, 0.2, 0.2], [0, 0, 1]),
+        (["model.streams=joint"], "two", [0.05], [1]),
+        (["model.streams=both"], "two", [0.05, 0.03, 0.05], [0.25, 0.25, 0.5]),
+        (["model.streams=both"], "one", [0.05], [1]),
         (["localize.weights=null"], "two", [0.05, 0.03], [0.3, 0.7]),
         (["loss.sparsity={default: 0.2, audio: 0}"], "three", [0.2, 0.2, 0], [1 / 3, 1 / 3, 1 / 3]),
         (["loss.sparsity={rgb: 1, flow: 2}", "localize.weights={rgb: 0.9, flow: 0.1}"], "two", [1, 2], [0.9, 0.1]),
@@ -64,8 +67,9 @@ STREAMS = {"one": ["rgb"], "two": ["rgb", "flow"], "three": ["rgb", "flow", "aud
     ],
 )
 def test_what_is_set_for_each_stream(tmp_path, override, streams, gammas, shares):
-    config, names = load_config(write(tmp_path, MINIMAL), override), STREAMS[streams]
-    config.check_streams(names)
+    config = load_config(write(tmp_path, MINIMAL), override)
+    names = config.model.networks(STREAMS[streams])
+    config.check_streams(STREAMS[streams])
     assert [config.loss.gamma(stream) for stream in names] == gammas
     assert list(config.localize.shares(names).values()) == pytest.approx(shares)
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
@@ -75,7 +79,7 @@ def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
     plain = load_config(write(tmp_path, MINIMAL))
     begun = plain.model_dump(mode="json")
     del begun["loss"]["sparsity"], begun["localize"]["weights"]
-    for newer in ("thresholds", "contrast", "fusion", "fusion_sigma"):
+    for newer in ("scale", "smoothing", "thresholds", "contrast", "fusion", "fusion_sigma"):
         del begun["localize"][newer]
     begun["loss"] |= {"sparsity_rgb": 0.05, "sparsity_flow": 0.03}
     begun["localize"] |= {"theta": 0.3}
@@ -92,12 +96,17 @@ def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
         ("localize.weights={rgb: 0.5, flow: 0.5}", "one", "localize.weights names flow, and the shard set's streams"),
         ("localize.weights={rgb: 0.5}", "two", "are 0.5 together, and shares are 1 together"),
         ("loss.sparsity={rgb: -1}", "two", "loss.sparsity.rgb=-1: input should be greater than or equal to 0"),
+        (
+            "model.streams=joint localize.weights={rgb: 1}",
+            "two",
+            "names rgb, and the shard set's streams are joint",
+        ),
         ("loss.sparsity=on", "two", "loss.sparsity.default='on': input should be a valid number"),
     ],
 )
 def test_what_does_not_fit_the_streams(tmp_path, override, streams, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        load_config(write(tmp_path, MINIMAL), [override]).check_streams(STREAMS[streams])
+        load_config(write(tmp_path, MINIMAL), re.split(r" (?=\w+\.\w+=)", override)).check_streams(STREAMS[streams])
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,15 @@ def plain_fused(kept, dropped, sigma):
     return kept[0], *(sum(w * row[i] for w, row in zip(weights, dropped, strict=True)) / sum(weights) for i in (1, 2))
 
 
+def plain_curve(curve, rules):
+    """Snippet by snippet: log-odds over those of 1 in 3,000, then the mean of those that are there around each."""
+    if rules.scale == "log_odds":
+        highest = 1 - 2**-23
+        curve = [max(math.log(min(p, highest) / (1 - min(p, highest)) * 3000), 0) if p > 0 else 0.0 for p in curve]
+    before, behind = (rules.smoothing - 1) // 2, rules.smoothing // 2
+    return np.array([np.mean(curve[max(0, t - before) : t + behind + 1]) for t in range(len(curve))])
+
+
 def plain_detections(scores, rules):
     """Snippet by snippet, proposal by proposal."""
     weight = rules.weights
@@ -88,7 +97,9 @@ def plain_detections(scores, rules):
     rows = []
     for c in classes:
         fused = sum(weight[s] * scores[s].attention_T * scores[s].cas_TC[:, c] for s in scores)
-        curves = [s.attention_T for s in scores.values()] if rules.proposals == "attention" else [fused]
+        fused = plain_curve(fused, rules)
+        attention = [plain_curve(s.attention_T, rules) for s in scores.values()]
+        curves = attention if rules.proposals == "attention" else [fused]
         candidates = []
         for first, past in plain_spans(curves, rules.thresholds) or [(0, len(fused))]:
             score = np.mean(fused[first:past]) - rules.contrast * plain_around(fused, first, past)
@@ -111,6 +122,9 @@ def plain_detections(scores, rules):
         {},
         {"thresholds": (0.0, 0.35, 0.7)},
         {"contrast": 0.6},
+        {"scale": "log_odds"},
+        {"smoothing": 4},
+        {"scale": "log_odds", "smoothing": 5, "contrast": 0.5},
         {"fusion": "gaussian", "fusion_sigma": 0.2},
         {"thresholds": [0.5, 0.1, 0.3], "contrast": 1.5, "fusion": "gaussian"},
     ],

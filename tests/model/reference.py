@@ -72,6 +72,8 @@ def _probabilities(net: AUMN, evidence_C: Tensor) -> Tensor:
 
 
 def _pool(net: AUMN, a_T: Tensor, cas_T: Tensor) -> Tensor:
+    if not net.settings.weighted_pooling:
+        a_T = torch.ones_like(a_T)
     highest = (a_T * cas_T).argsort()[-math.ceil(net.settings.pooling_share * len(a_T)) :]
     return (a_T * cas_T)[highest].sum() / (a_T[highest].sum() if net.settings.normalised_pooling else len(highest))
 

@@ -1,5 +1,6 @@
 """Eq. 1-8 and 15 against the equations as written, values and gradients, padded and not, in float64."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from aumn.model import memory
 from aumn.model.aumn import AUMN, StreamNetworks
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.settings import ModelSettings
-from aumn.records import Batch
+from aumn.records import Batch, Video
 
 from . import reference
 
@@ -39,6 +40,16 @@ SHAPES = [
         "self_attention": False,
         "independent_classes": True,
         "pooling_share": 0.2,
+    },
+    {"units": 5, "bottleneck": 4, "kernel": 2, "self_attention": True, "weighted_pooling": False},
+    {
+        "units": 7,
+        "bottleneck": 3,
+        "kernel": 3,
+        "self_attention": False,
+        "weighted_pooling": False,
+        "pooling_share": 0.3,
+        "independent_classes": True,
     },
     {"units": 300, "bottleneck": 2, "kernel": 4, "self_attention": False},
 ]
@@ -197,8 +208,23 @@ def test_streams_drop_different_values_of_the_same_video():
     features_BTD = features_BTD.float()
     labels_BC = torch.ones(4, CLASSES)
     batch = Batch((), LENGTHS, (3, 4, 5, 6), {"rgb": features_BTD, "flow": features_BTD}, mask_BT, labels_BC)
-    scores = StreamNetworks({"rgb": one, "flow": two})(batch)
+    scores = StreamNetworks({"rgb": one, "flow": two}, ["rgb", "flow"])(batch)
     assert not torch.equal(scores["rgb"].logits_BC, scores["flow"].logits_BC)
+
+
+def test_joint_streams_are_one_network_of_features_side_by_side():
+    settings = ModelSettings(embedding_width=12, streams="both")
+    both = StreamNetworks.build({"rgb": 4, "flow": 6}, CLASSES, settings).eval()
+    network = both.networks["joint"]
+    (video,) = make_videos([9])
+    video = video.float()
+    whole = torch.ones(1, 9, dtype=torch.bool)
+    features = {"rgb": video[None, :, :4], "flow": video[None, :, 4:]}
+    batch = Batch((Video("v", "testing", 9, (0,), 1.0, 25.0),), (9,), (3,), features, whole, torch.ones(1, CLASSES))
+    assert both(batch).keys() == both.localize(batch).keys() == both.unit_sums(batch).keys() == {"rgb", "flow", "joint"}
+    torch.testing.assert_close(both(batch)["joint"].logits_BC, network(video[None], whole, (9,), [3]).logits_BC)
+    np.testing.assert_allclose(both.localize(batch)["joint"].cas_TC, network.localize(video)[2].double(), rtol=1e-6)
+    assert both.similarity(batch, {"joint": [0, 2]})["joint"].shape == (9, 2)
 
 
 def test_where_logits_start_does_not_depend_on_the_number_of_units():
