@@ -23,6 +23,8 @@ MOST_S = 1e9
 
 MOST_STREAMS = 8
 STREAM_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")  # WebDataset makes small letters of others
+JOINT = "joint"
+"""The network that sees the features of all streams, among those of a stream each."""
 NO_STREAMS = (
     "json joint default all add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double "
     "dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items "

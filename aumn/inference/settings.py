@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from aumn.config.section import Count, Positive, Section, Share, ShareBelowOne, Weight, refusal, refuse_unknown, setting
-from aumn.model.settings import JOINT
+from aumn.records import JOINT
 
 PAPER = {"rgb": 0.3, "flow": 0.7}
 
@@ -24,8 +24,8 @@ class LocalizeSettings(Section):
     weights: dict[str, Share] = setting(
         {},
         "Each stream's share in Eq. 16 and in the video score, 1 together; a stream of share 0, or not named, proposes "
-        "nothing (paper: {rgb: 0.3, flow: 0.7}). {}: the paper's where these are the streams, else equal shares; beside "
-        "`joint`, which has half then.",
+        "nothing (paper: {rgb: 0.3, flow: 0.7}). {}: the paper's where these are the streams, else equal ones; "
+        "beside `joint`, which has half then.",
     )
     class_threshold: Share = setting(0.1, "Classes above it are kept, or the best one (paper: 0.1).")
     nms_tiou: Share = setting(0.3, "Class-wise NMS (paper: 0.3).")

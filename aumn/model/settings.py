@@ -21,10 +21,7 @@ from aumn.config.section import (
     refuse_unknown,
     setting,
 )
-from aumn.records import InputError
-
-JOINT = "joint"
-"""What the network of joint streams is called."""
+from aumn.records import JOINT, InputError
 
 
 class ModelSettings(Section):
@@ -82,8 +79,8 @@ class ModelSettings(Section):
     )
     streams: Literal["apart", "joint", "both"] = setting(
         "apart",
-        "A network a stream, whose scores Eq. 16 weighs (paper: apart); or one network, `joint` in localize.weights and "
-        "loss.sparsity, that sees the features of all streams side by side, for streams that say little alone; or both.",
+        "A network a stream, whose scores Eq. 16 weighs (paper: apart); or one that sees the features of all streams "
+        "side by side, for streams that say little alone, `joint` in localize.weights and loss.sparsity; or both.",
     )
 
     @property
@@ -96,11 +93,6 @@ class ModelSettings(Section):
         apart, joint = dict(widths), {JOINT: sum(widths.values())}
         if self.streams == "apart":
             return apart
-        if JOINT in widths:
-            raise InputError(
-                f"model.streams={self.streams} makes a network called {JOINT}, as a stream of the shard set is: set "
-                "model.streams=apart, or pack it under another name."
-            )
         return joint if self.streams == "joint" or len(widths) == 1 else apart | joint
 
     @model_validator(mode="after")
