@@ -203,22 +203,18 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
     """The folder's plan, or a new one."""
     file, base = out / "plan.json", asked.base(out)
     shards = _open(base)
-    with hold(out / "lock", f"{out} is being planned by another aumn tune: wait until that is done"):
-        if file.exists():
-            plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
-            if other := [
-                f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value
-            ]:
-                raise InputError(
-                    f"{out} holds a tuning with {', '.join(other)}: give the same command, which goes on with it, or "
-                    "name another --out."
-                )
-        else:
-            if (out / "config.yaml").exists():
-                raise InputError(f"{out} holds a config.yaml and no plan: name another --out.")
-            plan = _make_plan(asked, base, shards, out.name, say)
-            with whole_file(file) as partial:
-                partial.write_text(plan.model_dump_json(indent=1) + "\n")
+    if not file.exists():
+        with hold(out / "lock", f"{out} is being planned by another aumn tune: wait until that is done"):
+            if not file.exists():
+                plan = _make_plan(asked, base, shards, out, say)
+                with whole_file(file) as partial:
+                    partial.write_text(plan.model_dump_json(indent=1) + "\n")
+    plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
+    if other := [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]:
+        raise InputError(
+            f"{out} holds a tuning with {', '.join(other)}: give the same command, which goes on with it, or name "
+            "another --out."
+        )
     by = f"compared by mAP on the {plan.timed:,} of them that are timed" if plan.timed else "none of them is timed"
     say(f"{plan.statistics.describe()}\n{note_held_out(plan.held_out)}; {by}")
     for line in plan.left_out:
@@ -226,7 +222,9 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
     return plan
 
 
-def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, name: str, say: Say) -> Plan:
+def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, out: Path, say: Say) -> Plan:
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} holds a config.yaml and no plan: name another --out.")
     base.check_streams(shards.streams)
     held_out, tracking, parent = HeldOut.of(base.data, shards), base.tracking, None
     statistics, settings = Statistics.of(shards, held_out.training), base.model_dump(mode="json")
@@ -234,7 +232,7 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, name: str, say: 
     if tracking.enabled and "AUMN_PARENT_RUN" not in os.environ:
         tags = {"dataset": shards.name, "dataset_identity": shards.identity}
         try:
-            parent = job_run.begin_job(tracking.uri, tracking.experiment, name, tags, {"shards": asked.shards})
+            parent = job_run.begin_job(tracking.uri, tracking.experiment, out.name, tags, {"shards": asked.shards})
         except InputError as error:
             say(f"the runs will stand side by side in the tracking store, and in none of their own: {error}")
     return Plan(
@@ -253,7 +251,9 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, name: str, say: 
 def _nested(parent: str | None, name: str) -> Iterator[None]:
     """Runs in the block are nested in another one, as those of a job's steps are."""
     rung, _, place = name.partition(".")
-    names = {"AUMN_PARENT_RUN": parent, "AUMN_STEP": f"rung_{rung}", "AUMN_POINT": place} if parent else {}
+    names = {}
+    if parent and "AUMN_PARENT_RUN" not in os.environ:  # a job's
+        names = {"AUMN_PARENT_RUN": parent, "AUMN_STEP": f"rung_{rung}", "AUMN_POINT": place}
     os.environ.update(names)
     try:
         yield
