@@ -108,8 +108,13 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
         if only not in names:
             say(f"{out}: its plan has no run {only}, so there is nothing to do.")
         return None
-    with tuning.parent_run_ended():
-        return write(plan, results, tuning.record(points[entrants[0]]), out) if ranks.is_first else None
+    if not ranks.is_first:
+        return None
+    told = write(plan, results, tuning.record(points[entrants[0]]), out)
+    if plan.tracking_run:
+        with suppress(InputError):  # the store is a mirror
+            job_run.tag_job(plan.config().tracking.uri, plan.tracking_run, {}, "FINISHED")
+    return told
 
 
 @dataclass
@@ -124,8 +129,8 @@ class _Tuning:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        data = self.plan.config().data
-        return HeldOut.of(data, _open(self.plan.config()))
+        config = self.plan.config()
+        return HeldOut.of(config.data, _open(config))
 
     def count(self, minutes: float | None, only: str | None) -> int:
         """How many candidates there is time for; the first run tells it."""
@@ -185,14 +190,6 @@ class _Tuning:
         if (record := read_record(point.run.folder)) is None:
             raise InputError(f"{point.run.folder} is not done: let all runs of this rung end first; {GOES_ON}.")
         return record
-
-    @contextmanager
-    def parent_run_ended(self) -> Iterator[None]:
-        """What holds the runs in the tracking store ends with the block."""
-        yield
-        if self.plan.tracking_run and self.ranks.is_first:
-            with suppress(InputError):  # the store is a mirror
-                job_run.tag_job(self.plan.config().tracking.uri, self.plan.tracking_run, {}, "FINISHED")
 
 
 def _open(config: RunConfig) -> ShardSet:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.remembered import RememberedScores
 from aumn.records import Clock, InputError, Video, VideoScores
 from aumn.runtime.ranks import Ranks
+from aumn.tracking import job_run
+from aumn.tracking.job_run import job_tags
 from aumn.training import validation
 from aumn.training.finite import NotFiniteError
 from aumn.training.run import run_training
@@ -224,18 +227,26 @@ def test_with_minutes_the_first_run_tells_how_many_there_is_time_for(sets, tmp_p
 
 
 def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
-    import mlflow
+    """As a job's steps are, by which they find it; the store itself is asked in tests/jobs/test_slurm.py."""
+    begun, ended, nested = [], [], {}
 
+    def train(config, *arguments, train=run_training, **options):
+        nested[config.run.folder.name] = job_tags(os.environ)
+        quiet = config.tracking.model_copy(update={"enabled": False})
+        train(config.model_copy(update={"tracking": quiet}), *arguments, **options)
+
+    monkeypatch.setattr(tuning, "run_training", train)
+    monkeypatch.setattr(job_run, "begin_job", lambda *facts: begun.append(facts) or "parent")
+    monkeypatch.setattr(job_run, "tag_job", lambda *facts: ended.append(facts))
     found = Tuned(sets / "timed", tmp_path / "tracked", monkeypatch)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    found.run("run.steps=8", "tracking.enabled=true", f"tracking.uri={uri}", "tracking.experiment=mine", budget=1)
-    client = mlflow.MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert (parent.info.run_name, parent.info.status) == ("tuned", "FINISHED")
-    nested = {run.info.run_name: run.data.tags for run in runs if run is not parent}
-    assert {tags["mlflow.parentRunId"] for tags in nested.values()} == {parent.info.run_id}
-    assert {name: (tags["step"], tags["point"]) for name, tags in nested.items()} == {"recommended_8": ("rung_0", "0")}
+    for _ in range(2):
+        found.run("run.steps=8", "tracking.enabled=true", "tracking.uri=sqlite:///x", budget=2)
+    assert [facts[:3] for facts in begun] == [("sqlite:///x", "aumn", "tuned")]
+    assert ended == 2 * [("sqlite:///x", "parent", {}, "FINISHED")]
+    assert {tags["mlflow.parentRunId"] for tags in nested.values()} == {"parent"}
+    assert (nested["pooling_0.1_1"]["step"], nested["pooling_0.1_1"]["point"]) == ("rung_0", "1")
+    assert len(nested) == 3
+    assert not job_tags(os.environ)
 
 
 @pytest.mark.parametrize(
