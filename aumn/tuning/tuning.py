@@ -108,13 +108,7 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
         if only not in names:
             say(f"{out}: its plan has no run {only}, so there is nothing to do.")
         return None
-    if not ranks.is_first:
-        return None
-    told = write(plan, results, tuning.record(points[entrants[0]]), out)
-    if plan.tracking_run:
-        with suppress(InputError):  # the store is a mirror
-            job_run.tag_job(plan.config().tracking.uri, plan.tracking_run, {}, "FINISHED")
-    return told
+    return tuning.finish(results, points[entrants[0]]) if ranks.is_first else None
 
 
 @dataclass
@@ -184,6 +178,14 @@ class _Tuning:
         trained = [point.run.folder for point, record in zip(points, records, strict=True) if not record.why]
         judged = iter(judge([read_scores(folder, self.held_out.shards) for folder in trained]))
         return [FAILED if record.why else next(judged) for record in records]
+
+    def finish(self, results: Sequence[Result], chosen: RunConfig) -> str:
+        """Write what comes of it; what holds the runs in the tracking store has ended."""
+        told = write(self.plan, results, self.record(chosen), self.out)
+        if self.plan.tracking_run:
+            with suppress(InputError):  # the store is a mirror
+                job_run.tag_job(chosen.tracking.uri, self.plan.tracking_run, {}, "FINISHED")
+        return told
 
     def record(self, point: RunConfig) -> Record:
         """Of a point that is done."""
