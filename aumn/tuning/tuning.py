@@ -90,9 +90,9 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
     planned = ranks.broadcast(_find_plan(asked, out, say).model_dump_json() if ranks.is_first else "")
     if only == "plan":
         return None
-    tuning = _Tuning(Plan.model_validate_json(planned), out, ranks, say, watch)
+    tuning = _Tuning(asked, Plan.model_validate_json(planned), out, ranks, say, watch)
     plan, results = tuning.plan, list[Result]()
-    entrants = list(range(tuning.count(asked.minutes, only)))
+    entrants = list(range(tuning.count(only)))
     for number, rung in enumerate(rungs(len(entrants))):
         points = {index: plan.point(out, index, rung.share) for index in entrants[: rung.candidates]}
         names = [f"{number}.{place}" for place in range(len(points))]
@@ -115,6 +115,7 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
 class _Tuning:
     """A plan under way."""
 
+    asked: Asked
     plan: Plan
     out: Path
     ranks: Ranks
@@ -126,9 +127,9 @@ class _Tuning:
         config = self.plan.config()
         return HeldOut.of(config.data, _open(config))
 
-    def count(self, minutes: float | None, only: str | None) -> int:
+    def count(self, only: str | None) -> int:
         """How many candidates there is time for; the first run tells it."""
-        most = len(self.plan.candidates)
+        most, minutes = len(self.plan.candidates), self.asked.minutes
         if minutes is None:
             return most
         point = self.plan.point(self.out, 0, rungs(most)[0].share)
@@ -166,7 +167,11 @@ class _Tuning:
             told.teller = stop.teller
             raise told from None
         if ranks.is_first:
-            record = Record(rules=config.localize, why=failed) if failed else measure(config, self.held_out, ranks)
+            record = (
+                Record(rules=config.localize, why=failed)
+                if failed
+                else measure(config, self.held_out, ranks, self.asked.given)
+            )
             write_record(folder, record)
         ranks.barrier()
 

@@ -214,9 +214,11 @@ def test_a_candidate_that_cannot_be_trained_is_the_last_and_stops_no_other(sets,
 
     monkeypatch.setattr(tuning, "run_training", fails)
     found = Tuned(sets / "timed", tmp_path / "fails", monkeypatch)
-    told = found.run("run.steps=8", budget=2)
+    told = found.run("run.steps=8", "localize.thresholds=[0.5]", "localize.class_threshold=0.3", budget=2)
     assert "| pooling_0.1 | model.pooling_share=0.1 | not finite |  |" in told
     assert "tuned/config.yaml is recommended." in told
+    rules = load_config(found.folder / "tuned/config.yaml").localize
+    assert (rules.thresholds, rules.class_threshold) == ((0.5,), 0.3), "what the user has set stays"
 
 
 def test_with_minutes_the_first_run_tells_how_many_there_is_time_for(sets, tmp_path, monkeypatch):
