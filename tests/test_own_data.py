@@ -19,7 +19,7 @@ def blocks() -> list[str]:
 
 
 def test_the_page_uses_the_commands_that_it_is_about() -> None:
-    for command in ("doctor", "pack", "inspect", "train", "localize", "evaluate", "report", "models promote"):
+    for command in ("doctor", "pack", "inspect", "train", "tune", "localize", "evaluate", "report", "models promote"):
         assert any(f"aumn {command} " in f"{block} ".replace("\n", " ") for block in blocks()), command
 
 
@@ -38,6 +38,7 @@ def test_from_features_and_a_csv_to_a_registered_model_and_a_report(tmp_path: Pa
     assert "layout folders (rgb/VIDEO and flow/VIDEO), found by looking" in printed
     assert "CHECK" not in printed
     assert "No video looks wrong." in printed
+    assert re.search(r"^tuned/config.yaml is \w.*\. Next: aumn train tuned/config.yaml$", printed, re.MULTILINE)
     assert "models:/my-model@champion is version 1 now" in printed
     assert re.search(r"^synth_000001: \d+ snippets, .* detections$", printed, re.MULTILINE)
     assert json.loads((tmp_path / "my_metrics.json").read_text())["population"]["videos"] == 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,7 @@ def tune(
 
     The same command goes on where it was. Alone, or on every rank that torchrun or srun starts.
 
-    Example: aumn tune build/demo/shards --budget 2 --out build/demo/tuned run.steps=40
+    Example: aumn tune build/demo/shards --budget 2 --out build/demo/tuned run.steps=16
     """
     if minutes is not None and (budget is not None or not minutes > 0):
         raise InputError(f"--minutes={minutes:g} must be above 0 and stand alone: leave out --budget, or --minutes.")
@@ -48,9 +47,11 @@ def tune(
         budget=budget or (BUDGET if minutes is None else None),
         minutes=minutes,
     )
-    bar, run = sys.stderr.isatty() and read_environment(os.environ).is_first, asked.base(out).run
+    first, run = read_environment(os.environ).is_first, asked.base(out).run
     with connect(cuda=run.device == "cuda", timeout_s=run.start_timeout_s, start_s=run.start_timeout_s) as ranks:
         heard = say if ranks.is_first else lambda _line: None
-        told = tune(asked, out, ranks, say=heard, watch=lambda name: progress(name, "steps", silent=not bar), only=only)
+        told = tune(
+            asked, out, ranks, say=heard, watch=lambda name: progress(name, "steps", silent=not first), only=only
+        )
     if told:
         print(told)

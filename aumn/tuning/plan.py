@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from aumn.config.run_config import RunConfig, changed_config
 from aumn.config.yaml_files import as_override
 from aumn.records import InputError
+from aumn.training.settings import HELD_OUT
 from aumn.tuning.candidates import Candidate
 from aumn.tuning.statistics import Statistics
 
@@ -59,7 +60,8 @@ class Plan(BaseModel):
             "run.folder": str(out / "runs" / f"{self.candidates[index].name}_{run.steps}"),
             "run.log_every": max(1, min(run.log_every, run.steps // 6)),  # so that its speed is known
             "run.keep_checkpoints": 1,
-            "evaluation.videos": None,
+            "evaluation.videos": HELD_OUT if self.timed else None,  # once, so that reports and MLflow have it
+            "evaluation.every": 1_000_000,
             "tracking.model_name": None,
             "tracking.alias": None,
         }

@@ -9,6 +9,7 @@ Its folder is a run's, with two files more, of which the second tells that the p
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,15 +73,22 @@ class HeldOut:
         return cls(shards, training, shards.ids(held_out), timed if is_timed else held_out, truth if is_timed else None)
 
 
-def measure(config: RunConfig, held_out: HeldOut, ranks: Ranks) -> Record:
-    """Score the held-out videos with the model that the point's run has ended with, and choose its rules."""
+def measure(config: RunConfig, held_out: HeldOut, ranks: Ranks, fixed: Collection[str]) -> Record:
+    """Score the held-out videos with the model that the point's run has ended with, and choose its rules.
+
+    `fixed` are those of the settings that stay as they are.
+    """
     begun_s, folder = monotonic(), config.run.folder
     network, card = load_network(folder / "model")
     device = ranks.device(config.run.device)
     batches = whole_videos(held_out.shards, held_out.indices, rank=0, world_size=1)
     scores = RememberedScores.of(network.to(device), (batch.to(device) for batch in batches), card)
     _save(held_out, scores, folder / SCORES)
-    rules, value = _choose(scores, held_out.truth, config)
+    rules, value = config.localize, None
+    if held_out.truth is not None:
+        tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
+        stay = {name.removeprefix("localize.") for name in fixed if name.startswith("localize.")}
+        rules, value = choose_rules(scores, held_out.truth, rules, tious, fixed=stay).best
     return Record(rules=rules, map=value, step_s=_step_s(folder), rest_s=monotonic() - begun_s)
 
 
@@ -132,13 +140,3 @@ def _step_s(folder: Path) -> float:
     lines = sorted({line["step"]: line["at_ms"] for line in read_metrics(folder)}.items())
     rates = [(at_ms - before_ms) / (step - before) for (before, before_ms), (step, at_ms) in pairwise(lines)]
     return statistics.median(rates) / 1000 if rates else 0.0
-
-
-def _choose(
-    scores: RememberedScores, truth: GroundTruth | None, config: RunConfig
-) -> tuple[LocalizeSettings, float | None]:
-    if truth is None:
-        return config.localize, None
-    tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
-    rules, value = choose_rules(scores, truth, config.localize, tious).best
-    return rules, value

@@ -90,9 +90,9 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
     planned = ranks.broadcast(_find_plan(asked, out, say).model_dump_json() if ranks.is_first else "")
     if only == "plan":
         return None
-    tuning = _Tuning(Plan.model_validate_json(planned), out, ranks, say, watch)
+    tuning = _Tuning(asked, Plan.model_validate_json(planned), out, ranks, say, watch)
     plan, results = tuning.plan, list[Result]()
-    entrants = list(range(tuning.count(asked.minutes, only)))
+    entrants = list(range(tuning.count(only)))
     for number, rung in enumerate(rungs(len(entrants))):
         points = {index: plan.point(out, index, rung.share) for index in entrants[: rung.candidates]}
         names = [f"{number}.{place}" for place in range(len(points))]
@@ -108,14 +108,14 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
         if only not in names:
             say(f"{out}: its plan has no run {only}, so there is nothing to do.")
         return None
-    with tuning.parent_run_ended():
-        return write(plan, results, tuning.record(points[entrants[0]]), out) if ranks.is_first else None
+    return tuning.finish(results, points[entrants[0]]) if ranks.is_first else None
 
 
 @dataclass
 class _Tuning:
     """A plan under way."""
 
+    asked: Asked
     plan: Plan
     out: Path
     ranks: Ranks
@@ -124,12 +124,12 @@ class _Tuning:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        data = self.plan.config().data
-        return HeldOut.of(data, _open(self.plan.config()))
+        config = self.plan.config()
+        return HeldOut.of(config.data, _open(config))
 
-    def count(self, minutes: float | None, only: str | None) -> int:
+    def count(self, only: str | None) -> int:
         """How many candidates there is time for; the first run tells it."""
-        most = len(self.plan.candidates)
+        most, minutes = len(self.plan.candidates), self.asked.minutes
         if minutes is None:
             return most
         point = self.plan.point(self.out, 0, rungs(most)[0].share)
@@ -167,7 +167,11 @@ class _Tuning:
             told.teller = stop.teller
             raise told from None
         if ranks.is_first:
-            record = Record(rules=config.localize, why=failed) if failed else measure(config, self.held_out, ranks)
+            record = (
+                Record(rules=config.localize, why=failed)
+                if failed
+                else measure(config, self.held_out, ranks, self.asked.given)
+            )
             write_record(folder, record)
         ranks.barrier()
 
@@ -180,19 +184,19 @@ class _Tuning:
         judged = iter(judge([read_scores(folder, self.held_out.shards) for folder in trained]))
         return [FAILED if record.why else next(judged) for record in records]
 
+    def finish(self, results: Sequence[Result], chosen: RunConfig) -> str:
+        """Write what comes of it; what holds the runs in the tracking store has ended."""
+        told = write(self.plan, results, self.record(chosen), self.out)
+        if self.plan.tracking_run:
+            with suppress(InputError):  # the store is a mirror
+                job_run.tag_job(chosen.tracking.uri, self.plan.tracking_run, {}, "FINISHED")
+        return told
+
     def record(self, point: RunConfig) -> Record:
         """Of a point that is done."""
         if (record := read_record(point.run.folder)) is None:
             raise InputError(f"{point.run.folder} is not done: let all runs of this rung end first; {GOES_ON}.")
         return record
-
-    @contextmanager
-    def parent_run_ended(self) -> Iterator[None]:
-        """What holds the runs in the tracking store ends with the block."""
-        yield
-        if self.plan.tracking_run and self.ranks.is_first:
-            with suppress(InputError):  # the store is a mirror
-                job_run.tag_job(self.plan.config().tracking.uri, self.plan.tracking_run, {}, "FINISHED")
 
 
 def _open(config: RunConfig) -> ShardSet:
@@ -203,22 +207,18 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
     """The folder's plan, or a new one."""
     file, base = out / "plan.json", asked.base(out)
     shards = _open(base)
-    with hold(out / "lock", f"{out} is being planned by another aumn tune: wait until that is done"):
-        if file.exists():
-            plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
-            if other := [
-                f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value
-            ]:
-                raise InputError(
-                    f"{out} holds a tuning with {', '.join(other)}: give the same command, which goes on with it, or "
-                    "name another --out."
-                )
-        else:
-            if (out / "config.yaml").exists():
-                raise InputError(f"{out} holds a config.yaml and no plan: name another --out.")
-            plan = _make_plan(asked, base, shards, out.name, say)
-            with whole_file(file) as partial:
-                partial.write_text(plan.model_dump_json(indent=1) + "\n")
+    if not file.exists():
+        with hold(out / "lock", f"{out} is being planned by another aumn tune: wait until that is done"):
+            if not file.exists():
+                plan = _make_plan(asked, base, shards, out, say)
+                with whole_file(file) as partial:
+                    partial.write_text(plan.model_dump_json(indent=1) + "\n")
+    plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
+    if other := [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]:
+        raise InputError(
+            f"{out} holds a tuning with {', '.join(other)}: give the same command, which goes on with it, or name "
+            "another --out."
+        )
     by = f"compared by mAP on the {plan.timed:,} of them that are timed" if plan.timed else "none of them is timed"
     say(f"{plan.statistics.describe()}\n{note_held_out(plan.held_out)}; {by}")
     for line in plan.left_out:
@@ -226,7 +226,9 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
     return plan
 
 
-def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, name: str, say: Say) -> Plan:
+def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, out: Path, say: Say) -> Plan:
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} holds a config.yaml and no plan: name another --out.")
     base.check_streams(shards.streams)
     held_out, tracking, parent = HeldOut.of(base.data, shards), base.tracking, None
     statistics, settings = Statistics.of(shards, held_out.training), base.model_dump(mode="json")
@@ -234,7 +236,7 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, name: str, say: 
     if tracking.enabled and "AUMN_PARENT_RUN" not in os.environ:
         tags = {"dataset": shards.name, "dataset_identity": shards.identity}
         try:
-            parent = job_run.begin_job(tracking.uri, tracking.experiment, name, tags, {"shards": asked.shards})
+            parent = job_run.begin_job(tracking.uri, tracking.experiment, out.name, tags, {"shards": asked.shards})
         except InputError as error:
             say(f"the runs will stand side by side in the tracking store, and in none of their own: {error}")
     return Plan(
@@ -253,7 +255,9 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, name: str, say: 
 def _nested(parent: str | None, name: str) -> Iterator[None]:
     """Runs in the block are nested in another one, as those of a job's steps are."""
     rung, _, place = name.partition(".")
-    names = {"AUMN_PARENT_RUN": parent, "AUMN_STEP": f"rung_{rung}", "AUMN_POINT": place} if parent else {}
+    names = {}
+    if parent and "AUMN_PARENT_RUN" not in os.environ:  # a job's
+        names = {"AUMN_PARENT_RUN": parent, "AUMN_STEP": f"rung_{rung}", "AUMN_POINT": place}
     os.environ.update(names)
     try:
         yield

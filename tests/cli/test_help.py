@@ -21,8 +21,9 @@ from tests.video.clips import random_weights, write_video
 REPOSITORY = Path(__file__).parents[2]
 CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
 IN_ORDER = (
-    "synth", "extract", "weights", "pack", "index", "inspect", "train", "localize", "evaluate", "report", "models list",
-    "models show", "models compare", "models promote", "deliver", "init", "submit", "jobs", "scaling", "doctor",
+    "synth", "extract", "weights", "pack", "index", "inspect", "train", "tune", "localize", "evaluate", "report",
+    "models list", "models show", "models compare", "models promote", "deliver", "init", "submit", "jobs", "scaling",
+    "doctor",
 )  # fmt: skip
 
 

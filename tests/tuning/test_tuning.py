@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.remembered import RememberedScores
 from aumn.records import Clock, InputError, Video, VideoScores
 from aumn.runtime.ranks import Ranks
+from aumn.tracking import job_run
+from aumn.tracking.job_run import job_tags
 from aumn.training import validation
 from aumn.training.finite import NotFiniteError
 from aumn.training.run import run_training
@@ -26,8 +29,10 @@ from aumn.tuning.tuning import RECOMMENDED, Asked, tune
 from tests.launching import aumn, succeed
 from tests.running import start
 
-SMALL = ["model.embedding_width=16", "run.steps=96", "run.checkpoint_every=4", "run.engine=single"]
-QUIET = [*SMALL, "tracking.enabled=false"]
+QUIET = [
+    *("model.embedding_width=16", "model.kernel=3", "model.embedding_layers=1", "run.steps=96"),
+    *("run.checkpoint_every=4", "run.engine=single", "tracking.enabled=false"),
+]
 STATISTICS = Statistics(
     videos=9, classes=2, widths={"rgb": 4}, snippets=(1, 2, 3), snippet_s=1.0, labels=1.5, share_several=0.5,
     share_none=0.25, videos_a_class=(3, 4),
@@ -209,32 +214,41 @@ def test_a_candidate_that_cannot_be_trained_is_the_last_and_stops_no_other(sets,
 
     monkeypatch.setattr(tuning, "run_training", fails)
     found = Tuned(sets / "timed", tmp_path / "fails", monkeypatch)
-    told = found.run("run.steps=8", budget=2)
+    told = found.run("run.steps=8", "localize.thresholds=[0.5]", "localize.class_threshold=0.3", budget=2)
     assert "| pooling_0.1 | model.pooling_share=0.1 | not finite |  |" in told
     assert "tuned/config.yaml is recommended." in told
+    rules = load_config(found.folder / "tuned/config.yaml").localize
+    assert (rules.thresholds, rules.class_threshold) == ((0.5,), 0.3), "what the user has set stays"
 
 
 def test_with_minutes_the_first_run_tells_how_many_there_is_time_for(sets, tmp_path, monkeypatch):
     found = Tuned(sets / "timed", tmp_path / "minutes", monkeypatch)
     assert "| recommended |  |" in found.run("run.steps=16", budget=None, minutes=1e-6)
     assert set(found.runs) == {"recommended_2", "recommended_16"}
-    assert "time for 1 of 10 candidates" in "".join(found.said)
+    assert "time for 1 of 9 candidates" in "".join(found.said)
 
 
 def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
-    import mlflow
+    """As a job's steps are, by which they find it; the store itself is asked in tests/jobs/test_slurm.py."""
+    begun, ended, nested = [], [], {}
 
+    def train(config, *arguments, train=run_training, **options):
+        nested[config.run.folder.name] = job_tags(os.environ)
+        quiet = config.tracking.model_copy(update={"enabled": False})
+        train(config.model_copy(update={"tracking": quiet}), *arguments, **options)
+
+    monkeypatch.setattr(tuning, "run_training", train)
+    monkeypatch.setattr(job_run, "begin_job", lambda *facts: begun.append(facts) or "parent")
+    monkeypatch.setattr(job_run, "tag_job", lambda *facts: ended.append(facts))
     found = Tuned(sets / "timed", tmp_path / "tracked", monkeypatch)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    found.run("run.steps=8", "tracking.enabled=true", f"tracking.uri={uri}", "tracking.experiment=mine", budget=2)
-    client = mlflow.MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert (parent.info.run_name, parent.info.status) == ("tuned", "FINISHED")
-    nested = {run.info.run_name: run.data.tags for run in runs if run is not parent}
-    assert {tags["mlflow.parentRunId"] for tags in nested.values()} == {parent.info.run_id}
-    assert {"recommended_1", "pooling_0.1_1"} < set(nested)
+    for _ in range(2):
+        found.run("run.steps=8", "tracking.enabled=true", "tracking.uri=sqlite:///x", budget=2)
+    assert [facts[:3] for facts in begun] == [("sqlite:///x", "aumn", "tuned")]
+    assert ended == 2 * [("sqlite:///x", "parent", {}, "FINISHED")]
+    assert {tags["mlflow.parentRunId"] for tags in nested.values()} == {"parent"}
     assert (nested["pooling_0.1_1"]["step"], nested["pooling_0.1_1"]["point"]) == ("rung_0", "1")
+    assert len(nested) == 3
+    assert not job_tags(os.environ)
 
 
 @pytest.mark.parametrize(
