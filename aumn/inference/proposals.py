@@ -46,10 +46,8 @@ def detect(scores: Mapping[str, VideoScores], video: Video, clock: Clock, rules:
     weighted = [(shares[stream], score) for stream, score in scores.items()]
     video_C = np.asarray(sum(weight * score.video_C for weight, score in weighted))
     kept_classes = np.flatnonzero(video_C > rules.class_threshold)
-    # What Eq. 16 averages over a proposal, as sums up to each snippet.
-    fused_TC = np.asarray(sum(weight * score.attention_T[:, None] * score.cas_TC for weight, score in weighted))
-    fused_TC = _curves(fused_TC, rules)
-    sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])
+    fused_TC = evidence(scores, rules)
+    sums_TC = np.concatenate([np.zeros((1, fused_TC.shape[1])), fused_TC.cumsum(0)])  # up to each snippet
     attention = [_curves(score.attention_T[:, None], rules)[:, 0] for weight, score in weighted if weight > 0]
     shared = _propose(attention, video, clock, rules) if rules.proposals == "attention" else None
     columns: list[tuple[np.ndarray, ...]] = []
@@ -59,6 +57,13 @@ def detect(scores: Mapping[str, VideoScores], video: Video, clock: Clock, rules:
         kept_N, seconds_N2 = _suppress(score_P, proposals, rules)
         columns.append((np.full(len(kept_N), label, np.int32), score_P[kept_N], *seconds_N2.T))
     return VideoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def evidence(scores: Mapping[str, VideoScores], rules: LocalizeSettings) -> np.ndarray:
+    """What Eq. 16 averages over a proposal, T x C, on the rules' scale and smoothed as they say."""
+    shares = rules.shares(scores)
+    parts = [shares[name] * score.attention_T[:, None] * score.cas_TC for name, score in scores.items()]
+    return _curves(np.asarray(sum(parts)), rules)
 
 
 def together(videos: Sequence[str], found: Sequence[VideoDetections], classes: Sequence[str]) -> Detections:

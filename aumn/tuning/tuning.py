@@ -180,8 +180,10 @@ class _Tuning:
         records = [self.record(point) for point in points]
         if self.plan.timed:
             return [FAILED if record.map is None else record.map for record in records]
-        trained = [point.run.folder for point, record in zip(points, records, strict=True) if not record.why]
-        judged = iter(judge([read_scores(folder, self.held_out.shards) for folder in trained]))
+        trained = [
+            (point.run.folder, record.rules) for point, record in zip(points, records, strict=True) if not record.why
+        ]
+        judged = iter(judge([(read_scores(folder, self.held_out.shards), rules) for folder, rules in trained]))
         return [FAILED if record.why else next(judged) for record in records]
 
     def finish(self, results: Sequence[Result], chosen: RunConfig) -> str:
