@@ -14,7 +14,7 @@ import numpy as np
 from aumn.inference.settings import LocalizeSettings
 from aumn.records import Clock, Detections, Video, VideoScores
 
-LEAST_ODDS = 1 / 3000
+LEAST_ODDS = 1 / 400
 """Below these a snippet has no evidence: how far below is noise that would move a curve's mean."""
 MOST_AT_ONCE = 2048
 """More proposals of a video are compared one with all, which takes longer and no more memory than their number."""

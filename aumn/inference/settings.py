@@ -37,7 +37,7 @@ class LocalizeSettings(Section):
     scale: Literal["probability", "log_odds"] = setting(
         "probability",
         "What curves are thresholded and averaged as (paper: probability). log_odds: log p / (1 - p) above that of "
-        "1 in 3,000. The flanks of an action count as its peak does, so proposals are wider.",
+        "1 in 400. The flanks of an action count as its peak does, so proposals are wider.",
     )
     smoothing: Count = setting(
         1, "Curves are means over so many snippets around each (paper: 1, as they are), fewer at a video's ends."

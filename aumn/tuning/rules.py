@@ -7,17 +7,14 @@ others held, until none is better. That is some dozens of the thousands that the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from aumn.evaluation.evaluate import evaluate
 from aumn.inference.remembered import RememberedScores
 from aumn.inference.settings import LocalizeSettings
-from aumn.records import GroundTruth
+from aumn.records import JOINT, GroundTruth
 from aumn.runtime.ranks import Ranks
-from aumn.tuning.criterion import classification_map
+from aumn.tuning.criterion import evidence_map
 
 Part = list[dict[str, Any]]
 """Choices for a part of the rules, each by the fields that it sets."""
@@ -34,6 +31,9 @@ GRID: dict[str, Part] = {
         for kind in ("attention", "class_activation")
         for contrast in (0.5, 1.0, 2.0)
     ],
+    "curves": [
+        {"scale": scale, "smoothing": snippets} for scale in ("probability", "log_odds") for snippets in (1, 3, 5, 9)
+    ],
     "class_threshold": [{"class_threshold": share} for share in (0.005, 0.02, 0.1)],
     "contrast": [{"contrast": contrast} for contrast in (0.0, 0.25, 0.5, 1.0, 2.0)],
     "nms_tiou": [{"nms_tiou": tiou} for tiou in (0.1, 0.3, 0.5)],
@@ -41,8 +41,8 @@ GRID: dict[str, Part] = {
 }
 """What is tried of any model, beside `weights_of` its streams. Many thresholds help nobody without contrast: of nested
 proposals the narrowest have the highest mean."""
-LEAST = 1e-9
-"""What is better by less is as good."""
+LEAST = 0.005
+"""What is better by less than half a point is as good: a few videos do not tell."""
 
 
 class Tried(NamedTuple):
@@ -103,7 +103,7 @@ def choose_rules(
     def worth(rules: LocalizeSettings) -> Tried:
         key = rules.model_dump_json()
         if key not in tried:
-            value = _label_value(scores, rules) if truth is None else _value(scores, truth, rules, tious)
+            value = evidence_map(scores, rules) if truth is None else _value(scores, truth, rules, tious)
             tried[key] = Tried(rules, value)
             advance(len(tried))
         return tried[key]
@@ -120,12 +120,16 @@ def choose_rules(
 
 
 def weights_of(streams: Sequence[str], own: LocalizeSettings) -> Part:
-    """Two streams' shares in tenths; of more, each stream alone, and all alike; none that are the model's own."""
+    """Two streams' shares in tenths; of more, each alone, and all alike, with and without one of joint streams.
+
+    None that are the model's own.
+    """
     if len(streams) == 2:
         shares = [dict(zip(streams, (tenth / 10, (10 - tenth) / 10), strict=True)) for tenth in range(11)]
     else:
-        alike = dict.fromkeys(streams, 1 / len(streams))
-        shares = [alike, *({stream: 1.0} for stream in streams)] if len(streams) > 1 else []
+        apart = [stream for stream in streams if stream != JOINT]
+        alike = [dict.fromkeys(some, 1 / len(some)) for some in ((streams, apart) if JOINT in streams else (streams,))]
+        shares = [*alike, *({stream: 1.0} for stream in streams)] if len(streams) > 1 else []
     mine = own.shares(streams)
     return [{"weights": own.weights}] * bool(shares) + [
         {"weights": one} for one in shares if {**dict.fromkeys(streams, 0.0), **one} != mine
@@ -155,13 +159,3 @@ def _distance(rules: LocalizeSettings, own: LocalizeSettings, streams: Sequence[
 
 def _value(scores: RememberedScores, truth: GroundTruth, rules: LocalizeSettings, tious: Sequence[float]) -> float:
     return evaluate(scores.localize(rules), truth, tious, Ranks()).average
-
-
-def _label_value(scores: RememberedScores, rules: LocalizeSettings) -> float:
-    """By the streams' video scores, as these rules combine them."""
-    together = []
-    for of_video in scores.scores:
-        shares = rules.shares(of_video)
-        video_C = sum(shares[stream] * one.video_C for stream, one in of_video.items())
-        together.append({"all": replace(next(iter(of_video.values())), video_C=np.asarray(video_C))})
-    return classification_map(replace(scores, scores=tuple(together)))

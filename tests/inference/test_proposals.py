@@ -81,10 +81,10 @@ def plain_fused(kept, dropped, sigma):
 
 
 def plain_curve(curve, rules):
-    """Snippet by snippet: log-odds over those of 1 in 3,000, then the mean of those that are there around each."""
+    """Snippet by snippet: log-odds over those of 1 in 400, then the mean of those that are there around each."""
     if rules.scale == "log_odds":
         highest = 1 - 2**-23
-        curve = [max(math.log(min(p, highest) / (1 - min(p, highest)) * 3000), 0) if p > 0 else 0.0 for p in curve]
+        curve = [max(math.log(min(p, highest) / (1 - min(p, highest)) * 400), 0) if p > 0 else 0.0 for p in curve]
     before, behind = (rules.smoothing - 1) // 2, rules.smoothing // 2
     return np.array([np.mean(curve[max(0, t - before) : t + behind + 1]) for t in range(len(curve))])
 

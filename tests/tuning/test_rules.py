@@ -24,7 +24,7 @@ def remembered(streams=("good", "bad"), videos=6, snippets=40):
         for stream in streams:
             attention_T = curve_T if stream == "good" else rng.uniform(size=snippets)
             video_C = np.eye(2)[label] * 0.8 + 0.1 if stream == "good" else np.array([0.5, 0.5])
-            of_stream[stream] = VideoScores(video_C, attention_T, np.full((snippets, 2), 0.5))
+            of_stream[stream] = VideoScores(video_C, attention_T, np.tile(video_C, (snippets, 1)))
         of_videos.append(Video(f"v{number}", "training", snippets, (label,), 40.0, 1.0))
         scores.append(of_stream)
         rows.append((number, label, first, first + 8))
@@ -50,7 +50,9 @@ def test_the_search_finds_what_the_network_knows():
     assert counted == list(range(1, len(choice.tried) + 1))
     assert len({one.rules.model_dump_json() for one in choice.tried}) == len(choice.tried)
     parts = [part for part, _ in choice.neighbours()]
-    assert list(dict.fromkeys(parts)) == ["weights", "proposals", "class_threshold", "contrast", "nms_tiou", "fusion"]
+    assert list(dict.fromkeys(parts)) == [
+        "weights", "proposals", "curves", "class_threshold", "contrast", "nms_tiou", "fusion",
+    ]  # fmt: skip
     again = choose_rules(scores, truth, choice.best.rules, TIOUS)
     assert again.best == choice.best  # what is best already stays, whatever is as good
 
@@ -69,7 +71,7 @@ def test_labels_alone_choose_whom_to_trust_and_nothing_else():
     choice = choose_rules(scores, None, own, TIOUS)
     assert choice.measure == "classification mAP"
     assert (choice.own.value < 1, choice.best.value) == (True, 1.0)
-    assert choice.best.rules == own.model_copy(update={"weights": {"good": 0.1, "bad": 0.9}})  # as good, and nearest
+    assert choice.best.rules == own.model_copy(update={"weights": {"good": 0.2, "bad": 0.8}})  # as good, and nearest
     assert choose_rules(scores, None, own, TIOUS, fixed={"weights"}).tried == [choice.own]
 
 
@@ -80,6 +82,7 @@ def test_labels_alone_choose_whom_to_trust_and_nothing_else():
         (["rgb", "flow"], {}, 11),
         (["rgb", "flow"], {"rgb": 0.45, "flow": 0.55}, 12),
         (list("abc"), {}, 4),
+        (["rgb", "flow", "joint"], {}, 6),
     ],
 )
 def test_shares_that_are_tried(streams, own, count):
