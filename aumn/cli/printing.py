@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from aumn.data.packing.planning import PackingReport
     from aumn.evaluation.evaluate import Evaluation
+    from aumn.inference.settings import LocalizeSettings
     from aumn.training.footprint import Footprint
+    from aumn.tuning.trained import Chosen
 
 
 def print_packing(report: PackingReport) -> None:
@@ -79,9 +81,35 @@ def print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:
         print(note)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_rules(chosen: Chosen) -> None:
+    """What the rules of a model are worth, the best found, and what each change of one part of them would cost."""
+    from aumn.config.yaml_files import as_override
+    from aumn.tuning.rules import differing
+
+    choice, card = chosen.choice, chosen.card
+
+    def text(rules: LocalizeSettings, others: LocalizeSettings) -> str:
+        return " ".join(as_override(f"localize.{name}", value) for name, value in differing(rules, others).items())
+
+    def row(part: str, rules: str, value: float) -> tuple[str, ...]:
+        return part, rules, f"{100 * value:.1f}", f"{100 * (value - choice.best.value):+.1f}"
+
+    changes = text(choice.best.rules, chosen.before)
+    rows = [row("the model's", text(choice.own.rules, chosen.before), choice.own.value)]
+    rows += [row("best", changes or "the model's", choice.best.value)]
+    rows += [row(part, text(one.rules, choice.best.rules), one.value) for part, one in choice.neighbours()]
+    print(f"{choice.measure} (%) of {len(choice.tried)} rules; below the best, those that change one part of them")
+    print_table(("part", "rules", choice.measure, "against the best"), rows, words=2)
+    print(f"best: {changes or 'those that the model has'}; {card.chosen_rules}.")
+    print(
+        "These videos chose the rules, so that on others they are a little worse: what you report, measure on others"
+        f"{'; the network was trained on them, too, which makes them look better than others' * chosen.trained_on}."
+    )
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> None:
     """Print a table of names and their numbers."""
-    show(table(header, rows))
+    show(table(header, rows, words=words))
 
 
 def show(made: Table) -> None:

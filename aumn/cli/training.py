@@ -106,7 +106,7 @@ def localize(
             raise InputError("--video is one video: leave out the shard set, --subset and --out.")
         from aumn.cli.one_video import localize_one
 
-        folder, files = _model_folder(model, tracking_uri), [video, *places]
+        folder, files = model_folder(model, tracking_uri), [video, *places]
         localize_one(
             folder, files, fps=fps, duration_s=duration, dtype=dtype, top=top, json_file=json_file,
             weights=weights or (), device=device, rules=rules,
@@ -127,7 +127,7 @@ def localize(
 
     first = read_environment(os.environ).is_first
     with connect(cuda=device == "cuda") as ranks, progress("localizing", "videos", silent=not first) as advance:
-        folder = _model_folder(model, tracking_uri)
+        folder = model_folder(model, tracking_uri)
         model = model if model.startswith("models:") else str(folder)
         count = localize_subset(
             folder, place_of(place), out, ranks, model=model, subset=subset, device=device, advance=advance,
@@ -138,7 +138,8 @@ def localize(
         print(f"{out}: {count:,} detections by {model} in subset {subset} of {place}")
 
 
-def _model_folder(model: str, tracking_uri: str | None) -> Path:
+def model_folder(model: str, tracking_uri: str | None) -> Path:
+    """Where the model lies that a user means by a run's, a checkpoint's or a model's folder, or by models:/..."""
     if not model.startswith("models:"):
         from aumn.inference.localize import final_model
 

@@ -48,6 +48,24 @@ Read = TypeVar("Read")
 logger = logging.getLogger(__name__)
 
 
+class ChosenRules(BaseModel):
+    """Where a model's rules of localization come from that were chosen after its training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    of: str
+    """The model that has the same weights, as it was called."""
+    subset: str
+    """That of the videos: held_out, or a name."""
+    measure: str
+    """What was compared."""
+    videos: tuple[str, ...]
+
+    def __str__(self) -> str:
+        which = "held out of training" if self.subset == "held_out" else f"of {self.subset}"
+        return f"chosen by {self.measure} on {len(self.videos):,} videos {which}, for the weights of {self.of}"
+
+
 class ModelCard(BaseModel):
     """What a model is beside its weights: enough to build it, run it and say where it comes from."""
 
@@ -73,6 +91,8 @@ class ModelCard(BaseModel):
     """Checksum of the training data: equal for the same videos, features and labels."""
     dataset_parts: tuple[str, ...] | None = None
     """Of several shard sets that were trained on together, each one's; None: it was one."""
+    chosen_rules: ChosenRules | None = None
+    """None: `localize` is the training run's."""
     metrics: dict[str, float]
     """Fractions, such as {"held_out/mAP/0.5": 0.31, "held_out/mAP/average": 0.36}; empty where nothing was measured."""
     aumn_version: str
@@ -110,6 +130,17 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> Pa
         raise InputError(f"{path} exists and is no model artifact, so it is not replaced: name another folder.")
     with whole_folder(path) as folder:
         _write_model(folder, weights, card)
+    return path
+
+
+def save_with_rules(path: Path, source: Path, card: ModelCard) -> Path:
+    """Write the weights of another artifact, byte for byte, and a card of other rules. OSError: the disk refuses."""
+    if path.exists():
+        raise InputError(f"{path} already exists: name a new folder for the model.")
+    weights = read_checked(source, "model.safetensors", remedy=_remedy(source))
+    with whole_folder(path) as folder:
+        (folder / "model.safetensors").write_bytes(weights)
+        _write_card(folder, card)
     return path
 
 
@@ -235,9 +266,12 @@ def _last_whole(run_dir: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
 
 def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
     _write_tensors(folder / "model.safetensors", weights)
-    unsaid = {
-        name for name in ("window_frames", "extractor", "dataset_parts") if getattr(card, name) is None
-    }  # as in older cards
+    _write_card(folder, card)
+
+
+def _write_card(folder: Path, card: ModelCard) -> None:
+    optional = ("window_frames", "extractor", "dataset_parts", "chosen_rules")
+    unsaid = {name for name in optional if getattr(card, name) is None}  # as in older cards
     _write_facts(folder / "model.json", card.model_dump(exclude=unsaid))
 
 

@@ -15,6 +15,8 @@ def write_model_card(card: ModelCard, config: Mapping[str, Any] | None) -> str:
     """The whole card, Markdown."""
     streams = ", ".join(f"{stream} ({width} wide)" for stream, width in card.streams.items())
     rules = _inline(card.localize, weights=card.localize.shares(card.networks))
+    if card.chosen_rules:
+        rules += f", {card.chosen_rules}"
     arrays = ", ".join(f'"{stream}": {stream}_TD' for stream in card.streams)
     return f"""# AUMN trained on {card.dataset}
 

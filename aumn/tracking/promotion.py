@@ -94,6 +94,8 @@ def _judge(client: MlflowClient, name: str, version: int, before: int, alias: st
             f"{new} has mAP {ours}, less than the {100 * theirs.average:.1f}% of version {before}, which is @{alias} "
             "now: promote a better one, or pass --force."
         )
+    if new.card.chosen_rules and new.card.chosen_rules != old.card.chosen_rules:
+        return f"its rules were chosen on these very videos, {ours.population}: on others it is a little worse"
     if not any(name.startswith("held_out/") for name in new.card.metrics):
         return (
             f"chosen by its mAP on {ours.population}, which is no measure of it any more: choose on training videos, "
@@ -103,10 +105,10 @@ def _judge(client: MlflowClient, name: str, version: int, before: int, alias: st
 
 
 def _settings(of: Description, other: Description) -> dict[str, Any]:
-    """All of the run's where both have them, else those of the network and of localization."""
-    sections: Mapping[str, Any] = of.card.model_dump(include={"model", "localize"})
+    """All of the run's where both have them, else those of the network; and the model's own of localization."""
+    sections: Mapping[str, Any] = of.card.model_dump(mode="json", include={"model", "localize"})
     if of.config and other.config:
-        sections = of.config
+        sections = {**of.config, "localize": sections["localize"]}
     return {name: value for name, value in settings_of(sections).items() if not says(name, "same_model")}
 
 
@@ -118,4 +120,5 @@ def _facts(card: ModelCard) -> dict[str, str]:
         "streams": ", ".join(f"{stream} {width}" for stream, width in card.streams.items()),
         "a snippet": str(card.clock),
         "commit": card.commit or "unknown",
+        "rules": str(card.chosen_rules or "the run's"),
     }

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aumn.files import CHECKSUMS
+from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, read_card
 from aumn.tracking.model_card import summarize, write_model_card
-from aumn.tracking.registry import check_names, pages
+from aumn.tracking.registry import Description, check_names, pages
 from aumn.tracking.store import connected
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def register(
     card = read_card(folder)
     digest = hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
     facts = card.model_dump(include={"dataset", "dataset_identity", "aumn_version", "commit"}, exclude_none=True)
+    if card.chosen_rules:
+        facts["rules"] = str(card.chosen_rules)
     tags = {_DIGEST: digest, **facts, **{metric: repr(value) for metric, value in card.metrics.items()}}
     with connected(uri) as client:
         if not _registered(client, name, run_id, digest):  # and nothing will be, before all files are in the store
@@ -63,6 +66,15 @@ def register(
         for double in doubles:
             client.delete_model_version(name, double)
         return int(number)
+
+
+def register_rules(folder: Path, of: Description, uri: str | None = None) -> int:
+    """Upload the model of another version's weights, with rules of its own, as the next version of the same name."""
+    with connected(uri) as client:
+        run_id = client.get_model_version(of.name, str(of.version)).run_id
+    if not run_id:
+        raise InputError(f"{of} names no run that made it, so that it gets no new version: write a folder with --out.")
+    return register(folder, of.name, run_id=run_id, config=of.config, uri=uri)
 
 
 def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> list[str]:

@@ -67,13 +67,14 @@ class Choice(NamedTuple):
 
     def neighbours(self) -> list[tuple[str, Tried]]:
         """What was tried that differs from the best in one part alone, with the part, better ones first in each."""
-        found = [
-            (name, one)
-            for name, part in self.grid.items()
-            for one in self.tried
-            if one != self.best and not differing(one.rules, self.best.rules) - fields_of(part)
-        ]
-        return sorted(found, key=lambda row: ([*self.grid].index(row[0]), -row[1].value))
+        smallest = sorted(self.grid, key=lambda name: len(fields_of(self.grid[name])))
+        found: dict[str, list[Tried]] = {name: [] for name in self.grid}
+        for one in self.tried:
+            changed = differing(one.rules, self.best.rules).keys()
+            fitting = [name for name in smallest if changed and changed <= fields_of(self.grid[name])]
+            if fitting:
+                found[fitting[0]].append(one)
+        return [(name, one) for name, ones in found.items() for one in sorted(ones, key=lambda one: -one.value)]
 
 
 def choose_rules(
@@ -141,9 +142,10 @@ def fields_of(part: Part) -> set[str]:
     return {name for choice in part for name in choice}
 
 
-def differing(rules: LocalizeSettings, others: LocalizeSettings) -> set[str]:
-    """The fields in which two rules differ."""
-    return {name for name, value in rules if value != getattr(others, name)}
+def differing(rules: LocalizeSettings, others: LocalizeSettings) -> dict[str, Any]:
+    """The fields in which rules differ from others, as JSON has them."""
+    theirs = others.model_dump(mode="json")
+    return {name: value for name, value in rules.model_dump(mode="json").items() if value != theirs[name]}
 
 
 def _changed(rules: LocalizeSettings, choice: dict[str, Any]) -> LocalizeSettings:
