@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,10 @@ def units_used(network: Any, batches: list[Batch], stream: str, truth: GroundTru
     }
 
 
-def print_table(results: Path) -> None:
+def print_table(results: Iterable[dict[str, Any]]) -> None:
     """Mean and standard deviation over seeds, by row and rules."""
     found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-    for line in results.read_text().splitlines():
-        result = json.loads(line)
+    for result in results:
         for name, values in result["rules"].items():
             found[result["row"], name].append(values)
     print("| row | rules | seeds | " + " | ".join(map(str, TIOUS)) + " | average |")
@@ -163,7 +163,7 @@ def main() -> None:
             print(
                 name, seed, {rules: f"{100 * values[-1]:.1f}" for rules, values in result["rules"].items()}, flush=True
             )
-    print_table(results)
+    print_table(map(json.loads, results.read_text().splitlines()))
 
 
 if __name__ == "__main__":
