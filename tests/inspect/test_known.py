@@ -45,11 +45,11 @@ def test_the_real_names_of_thumos14(shared_data: Path, file: str, said: str) -> 
     ("per_s", "fps", "clock", "said"),
     [
         (25 / 16, 25, Clock(16, 16), "1.56 snippets a second (by video_validation_0000051), as in the I3D of W-TALC,"),
-        (25 / 16, 25, Clock(16, 16), "which is --stride-frames 16 --fps 25."),
-        (25 / 16, 30, Clock(16, 16), "CHECK: pack with --stride-frames 16 --fps 25."),
-        (30 / 4, 30, Clock(4, 16), "as in the I3D of CMCS, which ActionFormer took, and OpenTAD's VideoMAE; which is"),
-        (30 / 4, 25, Clock(16, 16), "CHECK: pack with --stride-frames 4 --fps 30."),
-        (10 / 4, 10, Clock(4, 4), "as in W-TALC's UntrimmedNet; which is --stride-frames 4 --fps 10."),
+        (25 / 16, 25, Clock(16, 16), "BaS-Net and ACM-Net: --stride-frames 16 --fps 25."),
+        (25 / 16, 30, Clock(16, 16), "BaS-Net and ACM-Net. CHECK: pack with --stride-frames 16 --fps 25."),
+        (30 / 4, 30, Clock(4, 16), "as in the I3D of CMCS, which ActionFormer took, and OpenTAD's VideoMAE: --stride-"),
+        (30 / 4, 25, Clock(16, 16), "CHECK: pack with --stride-frames 4 --window-frames 16 with annotations that tell"),
+        (10 / 4, 10, Clock(4, 4), "as in W-TALC's UntrimmedNet: --stride-frames 4 --fps 10."),
         (
             3.75,
             30,
