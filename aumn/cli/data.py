@@ -139,13 +139,15 @@ def print_inspection(found: Inspection) -> None:
         for name, s in found.subsets.items()
     ])  # fmt: skip
     print_table(("videos of class", *found.subsets), _class_rows(found))
-    print_table(("stream", "width", "lowest", "highest", "mean", "deviation", "zeros"), [
-        (name, f"{s.width:,}", f"{s.lowest:.4g}", f"{s.highest:.4g}", f"{s.mean:.4g}", f"{s.deviation:.4g}",
+    print_table(("stream", "width", "norm", "lowest", "highest", "mean", "deviation", "zeros"), [
+        (name, f"{s.width:,}", *(f"{value:.4g}" for value in (s.norm, s.lowest, s.highest, s.mean, s.deviation)),
          f"{100 * s.zeros:.1f} %")
         for name, s in found.streams.items()
     ])  # fmt: skip
     if found.is_sample:
         print(f"Values are of {found.read:,} videos, spread evenly; the rest is of all.")
+    for sentence in found.known:
+        print(sentence)
     for note in found.notes:
         print(f"CHECK the ground truth. {note}")
     if found.left_out:

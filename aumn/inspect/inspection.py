@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotated import look
 from aumn.data.truth.annotations import read_annotations
 from aumn.ends import Length
+from aumn.inspect.known import recognize
 from aumn.records import Clock, InputError, Place, Video
 
 CHUNK_VIDEOS = 64  # read ahead by threads
@@ -46,6 +48,11 @@ class StreamFacts:
     deviation: float
     zeros: float  # their share
 
+    @property
+    def norm(self) -> float:
+        """Root mean square length of a snippet, by which one extractor's features are told from another's."""
+        return math.sqrt(self.width * (self.mean**2 + self.deviation**2))
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -71,6 +78,7 @@ class Inspection:
     streams: dict[str, StreamFacts]
     findings: list[Finding]
     notes: list[str]  # what looks wrong with the ground truth
+    known: list[str]  # about the public set that this looks like
     population: Sequence[Video]  # every video of the set
     videos: list[tuple[Video, dict[str, StreamFacts]]]  # those that were read whole, with each stream's values
     left_out: tuple[str, ...]  # when the set was packed, since they were bad
@@ -123,6 +131,7 @@ def inspect_shards(
         streams={stream: _take_together([of[stream] for _, of in values], snippets) for stream in shards.streams},
         findings=sorted([*findings, *_compare_scales(values)], key=lambda found: (found.kind, order[found.video])),
         notes=_look_at_truth(shards),
+        known=recognize(shards.videos, shards.classes, shards.clock),
         population=shards.videos,
         videos=values,
         left_out=shards.left_out,

@@ -1,7 +1,7 @@
 """Matrix products, by the library that does them at the processor's speed.
 
 PyTorch hands float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN, which
-PyTorch has for its convolutions, uses it, at twice the speed (docs/experiments.md). Everywhere else, in other
+PyTorch has for its convolutions, uses it, at twice the speed (docs/experiments_log.md). Everywhere else, in other
 precisions and on CUDA, a product is PyTorch's own. Which library it is depends on the machine, never on how large
 matrices are, so results do not depend on how work was cut, but for last bits, as with any library's products.
 

@@ -55,6 +55,7 @@ def test_counts_and_values_are_those_of_everything_together(place: Place) -> Non
         assert (facts.width, facts.lowest, facts.highest) == (6, everything.min(), everything.max())
         measured = (facts.mean, facts.deviation, facts.zeros)
         assert measured == pytest.approx((everything.mean(), everything.std(), (everything == 0).mean()), rel=1e-6)
+        assert facts.norm == pytest.approx(np.sqrt((everything**2).sum(1).mean()), rel=1e-6)
     for subset, facts in found.subsets.items():
         videos = [video for video in shards.videos if video.subset == subset]
         lengths = sorted(video.snippets for video in videos)
@@ -192,6 +193,7 @@ def test_the_command_prints_all_of_it(place: Place, tmp_path: Path) -> None:
     printed = succeed(aumn("inspect", shards, "--picture", tmp_path / "p.svg", "--json", tmp_path / "i.json")).stdout
     assert f"{shards}: twelve, 3 classes, a snippet every 16 frames" in printed
     assert "Look at these: 1 constant" in printed
+    assert "THUMOS14" not in printed
     assert (
         "CHECK the ground truth. Instances that end before they start: 1 ('action_000' at [2, 1] in synth_" in printed
     )

@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,8 @@ SHREC21_RULES = {
 def score(row: str, seed: int, config_path: Path, changes: list[str], shards_path: Path, out: Path) -> dict[str, Any]:
     """Train, localize by all rules, evaluate."""
     folder = out / f"{row.replace(' ', '_')}_{seed}"
-    settings = [f"data.shards={shards_path}", f"run.folder={folder}", f"run.seed={seed}", *changes]
-    fixed = ["run.engine=single", "run.checkpoint_every=1000000", "tracking.enabled=false"]
-    config = load_config(config_path, [*settings, *fixed])
     started_s = time.process_time()
-    run_training(config, Ranks(), resume=folder.exists(), say=lambda _: None, advance=lambda *_: None)
+    train(config_path, changes, shards_path, seed, folder)
     cpu_s = time.process_time() - started_s
     network, card = load_network(folder / "model")
     shards = ShardSet.open(shards_path)
@@ -82,6 +80,14 @@ def score(row: str, seed: int, config_path: Path, changes: list[str], shards_pat
     used = {name: units_used(network, batches, name, truth, shards) for name in network.networks}
     facts = {"best_class_right": best_class_right(remembered), "units": used}
     return {"row": row, "seed": seed, "changes": changes, "cpu_s": cpu_s, "rules": rules, **facts}
+
+
+def train(config_path: Path, changes: Sequence[str], shards: Path, seed: int, folder: Path) -> None:
+    """A run, or the rest of it."""
+    settings = [f"data.shards={shards}", f"run.folder={folder}", f"run.seed={seed}", *changes]
+    fixed = ["run.engine=single", "run.checkpoint_every=1000000", "tracking.enabled=false"]
+    config = load_config(config_path, [*settings, *fixed])
+    run_training(config, Ranks(), resume=folder.exists(), say=lambda _: None, advance=lambda *_: None)
 
 
 def best_class_right(remembered: RememberedScores) -> float:
@@ -122,20 +128,35 @@ def units_used(network: Any, batches: list[Batch], stream: str, truth: GroundTru
     }
 
 
-def print_table(results: Path) -> None:
+def print_table(results: Iterable[dict[str, Any]]) -> None:
     """Mean and standard deviation over seeds, by row and rules."""
     found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-    for line in results.read_text().splitlines():
-        result = json.loads(line)
+    for result in results:
         for name, values in result["rules"].items():
             found[result["row"], name].append(values)
     print("| row | rules | seeds | " + " | ".join(map(str, TIOUS)) + " | average |")
     for (row, name), values in sorted(found.items()):
-        columns = list(zip(*values, strict=True))
-        cells = [f"{100 * statistics.fmean(c):.1f}" for c in columns]
-        if len(values) > 1:
-            cells = [f"{cell} ± {100 * statistics.stdev(c):.1f}" for cell, c in zip(cells, columns, strict=True)]
-        print(f"| {row} | {name} | {len(values)} | " + " | ".join(cells) + " |")
+        print(f"| {row} | {name} | {len(values)} | " + " | ".join(mean_and_deviation(values)) + " |")
+
+
+def mean_and_deviation(values: Sequence[Sequence[float]]) -> list[str]:
+    """Of each column, in percent; of one row the values."""
+    columns = list(zip(*values, strict=True))
+    if len(values) == 1:
+        return [f"{100 * value:.1f}" for (value,) in columns]
+    return [f"{100 * statistics.fmean(column):.1f} ± {100 * statistics.stdev(column):.1f}" for column in columns]
+
+
+def rows_to_do(results: Path, rows: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int, list[str]]]:
+    """Each row's name, seed and changes that the file has no line of yet; the file is there from then on."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.touch()
+    for seed in seeds:
+        for row in rows:
+            name, _, changes = row.partition(":")
+            done = {(line["row"], line["seed"]) for line in map(json.loads, results.read_text().splitlines())}
+            if (name, seed) not in done:
+                yield name, seed, [change for change in changes.split(",") if change]
 
 
 def main() -> None:
@@ -146,24 +167,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=Path, default=Path("configs/spliced_i3d.yaml"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results = arguments.out / "results.jsonl"
-    results.touch()
-    for seed in arguments.seeds:
-        for row in arguments.rows:
-            name, _, changes = row.partition(":")
-            done = {(line["row"], line["seed"]) for line in map(json.loads, results.read_text().splitlines())}
-            if (name, seed) in done:
-                continue
-            result = score(
-                name, seed, arguments.config, [c for c in changes.split(",") if c], arguments.shards, arguments.out
-            )
-            with results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            print(
-                name, seed, {rules: f"{100 * values[-1]:.1f}" for rules, values in result["rules"].items()}, flush=True
-            )
-    print_table(results)
+    for name, seed, changes in rows_to_do(results, arguments.rows, arguments.seeds):
+        result = score(name, seed, arguments.config, changes, arguments.shards, arguments.out)
+        with results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(name, seed, {rules: f"{100 * values[-1]:.1f}" for rules, values in result["rules"].items()}, flush=True)
+    print_table(map(json.loads, results.read_text().splitlines()))
 
 
 if __name__ == "__main__":
