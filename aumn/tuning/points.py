@@ -108,12 +108,9 @@ def read_scores(folder: Path, shards: ShardSet) -> RememberedScores:
     """What `measure` kept of the videos of a set."""
     try:
         with np.load(folder / SCORES) as kept:
-            indices = kept["videos"].tolist()
+            indices, networks = kept["videos"].tolist(), kept["networks"].tolist()
             scores = [
-                {
-                    stream: VideoScores(*(kept[f"{index}/{stream}/{part}"] for part in PARTS))
-                    for stream in shards.streams
-                }
+                {name: VideoScores(*(kept[f"{index}/{name}/{part}"] for part in PARTS)) for name in networks}
                 for index in indices
             ]
     except (OSError, ValueError, KeyError, BadZipFile) as error:
@@ -132,7 +129,7 @@ def _save(held_out: HeldOut, remembered: RememberedScores, path: Path) -> None:
         for part in PARTS
     }
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, videos=np.array(order), **arrays)
+        np.savez_compressed(file, videos=np.array(order), networks=list(remembered.scores[0]), **arrays)
 
 
 def _step_s(folder: Path) -> float:

@@ -66,7 +66,7 @@ def rules_of(
     card = read_card(folder)
     judges = _judges(folder, card, model, shards, subset)
     own = change_rules(card.localize, overrides)
-    own.shares(card.streams)
+    own.shares(card.networks)
     network, _ = load_network(folder)
     place = Ranks().device(device)
     batches = whole_videos(judges.shards, judges.indices, rank=0, world_size=1)
