@@ -73,7 +73,8 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")],
     annotations: Annotated[str | None, typer.Option(help=f"{GROUND_TRUTH} Not for several runs.")] = None,
     subset: Annotated[
-        str | None, typer.Option(help="Default: the one that was localized, or the one the run did not train on.")
+        str | None,
+        typer.Option(help="held_out, or a name; default: the localized one, or the one the run did not train on."),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="thumos14 or activitynet; default: the run's.")] = None,
     tiou: Annotated[str | None, typer.Option(help="Thresholds instead, as 0.1:0.7:0.1 or 0.3,0.5,0.7.")] = None,

@@ -72,6 +72,25 @@ def split_holdout(indices: Sequence[int], ids: Sequence[str], data: DataSettings
     return training, held_out
 
 
+def trained_sets(data: DataSettings, identities: Sequence[str], model: str) -> ShardSet:
+    """The sets of `data`, as they were when `model` was trained on them; InputError if nothing was held out of that."""
+    from aumn.data.shards.union import open_sets
+
+    places = " and ".join(map(str, data.places))
+    if not (data.holdout_share or data.holdout_videos):
+        raise InputError(
+            f"{model} was trained on all videos of {', '.join(data.subsets)}, and held none out: name others with "
+            "--subset, not those that you report; or hold some out (data.holdout_share=0.2) and train."
+        )
+    shards = open_sets(data, identities=identities)
+    if [part.identity for part in shards.parts] != [*identities]:
+        raise InputError(
+            f"{places} is not what {model} was trained on (identity {shards.identity}, not {', '.join(identities)}), "
+            "so that none of it was held out: name a --subset of it."
+        )
+    return shards
+
+
 def _groups(ids: Sequence[str], pattern: str) -> list[str]:
     """What the pattern finds in each name: all of it, or what it has in brackets."""
     found = [re.search(pattern, video) for video in ids]

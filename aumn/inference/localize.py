@@ -6,7 +6,7 @@ Videos go through the network one by one, whole, so a video's detections do not 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -75,11 +75,13 @@ def localize_subset(
     with_scores: bool = False,
     json_file: Path | None = None,
     change: Callable[[LocalizeSettings], LocalizeSettings] = lambda rules: rules,
+    only: Collection[str] | None = None,
 ) -> int:
     """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
 
     `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `snippet_scores`.
     `out` is the last to appear: where it is, there is the JSON too. `change` makes the rules of the model's own.
+    With `only`, the videos of these names are localized, and `subset` is what they are called together.
     """
     place = ranks.device(device)
     if out.exists():
@@ -89,7 +91,9 @@ def localize_subset(
     shards = ShardSet.open(shards_path)
     check_fit(card, model, shards)
     shards = shards.relabelled(card.classes)
-    indices = shards.indices(subset)
+    everything = range(len(shards))
+    named = zip(everything, shards.ids(everything), strict=True)
+    indices = shards.indices(subset) if only is None else [index for index, name in named if name in only]
     own = deal(shards, indices, rank=ranks.rank, world_size=ranks.size)
     network = network.to(place)
 

@@ -6,13 +6,15 @@ import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from aumn import __version__
-from aumn.data.truth.annotations import read_ground_truth
+from aumn.data.loader import split_holdout, trained_sets
+from aumn.data.settings import DataSettings
+from aumn.data.truth.annotations import read_ground_truth, restricted
 from aumn.evaluation.evaluate import choose_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.snippet_scores import FOLDER, ScoredModel, SnippetScores, read_scores
@@ -25,9 +27,18 @@ from aumn.report.sweep import compare
 from aumn.report.units import summarize_units
 from aumn.report.videos import list_videos, pack_videos
 from aumn.runfolder.metrics import Curve
+from aumn.training.settings import HELD_OUT
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Videos of a subset that a run held out of its training."""
+
+    subset: str
+    names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +57,14 @@ class Choices:
     device: str = "cpu"
     videos: Path | None = None
 
+    held_out: HeldOut | None = None  # whom `subset` means, where it is held_out
+
     def ground_truth(self, subset: str | None) -> GroundTruth:
-        """The subset's; InputError for what is wrong with it."""
-        return read_ground_truth(self.annotations, subset, allow_pickle=self.allow_pickle, on_bad=self.on_bad)
+        """The subset's, or that of videos held out of one; InputError for what is wrong with it."""
+        only = self.held_out
+        where = only.subset if only else subset
+        truth = read_ground_truth(self.annotations, where, allow_pickle=self.allow_pickle, on_bad=self.on_bad)
+        return restricted(truth, only.names) if only else truth
 
 
 def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say, advance: Advance) -> None:
@@ -64,6 +80,8 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
         if is_run(what):
             run = open_run(what, None if choices.detections else Path(temporary) / "model")
+        if choices.subset == HELD_OUT:
+            choices = replace(choices, held_out=_held_out(run, choices))
         protocol = run.config["evaluation"]["protocol"] if run and not choices.tiou else None
         tious = choose_tious(choices.protocol or protocol, choices.tiou)
         if run and not choices.detections:
@@ -90,6 +108,23 @@ def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
     write_page(out, title, {"version": __version__, "title": title, "sweep": comparison})
     differing = ", ".join(comparison["differing"]) or "nothing but the seed"
     say(f"{out}: {title}, {len(comparison['groups'])} settings; they differ in {differing}")
+
+
+def _held_out(run: Run | None, choices: Choices) -> HeldOut:
+    """Whom the run held out; of one subset of one set."""
+    if run is None:
+        raise InputError("--subset held_out is of a run: give its folder, and detections of it as --detections.")
+    given = {"shards": choices.shards} if choices.shards else {}
+    data = DataSettings.model_validate({**run.config["data"], **given})
+    if len(data.subsets) > 1:
+        raise InputError(
+            f"{run.folder} was trained on {', '.join(data.subsets)} of {', '.join(map(str, data.places))}: held_out is "
+            "shown of one subset of one set; name a subset."
+        )
+    shards = trained_sets(data, [run.card.dataset_identity], str(run.folder))
+    training = shards.indices(*data.subsets)
+    _, held_out = split_holdout(training, shards.ids(training), data)
+    return HeldOut(data.subsets[0], frozenset(shards.ids(held_out)))
 
 
 def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
@@ -124,6 +159,7 @@ def _localize(run: Run, out: Path, choices: Choices, advance: Advance) -> None:
         device=choices.device,
         advance=advance,
         with_scores=True,
+        only=choices.held_out.names if choices.held_out else None,
     )
 
 

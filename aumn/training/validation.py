@@ -5,7 +5,7 @@ Only a model chosen on held-out training videos was chosen fairly; a subset by n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -17,7 +17,7 @@ from aumn.data.loader import whole_videos
 from aumn.data.problems import StoreGoneError
 from aumn.data.settings import DataSettings
 from aumn.data.shards.shard_set import ShardSet
-from aumn.data.truth.annotations import read_ground_truth
+from aumn.data.truth.annotations import read_ground_truth, restricted
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.model.aumn import StreamNetworks
@@ -57,7 +57,7 @@ class Validation:
         else:
             asked = indices = shards.indices(name)
             truth = _read_ground_truth(shards, [name] * len(shards.parts))
-            ground_truth = _restrict(truth, set(shards.ids(indices)))
+            ground_truth = restricted(truth, set(shards.ids(indices)))
         if not len(ground_truth):
             raise InputError(
                 f"evaluation.videos={name}: its {len(asked)} videos have no annotated instance; name another subset, "
@@ -104,7 +104,7 @@ def held_out_truth(shards: ShardSet, data: DataSettings, held_out: list[int]) ->
     truth = _read_ground_truth(shards, data.subsets, may_lack_times=True)
     ids = shards.ids(held_out)
     timed = [index for index, video in zip(held_out, ids, strict=True) if video not in truth.untimed]
-    return _restrict(truth, set(ids)), timed
+    return restricted(truth, set(ids)), timed
 
 
 def _read_ground_truth(shards: ShardSet, subsets: Sequence[str], *, may_lack_times: bool = False) -> GroundTruth:
@@ -158,19 +158,4 @@ def _renamed(truth: GroundTruth, prefix: str, class_names: Mapping[str, str]) ->
         end_s_N=truth.end_s_N[kept_N],
         durations_s={prefix + video: duration_s for video, duration_s in truth.durations_s.items()},
         untimed=frozenset(prefix + video for video in truth.untimed),
-    )
-
-
-def _restrict(ground_truth: GroundTruth, videos: Collection[str]) -> GroundTruth:
-    """The ground truth of these videos alone."""
-    kept_V = np.array([video in videos for video in ground_truth.videos], dtype=bool)
-    position_V = np.cumsum(kept_V) - 1
-    kept_N = kept_V[ground_truth.video_N]
-    return replace(
-        ground_truth,
-        videos=[video for video, kept in zip(ground_truth.videos, kept_V, strict=True) if kept],
-        video_N=position_V[ground_truth.video_N[kept_N]].astype(np.int32),
-        label_N=ground_truth.label_N[kept_N],
-        start_s_N=ground_truth.start_s_N[kept_N],
-        end_s_N=ground_truth.end_s_N[kept_N],
     )

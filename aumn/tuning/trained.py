@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from aumn.config.run_config import RunConfig, change_rules, changed_config
 from aumn.config.yaml_files import parse_value
-from aumn.data.loader import whole_videos
+from aumn.data.loader import trained_sets, whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.union import open_sets
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
@@ -99,7 +99,8 @@ def _judges(folder: Path, card: ModelCard, model: str, shards: str | None, subse
     config = _config(settings, model, shards)
     trained_on = config.data.subsets if settings else []
     if subset is None:
-        held_out = _held_out(config, card, model, trained_on)
+        sets = trained_sets(config.data, card.dataset_parts or [card.dataset_identity], model)
+        held_out = HeldOut.of(config.data, sets)
         return Judges(held_out.shards, held_out.indices, held_out.truth, HELD_OUT, False, config.evaluation.protocol)
     found = open_sets(config.data, access_of(config.data))
     check_fit(card, model, found)
@@ -115,22 +116,6 @@ def _judges(folder: Path, card: ModelCard, model: str, shards: str | None, subse
         subset in trained_on,
         config.evaluation.protocol,
     )
-
-
-def _held_out(config: RunConfig, card: ModelCard, model: str, trained_on: Sequence[str]) -> HeldOut:
-    data = config.data
-    if not (data.holdout_share or data.holdout_videos):
-        raise InputError(
-            f"{model} was trained on all videos of {', '.join(trained_on)}, and none were held out to choose rules on: "
-            "name others with --subset, not those that you report; or hold some out (data.holdout_share=0.2) and train."
-        )
-    shards = open_sets(data, access_of(data), card.dataset_parts or [card.dataset_identity])
-    if shards.identity != card.dataset_identity:
-        raise InputError(
-            f"{' and '.join(map(str, data.places))} is not what {model} was trained on (identity {shards.identity}, "
-            f"not {card.dataset_identity}), so that none of it was held out: name a --subset of it."
-        )
-    return HeldOut.of(data, shards)
 
 
 def _settings_near(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from aumn.cli import app
 from aumn.cli.evaluation import report
-from aumn.data.loader import whole_videos
+from aumn.data.loader import split_holdout, whole_videos
+from aumn.data.settings import DataSettings
 from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.localize import load_network
 from aumn.inference.snippet_scores import KEPT_UNITS, STEPS, read_scores
@@ -69,6 +71,28 @@ def test_a_run_is_reported_as_evaluate_measures_it(place, reported, localized):
     overview = contents_of(reported)["overview"]
     assert overview["map"] == list(expected["mAP"].values())
     assert overview["population"] == expected["population"]
+
+
+def test_held_out_videos_are_shown_as_they_were_measured(place, tmp_path):
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {"holdout_share": 0.5, "shards": str(place / "shards")}
+    settings = DataSettings.model_validate(config["data"])
+    choices = Choices(place / "features/gt.json", subset="held_out")
+    shown = {"attach": False, "say": lambda _: None, "advance": lambda *_: None}
+    with pytest.raises(InputError, match=r"run was trained on all videos of training, and held none out: name others"):
+        report_of(run, tmp_path / "held_out.html", replace(choices, shards=place / "shards"), **shown)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    report_of(run, tmp_path / "held_out.html", choices, **shown)
+    shards = ShardSet.open(place / "shards")
+    training = shards.indices("training")
+    names = shards.ids(split_holdout(training, shards.ids(training), settings)[1])
+    contents = contents_of(tmp_path / "held_out.html")
+    assert contents["overview"]["population"]["videos"] == len(names) < len(training)
+    assert contents["videos"]["ids"] == sorted(names)
+    assert contents["facts"]["Subset"] == "held_out"
+    with pytest.raises(InputError, match=r"--subset held_out is of a run: give its folder"):
+        report_of(tmp_path / "found", tmp_path / "held_out.html", choices, **shown)
 
 
 def test_training_curves_are_those_of_the_runs_record(reported):

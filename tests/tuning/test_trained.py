@@ -14,11 +14,13 @@ from aumn.evaluation.evaluate import evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.inference.one_video import load_network
 from aumn.runfolder.checkpoint import read_card
+from aumn.runfolder.folder import RunFolder
 from aumn.runtime.ranks import Ranks
 from aumn.tracking.registry import resolve, show_model
 from aumn.training.run import run_training
 from aumn.training.validation import held_out_truth
 from tests.answering import answer, refusal
+from tests.tracking.conftest import add_version, blank_database, store, track  # noqa: F401
 
 SETTINGS = {
     "data": {"subset": "training", "snippets": 24, "holdout_share": 0.3},
@@ -28,18 +30,18 @@ SETTINGS = {
     "optimizer": {"learning_rate": 0.003},
     "evaluation": {"videos": "held_out", "every": 12},
     "localize": {"class_threshold": 0.9},
+    "tracking": {"enabled": False},
 }
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A shard set, a run on it, and its model registered as `m`."""
+    """A shard set, and a run on it."""
     root = tmp_path_factory.mktemp("trained")
     answer("synth", root / "f", "--videos", 40, "--classes", 3, "--width", 12, "--snippets", 40)
     answer("pack", root / "f", root / "shards", "--annotations", root / "f/gt.json")
     SETTINGS["data"]["shards"], SETTINGS["run"]["folder"] = str(root / "shards"), str(root / "run")
-    store = f"sqlite:///{root}/mlflow.db"
-    (root / "run.yaml").write_text(yaml.safe_dump(SETTINGS | {"tracking": {"uri": store, "model_name": "m"}}))
+    (root / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
     config = load_config(root / "run.yaml")
     run_training(config, Ranks(), resume=False, say=lambda _line: None, advance=lambda *_: None)
     return root
@@ -104,28 +106,30 @@ def _all_of(card):
     return [f"localize.{name}={json.dumps(value)}" for name, value in card.localize.model_dump(mode="json").items()]
 
 
-def test_a_registered_model_gets_a_version_of_the_same_weights(root, of_held_out):
-    store = ("--tracking-uri", f"sqlite:///{root}/mlflow.db")
-    said = answer("tune", "--rules", "models:/m/1", *store, "localize.nms_tiou=0.4")
+def test_a_registered_model_gets_a_version_of_the_same_weights(root, of_held_out, track):  # noqa: F811
+    run = track()
+    add_version(root / "run/model", run.end(), name="m", config=RunFolder(root / "run").config())
+    where = ("--tracking-uri", run.sent.store)
+    said = answer("tune", "--rules", "models:/m/1", *where, "localize.nms_tiou=0.4")
     assert said[-1] == "registered: models:/m/2, the weights of models:/m/1 with these rules"
-    assert answer("tune", "--rules", "models:/m/1", *store, "localize.nms_tiou=0.4")[-1] == said[-1]  # the same one
-    first, second = (resolve(f"models:/m/{number}", store[1]) for number in (1, 2))
+    assert answer("tune", "--rules", "models:/m/1", *where, "localize.nms_tiou=0.4")[-1] == said[-1]  # the same one
+    first, second = (resolve(f"models:/m/{number}", where[1]) for number in (1, 2))
     card = read_card(second)
     assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
     assert (card.localize.nms_tiou, card.chosen_rules.of) == (0.4, "models:/m/1")
     assert card.metrics == of_held_out[1](second)
-    newest, oldest = show_model("m", store[1])
+    newest, oldest = show_model("m", where[1])
     assert (newest.run_id, newest.tags["rules"]) == (oldest.run_id, str(card.chosen_rules))
     assert f"0.4, fusion {card.localize.fusion}" not in (first / "MODEL_CARD.md").read_text()
     assert str(card.chosen_rules) in (second / "MODEL_CARD.md").read_text()
-    compared = answer("models", "compare", "models:/m/1", "models:/m/2", *store)
+    compared = answer("models", "compare", "models:/m/1", "models:/m/2", *where)
     assert "localize.nms_tiou 0.3 0.4" in compared
     assert any(line.startswith("rules the run's chosen by mAP on ") for line in compared)
     assert not any("cannot be compared" in line for line in compared)
-    answer("models", "promote", "m", 1, "champion", *store)
-    (promoted,) = answer("models", "promote", "m", 2, "champion", *store)
+    answer("models", "promote", "m", 1, "champion", *where)
+    (promoted,) = answer("models", "promote", "m", 2, "champion", *where)
     assert "version 2 now; it was 1 (its rules were chosen on these very videos, 30% of training held out" in promoted
-    assert "less than the" in refusal("models", "promote", "m", 1, "champion", *store)
+    assert "less than the" in refusal("models", "promote", "m", 1, "champion", *where)
 
 
 def test_without_times_labels_choose_the_streams(root):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -261,3 +261,19 @@ def _parse_annotation(annotation: Any) -> Instance:
     if not isinstance(segment, list) or len(segment) != 2:
         raise InputError(f"has a {label!r} whose 'segment' is {shown(segment)}; it must be [start_s, end_s].")
     return parse_instance(label, *segment)
+
+
+def restricted(ground_truth: GroundTruth, videos: Collection[str]) -> GroundTruth:
+    """The ground truth of these videos alone."""
+    kept_V = np.array([video in videos for video in ground_truth.videos], dtype=bool)
+    position_V = np.cumsum(kept_V) - 1
+    kept_N = kept_V[ground_truth.video_N]
+    return replace(
+        ground_truth,
+        videos=[video for video, kept in zip(ground_truth.videos, kept_V, strict=True) if kept],
+        video_N=position_V[ground_truth.video_N[kept_N]].astype(np.int32),
+        label_N=ground_truth.label_N[kept_N],
+        start_s_N=ground_truth.start_s_N[kept_N],
+        end_s_N=ground_truth.end_s_N[kept_N],
+        untimed=frozenset(ground_truth.untimed) & set(videos),
+    )
