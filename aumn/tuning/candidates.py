@@ -7,6 +7,8 @@ from pydantic import BaseModel, JsonValue
 from aumn.config.run_config import RunConfig
 from aumn.tuning.statistics import Statistics
 
+SAMPLED = 0.4  # of the median video's snippets
+
 
 class Candidate(BaseModel):
     """Settings that differ from those to start from, and why they may suit."""
@@ -23,10 +25,14 @@ def candidates(found: Statistics, base: RunConfig) -> list[Candidate]:
         ("recommended", {}, "what to start from where nothing is known"),
         ("pooling_0.1", {"model.pooling_share": 0.1}, "actions that fill about a tenth of a video"),
         ("half_filled", {"model.pooling_share": 0.2}, "actions that fill much of a video"),
+        (
+            "sampled",
+            {"data.snippets": max(1, round(SAMPLED * found.snippets[1]))},
+            "neighbouring snippets that are near copies of each other",
+        ),
         ("narrow_pooling", {"model.pooling_share": 0.02}, "short actions in long videos"),
         ("less_dropout", {"model.channel_dropout": 0.0}, "features of which no channel can be spared"),
         ("wide_kernel", {"model.kernel": 9}, "actions of many snippets"),
-        ("short_kernel", {"model.kernel": 3}, "actions of few snippets, or of long ones"),
         ("shallow", {"model.embedding_layers": 1}, "features that say nearly all, or few videos"),
         (
             "weighted",
