@@ -128,7 +128,7 @@ def _print_timeline(detections: Detections, duration_s: float) -> None:
 def draw_timeline(found: Detections, duration_s: float, *, columns: int = 80, ascii_only: bool = False) -> list[str]:
     """The one video as text: a row for each class that was detected, best class first, and the clock below.
 
-    A cell shows the highest score of any detection that touches it, in four steps up to the video's highest score.
+    A cell shows the highest score of any detection that touches it, in four steps from 0 up to the video's highest.
     It is legible without colour, in a log, and in an alphabet of 95 characters.
     """
     shades = ASCII_SHADES if ascii_only else SHADES
@@ -139,7 +139,7 @@ def draw_timeline(found: Detections, duration_s: float, *, columns: int = 80, as
     lines = []
     for label in ranked:
         cells_W = _paint(found, found.label_N == label, duration_s, width)
-        steps_W = np.ceil(cells_W / found.score_N.max() * (len(shades) - 1)).astype(int)
+        steps_W = np.ceil(cells_W / max(found.score_N.max(), 1e-9) * (len(shades) - 1)).astype(int)
         lines.append(f"{found.labels[label]:<{margin}}|{''.join(shades[step] for step in steps_W)}|")
     return [*lines, *(" " * margin + line for line in _clock(duration_s, width))]
 

@@ -91,6 +91,7 @@ def rules_of(
 
 def _judges(folder: Path, card: ModelCard, model: str, shards: str | None, subset: str | None) -> Judges:
     settings = _settings_near(folder)
+    subset = None if subset == HELD_OUT else subset
     if settings is None and not (shards and subset):
         raise InputError(
             f"{model} lies in no run's folder, so which videos were held out of its training is not known: name a "

@@ -33,6 +33,11 @@ def test_the_higher_score_shows_where_detections_overlap():
     assert draw([(0, 0.25, 0, 100), (0, 1.0, 40, 60)], columns=27)[0] == "Jump |░░░░░░░░████░░░░░░░░|"
 
 
+@pytest.mark.parametrize("score", [-0.5, 0.0])
+def test_contrast_may_leave_a_score_of_nothing_which_is_not_drawn(score):
+    assert draw([(0, score, 0, 50)], columns=27)[0] == f"Jump |{' ' * 20}|"
+
+
 def test_the_shortest_detection_fills_a_cell_and_none_lies_outside():
     lines = draw([(0, 1.0, 100.0, 100.0), (2, 0.5, 0.0, 0.0), (1, 0.7, 99.0, 250.0)], columns=32)
     assert lines[0].endswith("|                   █|")
