@@ -46,6 +46,8 @@ Watch = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 HOLDOUT, HOLDS_OUT = "data.holdout_share=0.25", {"data.holdout_share", "data.holdout_videos"}
 RECOMMENDED = SHARE / "configs" / "recommended.yaml"
+MEASURING_S = 86_400
+"""How long ranks wait for the first one to try rules, which is alone at it."""
 GOES_ON = "the same command goes on where it was"
 FAILED = -1.0
 """What a candidate is worth that could not be trained."""
@@ -173,6 +175,7 @@ class _Tuning:
                 else measure(config, self.held_out, ranks, self.asked.given)
             )
             write_record(folder, record)
+        ranks.wait_at_most(MEASURING_S)
         ranks.barrier()
 
     def values(self, points: Sequence[RunConfig]) -> list[float]:
@@ -188,7 +191,9 @@ class _Tuning:
 
     def finish(self, results: Sequence[Result], chosen: RunConfig) -> str:
         """Write what comes of it; what holds the runs in the tracking store has ended."""
-        told = write(self.plan, results, self.record(chosen), self.out)
+        if why := (record := self.record(chosen)).why:
+            raise InputError(f"None of the configurations could be trained; the first: {why}")
+        told = write(self.plan, results, record, self.out)
         if self.plan.tracking_run:
             with suppress(InputError):  # the store is a mirror
                 job_run.tag_job(chosen.tracking.uri, self.plan.tracking_run, {}, "FINISHED")

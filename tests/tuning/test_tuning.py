@@ -19,7 +19,7 @@ from aumn.tracking.job_run import job_tags
 from aumn.training import validation
 from aumn.training.finite import NotFiniteError
 from aumn.training.run import run_training
-from aumn.tuning import tuning
+from aumn.tuning import criterion, tuning
 from aumn.tuning.candidates import candidates
 from aumn.tuning.criterion import classification_map, judge
 from aumn.tuning.plan import affordable, full_runs, rungs, to_try
@@ -195,12 +195,13 @@ def test_where_nothing_is_timed_weak_labels_decide_and_no_other_subsets_truth_is
     found = Tuned(sets / "untimed", tmp_path / "weak", monkeypatch)
     told = found.run("run.steps=16", "data.holdout_groups='[0-9]$'")
     assert set(asked) == {"training"}
-    assert told.startswith("classification mAP (%) on ")
+    assert told.startswith(f"{criterion.NAME} (%) on ")
     assert "none of them is timed" in "".join(found.said)
     held_out = json.loads((found.folder / "tuned/plan.json").read_text())["held_out"]
     assert len({name[-1] for name in held_out}) == 2, "a quarter of the last digits"
     folders = [found.folder / "tuned/runs" / f"{name}_2" for name in ("recommended", "pooling_0.1", "half_filled")]
-    values = judge([read_scores(folder, ShardSet.open(found.shards)) for folder in folders])
+    shards = ShardSet.open(found.shards)
+    values = judge([(read_scores(folder, shards), read_record(folder).rules) for folder in folders])
     best = folders[int(np.argmax(values))].name
     assert (found.folder / "tuned/runs" / best.replace("_2", "_16")).exists()
     assert f"{100 * max(values):.1f}" in told
