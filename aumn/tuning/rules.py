@@ -42,7 +42,7 @@ GRID: dict[str, Part] = {
 """What is tried of any model, beside `weights_of` its streams. Many thresholds help nobody without contrast: of nested
 proposals the narrowest have the highest mean."""
 LEAST = 0.005
-"""What is better by less than half a point is as good: a few videos do not tell."""
+"""What gains less than half a point in all is left as the model has it: a few videos do not tell."""
 
 
 class Tried(NamedTuple):
@@ -87,7 +87,7 @@ def choose_rules(
     fixed: Collection[str] = (),
     advance: Callable[[int], None] = lambda _tried: None,
 ) -> Choice:
-    """The rules by which `scores` get the highest mAP; of equal ones those nearer to the model's `own`.
+    """The rules by which `scores` get the highest mAP, but for parts that gain less than LEAST over the model's `own`.
 
     Without `truth`, labels alone tell: they say which streams are to be trusted, and nothing of the other rules, which
     stay. A choice that sets a `fixed` field otherwise than it is left out.
@@ -110,13 +110,16 @@ def choose_rules(
         return tried[key]
 
     best, before = worth(own), -1.0
-    while best.value > before + LEAST:
+    while best.value > before:
         before = best.value
         for part in allowed.values():
             options = [best, *(worth(_changed(best.rules, choice)) for choice in part)]
             highest = max(one.value for one in options)
-            good = (one for one in options if one.value >= highest - LEAST)
+            good = (one for one in options if one.value == highest)
             best = min(good, key=lambda one: _distance(one.rules, own, list(scores.scores[0])))
+    for part in allowed.values():  # not on the way, where half a point may lead to more
+        back = worth(_changed(best.rules, {name: getattr(own, name) for name in fields_of(part)}))
+        best = back if back.value >= before - LEAST else best
     return Choice(best, list(tried.values()), allowed, "mAP" if truth is not None else "classification mAP")
 
 
@@ -125,16 +128,17 @@ def weights_of(streams: Sequence[str], own: LocalizeSettings) -> Part:
 
     None that are the model's own.
     """
+    if len(streams) < 2:
+        return []
     if len(streams) == 2:
         shares = [dict(zip(streams, (tenth / 10, (10 - tenth) / 10), strict=True)) for tenth in range(11)]
     else:
         apart = [stream for stream in streams if stream != JOINT]
         alike = [dict.fromkeys(some, 1 / len(some)) for some in ((streams, apart) if JOINT in streams else (streams,))]
-        shares = [*alike, *({stream: 1.0} for stream in streams)] if len(streams) > 1 else []
+        shares = [*alike, *({stream: 1.0} for stream in streams)]
     mine = own.shares(streams)
-    return [{"weights": own.weights}] * bool(shares) + [
-        {"weights": one} for one in shares if {**dict.fromkeys(streams, 0.0), **one} != mine
-    ]
+    others = [one for one in shares if {**dict.fromkeys(streams, 0.0), **one} != mine]
+    return [{"weights": one} for one in (own.weights, *others)]
 
 
 def fields_of(part: Part) -> set[str]:

@@ -83,6 +83,7 @@ def test_labels_alone_choose_whom_to_trust_and_nothing_else():
         (["rgb", "flow"], {"rgb": 0.45, "flow": 0.55}, 12),
         (list("abc"), {}, 4),
         (["rgb", "flow", "joint"], {}, 6),
+        (["joint"], {}, 0),
     ],
 )
 def test_shares_that_are_tried(streams, own, count):
