@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -30,9 +31,12 @@ from tests.launching import aumn, succeed
 from tests.running import start
 
 QUIET = [
-    *("model.embedding_width=16", "model.kernel=3", "model.embedding_layers=1", "run.steps=96"),
-    *("run.checkpoint_every=4", "run.engine=single", "tracking.enabled=false"),
+    *("model.streams=apart", "model.embedding_width=16", "model.kernel=3", "model.embedding_layers=1"),
+    *("run.steps=96", "run.checkpoint_every=4", "run.engine=single", "tracking.enabled=false"),
+    *("localize.scale=probability", "localize.smoothing=1", "localize.contrast=0.0", "localize.nms_tiou=0.3"),
+    *("localize.fusion=nms", "localize.thresholds=[]", "localize.class_threshold=0.02"),
 ]
+"""A small network, and few rules to try; few of the candidates leave these alone, which is all one."""
 STATISTICS = Statistics(
     videos=9, classes=2, widths={"rgb": 4}, snippets=(1, 2, 3), snippet_s=1.0, labels=1.5, share_several=0.5,
     share_none=0.25, videos_a_class=(3, 4),
@@ -197,9 +201,9 @@ def test_where_nothing_is_timed_weak_labels_decide_and_no_other_subsets_truth_is
     assert set(asked) == {"training"}
     assert told.startswith(f"{criterion.NAME} (%) on ")
     assert "none of them is timed" in "".join(found.said)
-    held_out = json.loads((found.folder / "tuned/plan.json").read_text())["held_out"]
-    assert len({name[-1] for name in held_out}) == 2, "a quarter of the last digits"
-    folders = [found.folder / "tuned/runs" / f"{name}_2" for name in ("recommended", "pooling_0.1", "half_filled")]
+    plan = json.loads((found.folder / "tuned/plan.json").read_text())
+    assert len({name[-1] for name in plan["held_out"]}) == 2, "a quarter of the last digits"
+    folders = [found.folder / "tuned/runs" / f"{candidate['name']}_2" for candidate in plan["candidates"]]
     shards = ShardSet.open(found.shards)
     values = judge([(read_scores(folder, shards), read_record(folder).rules) for folder in folders])
     best = folders[int(np.argmax(values))].name
@@ -209,24 +213,24 @@ def test_where_nothing_is_timed_weak_labels_decide_and_no_other_subsets_truth_is
 
 def test_a_candidate_that_cannot_be_trained_is_the_last_and_stops_no_other(sets, tmp_path, monkeypatch):
     def fails(config, *arguments, train=run_training, **options):
-        if config.model.pooling_share == 0.1:
+        if not config.run.folder.name.startswith("recommended"):
             raise NotFiniteError("Step 1: a gradient is not finite.")
         train(config, *arguments, **options)
 
     monkeypatch.setattr(tuning, "run_training", fails)
     found = Tuned(sets / "timed", tmp_path / "fails", monkeypatch)
-    told = found.run("run.steps=8", "localize.thresholds=[0.5]", "localize.class_threshold=0.3", budget=2)
-    assert "| pooling_0.1 | model.pooling_share=0.1 | not finite |  |" in told
+    told = found.run("run.steps=8", "localize.thresholds=[0.5]", budget=2)
+    assert " | not finite |  | " in told
     assert "tuned/config.yaml is recommended." in told
     rules = load_config(found.folder / "tuned/config.yaml").localize
-    assert (rules.thresholds, rules.class_threshold) == ((0.5,), 0.3), "what the user has set stays"
+    assert (rules.thresholds, rules.class_threshold) == ((0.5,), 0.02), "what the user has set stays"
 
 
 def test_with_minutes_the_first_run_tells_how_many_there_is_time_for(sets, tmp_path, monkeypatch):
     found = Tuned(sets / "timed", tmp_path / "minutes", monkeypatch)
     assert "| recommended |  |" in found.run("run.steps=16", budget=None, minutes=1e-6)
     assert set(found.runs) == {"recommended_2", "recommended_16"}
-    assert "time for 1 of 9 candidates" in "".join(found.said)
+    assert re.search(r"time for 1 of [4-9] candidates", "".join(found.said))
 
 
 def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
@@ -247,8 +251,10 @@ def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
     assert [facts[:3] for facts in begun] == [("sqlite:///x", "aumn", "tuned")]
     assert ended == 2 * [("sqlite:///x", "parent", {}, "FINISHED")]
     assert {tags["mlflow.parentRunId"] for tags in nested.values()} == {"parent"}
-    assert (nested["pooling_0.1_1"]["step"], nested["pooling_0.1_1"]["point"]) == ("rung_0", "1")
-    assert len(nested) == 3
+    first, second, last = nested.values()
+    assert [(tags["step"], tags["point"]) for tags in (first, second, last)] == [
+        ("rung_0", "0"), ("rung_0", "1"), ("rung_1", "0"),
+    ]  # fmt: skip
     assert not job_tags(os.environ)
 
 
