@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aumn.config.run_config import RunConfig, load_config
-from aumn.config.yaml_files import as_override, parse_value, read_yaml
+from aumn.config.run_config import RunConfig, load_config, names_of
+from aumn.config.yaml_files import as_override, read_yaml
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.union import open_sets
 from aumn.files import hold, whole_file
@@ -69,10 +69,12 @@ class Asked(BaseModel):
     @property
     def given(self) -> set[str]:
         """What the user has set, by section.field."""
-        return {".".join(parse_value(override)[0]) for override in self.overrides}
+        return names_of(self.overrides)
 
     def base(self, out: Path) -> RunConfig:
         """The configuration to start from, with what the user has set, and videos held out."""
+        if theirs := sorted(self.given & {"data.shards", "run.folder"}):
+            raise InputError(f"{', '.join(theirs)}: leave it out; SHARDS is the shard set, and --out the folder.")
         path = Path(self.config) if self.config else RECOMMENDED
         raw = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
         data = raw.get("data") if isinstance(raw, dict) else None

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aumn.config import run_config
-from aumn.config.run_config import RunConfig, change_rules, load_config
+from aumn.config.run_config import RunConfig, change_rules, load_config, names_of
 from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
 
@@ -323,3 +323,18 @@ def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_di
 def test_a_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist: give a run configuration"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("run.steps=3", {"run.steps"}),
+        ("localize.weights.rgb=0.4", {"localize.weights"}),
+        ("localize.theta=0.4", {"localize.weights"}),
+        ("loss.sparsity_flow=0.4", {"loss.sparsity"}),
+        ("no.such=1", {"no.such"}),
+        ("none=1", set()),
+    ],
+)
+def test_what_an_override_sets_is_told_by_todays_name(override, names):
+    assert names_of([override]) == names
