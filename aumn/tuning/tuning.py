@@ -223,7 +223,12 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
                 with whole_file(file) as partial:
                     partial.write_text(plan.model_dump_json(indent=1) + "\n")
     plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
-    if other := [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]:
+    other = [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]
+    settings = base.model_dump(mode="json")
+    for section, fields in plan.settings.items():  # as a file had them that may have changed since
+        same = settings.get(section, {}) | {"folder": fields.get("folder")}  # which may be called otherwise
+        other += [f"{section}.{name} {value}" for name, value in fields.items() if same.get(name) != value]
+    if other:
         raise InputError(
             f"{out} holds a tuning with {', '.join(other)}: give the same command, which goes on with it, or name "
             "another --out."
