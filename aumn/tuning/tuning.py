@@ -246,7 +246,10 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, out: Path, say: 
     base.check_streams(shards.streams)
     held_out, tracking, parent = HeldOut.of(base.data, shards), base.tracking, None
     statistics, settings = Statistics.of(shards, held_out.training), base.model_dump(mode="json")
-    kept, left_out = to_try(candidates(statistics, base), settings, asked.given)
+    offered = candidates(statistics, base)
+    if asked.config and Path(asked.config).name != RECOMMENDED.name:
+        offered[0] = offered[0].model_copy(update={"name": "given", "reason": f"{asked.config} as it is"})
+    kept, left_out = to_try(offered, settings, asked.given)
     if tracking.enabled and "AUMN_PARENT_RUN" not in os.environ:
         tags = {"dataset": shards.name, "dataset_identity": shards.identity}
         try:

@@ -298,6 +298,9 @@ def test_another_tuning_does_not_take_over_the_folder(undisturbed, sets, tmp_pat
         file.write_text(RECOMMENDED.read_text().replace("model:", f"model:\n  units: {units}"))
         if units == 3:
             assert own.run(only="plan", config=str(file)) is None
+    assert json.loads(Path("tuned/plan.json").read_text())["candidates"][0] == {
+        "name": "given", "changes": {}, "reason": f"{file} as it is",
+    }  # fmt: skip
     with pytest.raises(InputError, match=r"^tuned holds a tuning with model.units 3: give the same command"):
         own.run(only="plan", config=str(file))
     monkeypatch.chdir(undisturbed.folder)
