@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -145,6 +145,16 @@ def changed_config(settings: Mapping[str, Any], overrides: Sequence[str], name: 
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _describe(problem)]
         raise InputError(f"{name} is not a run configuration ({len(problems)} to mend):", *problems) from None
+
+
+def names_of(overrides: Iterable[str]) -> set[str]:
+    """What overrides set, by today's section.field."""
+    found = set()
+    for override in overrides:
+        (section, *fields), value = parse_value(override)
+        of = SECTIONS.get(section, Section).modern({fields[0]: value}) if fields else {}
+        found |= {f"{section}.{name}" for name in of}
+    return found
 
 
 def change_rules(rules: LocalizeSettings, overrides: Sequence[str]) -> LocalizeSettings:

@@ -67,9 +67,7 @@ def refusal(sentence: str) -> PydanticCustomError:
 
 
 def refuse_unknown(name: str, given: Iterable[str], streams: Iterable[str], *, remedy: str) -> None:
-    """InputError where a setting, a mapping of streams, names some that there are not."""
+    """InputError where a setting, a mapping of networks, names some that there are not."""
     streams = tuple(streams)
     if unknown := [stream for stream in given if stream not in (*streams, EVERY_STREAM)]:
-        raise InputError(
-            f"{name} names {', '.join(unknown)}, and the shard set's streams are {', '.join(streams)}: {remedy}."
-        )
+        raise InputError(f"{name} names {', '.join(unknown)}, and the networks are {', '.join(streams)}: {remedy}.")

@@ -67,7 +67,7 @@ def split_holdout(indices: Sequence[int], ids: Sequence[str], data: DataSettings
         raise InputError(
             f"data.{'holdout_videos' if named else f'holdout_share={data.holdout_share:g}'} leaves {len(training)} "
             f"videos to train on and {len(held_out)} held out; both must have some: change "
-            f"{'the list' if named else 'the share or data.holdout_seed'}."
+            f"{'the list' if named else 'the share, data.holdout_seed or data.holdout_groups'}."
         )
     return training, held_out
 

@@ -80,10 +80,11 @@ def _curves(values_TC: np.ndarray, rules: LocalizeSettings) -> np.ndarray:
         values_TC = np.log(values_TC / (1 - values_TC)) - np.log(LEAST_ODDS)
     if rules.smoothing > 1:
         before, behind = (rules.smoothing - 1) // 2, rules.smoothing // 2
-        sums_TC = np.concatenate([np.zeros((1, values_TC.shape[1])), values_TC.cumsum(0)])
+        lowest_C = values_TC.min(0)  # above which a constant curve has nothing to round: it stays constant
+        sums_TC = np.concatenate([np.zeros((1, values_TC.shape[1])), (values_TC - lowest_C).cumsum(0)])
         place_T = np.arange(len(values_TC))
         first_T, past_T = (place_T - before).clip(0), (place_T + behind + 1).clip(max=len(values_TC))
-        values_TC = (sums_TC[past_T] - sums_TC[first_T]) / (past_T - first_T)[:, None]
+        values_TC = lowest_C + (sums_TC[past_T] - sums_TC[first_T]) / (past_T - first_T)[:, None]
     return values_TC
 
 

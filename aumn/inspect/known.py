@@ -32,19 +32,27 @@ class Extraction(NamedTuple):
     """How often features were read from a video, and in whose releases."""
 
     per_s: float
+    strides: int  # that a window is long
     releases: str
     options: str
 
 
 EXTRACTIONS = (
-    Extraction(25 / 16, "the I3D of W-TALC, BaS-Net and ACM-Net", "--stride-frames 16 --fps 25"),
+    Extraction(25 / 16, 1, "the I3D of W-TALC, BaS-Net and ACM-Net", "--stride-frames 16 --fps 25"),
     Extraction(
         30 / 4,
+        4,
         "the I3D of CMCS, which ActionFormer took, and OpenTAD's VideoMAE",
         "--stride-frames 4 --window-frames 16 with annotations that tell each video's frame rate",
     ),
-    Extraction(10 / 4, "W-TALC's UntrimmedNet", "--stride-frames 4 --fps 10"),
-    Extraction(30, "G-TAD's TSN", "--stride-frames 1 with annotations that tell each video's frame rate"),
+    Extraction(10 / 4, 1, "W-TALC's UntrimmedNet", "--stride-frames 4 --fps 10"),
+    Extraction(
+        30 / 8,
+        8,
+        "PGCN's I3D",
+        "--stride-frames 8 --window-frames 64 with annotations that tell each video's frame rate",
+    ),
+    Extraction(30, 1, "G-TAD's TSN", "--stride-frames 1 with annotations that tell each video's frame rate"),
 )
 """Of videos at 30 frames a second, as most are."""
 
@@ -78,11 +86,12 @@ def _thumos14_extraction(videos: Sequence[Video], clock: Clock) -> Iterator[str]
     here = {video.id: video for video in videos if video.id in LAST_S}
     for video in (here[name] for name in LAST_S if name in here):
         found = video.snippets / LAST_S[video.id]
+        strides = clock.window_frames / clock.stride_frames
         like = min(EXTRACTIONS, key=lambda known: abs(known.per_s / found - 1))
         said = f"THUMOS14: {found:.2f} snippets a second (by {video.id})"
         if abs(like.per_s / found - 1) > SLACK:
             yield f"{said}, as in no release that is known here."
-        elif abs(video.fps / clock.stride_frames / like.per_s - 1) > SLACK:
+        elif strides != like.strides or abs(video.fps / clock.stride_frames / like.per_s - 1) > SLACK:
             yield f"{said}, as in {like.releases}. CHECK: pack with {like.options}."
         else:
             yield f"{said}, as in {like.releases}: {like.options}."

@@ -68,6 +68,11 @@ class HeldOut:
                 f"data.holdout_share={data.holdout_share:g} holds no training video out, and candidates are compared "
                 "on those: leave it out for a quarter, or name some in data.holdout_videos."
             )
+        if len(shards.unlabelled(held_out)) == len(held_out):
+            raise InputError(
+                f"None of the {len(held_out)} held-out videos has a label, so that nothing can be compared on them: "
+                "change data.holdout_seed, or name others in data.holdout_videos."
+            )
         truth, timed = held_out_truth(shards, data, held_out)
         is_timed = len(truth) > 0
         return cls(shards, training, shards.ids(held_out), timed if is_timed else held_out, truth if is_timed else None)

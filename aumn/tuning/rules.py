@@ -120,6 +120,8 @@ def choose_rules(
     for part in allowed.values():  # not on the way, where half a point may lead to more
         back = worth(_changed(best.rules, {name: getattr(own, name) for name in fields_of(part)}))
         best = back if back.value >= before - LEAST else best
+    if best.value < worth(own).value + LEAST:
+        best = worth(own)
     return Choice(best, list(tried.values()), allowed, "mAP" if truth is not None else "classification mAP")
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aumn.config.run_config import RunConfig, change_rules, changed_config
-from aumn.config.yaml_files import parse_value
+from aumn.config.run_config import RunConfig, change_rules, changed_config, names_of
 from aumn.data.loader import trained_sets, whole_videos
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.union import open_sets
@@ -75,7 +74,7 @@ def rules_of(
     scores = RememberedScores.of(
         network.to(place), (batch.to(place) for batch in batches), card, advance=lambda done: advance(done, count)
     )
-    fixed = {parse_value(override)[0][1] for override in overrides}
+    fixed = {name.removeprefix("localize.") for name in names_of(overrides)}
     tious = parse_tious(PROTOCOLS[judges.protocol])
     choice = choose_rules(scores, judges.truth, own, tious, fixed=fixed)
     metrics = {}

@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aumn.config.run_config import RunConfig, load_config
-from aumn.config.yaml_files import as_override, parse_value, read_yaml
+from aumn.config.run_config import RunConfig, load_config, names_of
+from aumn.config.yaml_files import as_override, read_yaml
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.union import open_sets
 from aumn.files import hold, whole_file
@@ -69,10 +69,12 @@ class Asked(BaseModel):
     @property
     def given(self) -> set[str]:
         """What the user has set, by section.field."""
-        return {".".join(parse_value(override)[0]) for override in self.overrides}
+        return names_of(self.overrides)
 
     def base(self, out: Path) -> RunConfig:
         """The configuration to start from, with what the user has set, and videos held out."""
+        if theirs := sorted(self.given & {"data.shards", "run.folder"}):
+            raise InputError(f"{', '.join(theirs)}: leave it out; SHARDS is the shard set, and --out the folder.")
         path = Path(self.config) if self.config else RECOMMENDED
         raw = read_yaml(path, "a run configuration, such as one of configs/*.yaml")
         data = raw.get("data") if isinstance(raw, dict) else None
@@ -221,7 +223,12 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
                 with whole_file(file) as partial:
                     partial.write_text(plan.model_dump_json(indent=1) + "\n")
     plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
-    if other := [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]:
+    other = [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]
+    settings = base.model_dump(mode="json")
+    for section, fields in plan.settings.items():  # as a file had them that may have changed since
+        same = settings.get(section, {}) | {"folder": fields.get("folder")}  # which may be called otherwise
+        other += [f"{section}.{name} {value}" for name, value in fields.items() if same.get(name) != value]
+    if other:
         raise InputError(
             f"{out} holds a tuning with {', '.join(other)}: give the same command, which goes on with it, or name "
             "another --out."
@@ -239,7 +246,10 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, out: Path, say: 
     base.check_streams(shards.streams)
     held_out, tracking, parent = HeldOut.of(base.data, shards), base.tracking, None
     statistics, settings = Statistics.of(shards, held_out.training), base.model_dump(mode="json")
-    kept, left_out = to_try(candidates(statistics, base), settings, asked.given)
+    offered = candidates(statistics, base)
+    if asked.config and Path(asked.config).name != RECOMMENDED.name:
+        offered[0] = offered[0].model_copy(update={"name": "given", "reason": f"{asked.config} as it is"})
+    kept, left_out = to_try(offered, settings, asked.given)
     if tracking.enabled and "AUMN_PARENT_RUN" not in os.environ:
         tags = {"dataset": shards.name, "dataset_identity": shards.identity}
         try:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aumn.config import run_config
-from aumn.config.run_config import RunConfig, change_rules, load_config
+from aumn.config.run_config import RunConfig, change_rules, load_config, names_of
 from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
 
@@ -92,14 +92,14 @@ def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
     ("override", "streams", "message"),
     [
         ("loss.sparsity={rgb: 0.1}", "two", "loss.sparsity has none for flow: add it, or `default` for all others."),
-        ("loss.sparsity={rgb: 1, flow: 1}", "one", "loss.sparsity names flow, and the shard set's streams are rgb:"),
+        ("loss.sparsity={rgb: 1, flow: 1}", "one", "loss.sparsity names flow, and the networks are rgb:"),
         ("localize.weights={rgb: 0.5, flow: 0.5}", "one", "localize.weights names flow, and the shard set's streams"),
         ("localize.weights={rgb: 0.5}", "two", "are 0.5 together, and shares are 1 together"),
         ("loss.sparsity={rgb: -1}", "two", "loss.sparsity.rgb=-1: input should be greater than or equal to 0"),
         (
             "model.streams=joint localize.weights={rgb: 1}",
             "two",
-            "names rgb, and the shard set's streams are joint",
+            "names rgb, and the networks are joint",
         ),
         ("loss.sparsity=on", "two", "loss.sparsity.default='on': input should be a valid number"),
     ],
@@ -323,3 +323,18 @@ def test_settings_that_an_older_run_did_not_know_or_that_had_no_effect_are_no_di
 def test_a_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.yaml does not exist: give a run configuration"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("run.steps=3", {"run.steps"}),
+        ("localize.weights.rgb=0.4", {"localize.weights"}),
+        ("localize.theta=0.4", {"localize.weights"}),
+        ("loss.sparsity_flow=0.4", {"loss.sparsity"}),
+        ("no.such=1", {"no.such"}),
+        ("none=1", set()),
+    ],
+)
+def test_what_an_override_sets_is_told_by_todays_name(override, names):
+    assert names_of([override]) == names

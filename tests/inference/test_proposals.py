@@ -168,17 +168,27 @@ def test_a_snippet_stands_for_a_stride_around_the_middle_of_its_window(clock, fp
     assert found.start_s_N.min() + snippet_s / 2 == pytest.approx(middle_s)
 
 
-@pytest.mark.parametrize("snippets", [1, 9])
-def test_a_constant_attention_proposes_the_whole_video(snippets):
-    score = VideoScores(np.array([0.8, 0.2]), np.full(snippets, 0.3), np.full((snippets, 2), 0.5))
+@pytest.mark.parametrize("snippets", [1, 9, 100])
+@pytest.mark.parametrize(
+    ("more", "score"),
+    [
+        ({}, 0.15),
+        ({"smoothing": 4, "thresholds": [0.1, 0.5]}, 0.15),
+        ({"smoothing": 5, "proposals": "class_activation", "contrast": 1.0}, 0.15),
+        ({"smoothing": 999, "scale": "log_odds", "proposals": "class_activation"}, math.log(0.15 / 0.85 * 400)),
+        ({"smoothing": 3, "scale": "log_odds"}, math.log(0.15 / 0.85 * 400)),
+    ],
+)
+def test_a_constant_attention_proposes_the_whole_video(snippets, more, score):
+    scores = VideoScores(np.array([0.8, 0.2]), np.full(snippets, 0.3), np.full((snippets, 2), 0.5))
     found = detect(
-        {"rgb": score, "flow": score},
+        {"rgb": scores, "flow": scores},
         make_video(snippets),
         Clock(STRIDE, STRIDE),
-        LocalizeSettings(class_threshold=0.5),
+        LocalizeSettings(class_threshold=0.5, **more),
     )
     np.testing.assert_allclose((found.start_s_N, found.end_s_N), ([0], [snippets * STRIDE / FPS]))
-    np.testing.assert_allclose(found.score_N, 0.15)
+    np.testing.assert_allclose(found.score_N, score)
 
 
 @pytest.mark.parametrize("weights", [{"rgb": 1.0}, {"rgb": 0.0, "flow": 1.0}])

@@ -49,13 +49,10 @@ def test_the_real_names_of_thumos14(shared_data: Path, file: str, said: str) -> 
         (25 / 16, 30, Clock(16, 16), "BaS-Net and ACM-Net. CHECK: pack with --stride-frames 16 --fps 25."),
         (30 / 4, 30, Clock(4, 16), "as in the I3D of CMCS, which ActionFormer took, and OpenTAD's VideoMAE: --stride-"),
         (30 / 4, 25, Clock(16, 16), "CHECK: pack with --stride-frames 4 --window-frames 16 with annotations that tell"),
+        (30 / 4, 30, Clock(4, 4), "CHECK: pack with --stride-frames 4 --window-frames 16 with annotations that tell"),
+        (30 / 8, 30, Clock(8, 64), "as in PGCN's I3D: --stride-frames 8 --window-frames 64 with annotations"),
         (10 / 4, 10, Clock(4, 4), "as in W-TALC's UntrimmedNet: --stride-frames 4 --fps 10."),
-        (
-            3.75,
-            30,
-            Clock(8, 64),
-            "3.75 snippets a second (by video_validation_0000051), as in no release that is known",
-        ),
+        (5, 30, Clock(6, 6), "5.00 snippets a second (by video_validation_0000051), as in no release that is known"),
     ],
 )
 def test_whose_features_of_thumos14(per_s: float, fps: float, clock: Clock, said: str) -> None:

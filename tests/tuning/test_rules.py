@@ -76,6 +76,23 @@ def test_labels_alone_choose_whom_to_trust_and_nothing_else():
 
 
 @pytest.mark.parametrize(
+    ("worth", "expected"),
+    [
+        ({(0.02, 0.3): 0.501, (0.02, 0.5): 0.502, (0.1, 0.5): 0.4}, (0.1, 0.3)),  # each alone given back costs more
+        ({(0.02, 0.3): 0.501, (0.02, 0.5): 0.52, (0.1, 0.5): 0.4}, (0.02, 0.5)),
+        ({(0.02, 0.3): 0.503, (0.02, 0.5): 0.52, (0.1, 0.5): 0.517}, (0.1, 0.5)),
+    ],
+)
+def test_what_gains_less_than_half_a_point_in_all_is_left(worth, expected, monkeypatch):
+    def value(_scores, _truth, rules, _tious):
+        return worth.get((rules.class_threshold, rules.nms_tiou), 0.5 if rules == LocalizeSettings() else 0.0)
+
+    monkeypatch.setattr("aumn.tuning.rules._value", value)
+    best = choose_rules(*remembered(("good",), videos=1), LocalizeSettings(), TIOUS).best
+    assert (best.rules.class_threshold, best.rules.nms_tiou) == expected
+
+
+@pytest.mark.parametrize(
     ("streams", "own", "count"),
     [
         (["rgb"], {}, 0),

@@ -263,8 +263,12 @@ def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
     [
         (["data.holdout_share=0.0"], {}, r"data.holdout_share=0 holds no training video out, and candidates are"),
         (["data.subset=trening"], {}, r"has no subset 'trening'; it has "),
-        (["loss.sparsity={audio: 1}"], {}, r"loss.sparsity names audio, and the shard set's streams are rgb, flow"),
+        (["loss.sparsity={audio: 1}"], {}, r"loss.sparsity names audio, and the networks are rgb, flow"),
+        (["data.shards=x"], {}, r"data.shards: leave it out; SHARDS is the shard set, and --out the folder"),
+        (["run.folder=x"], {}, r"run.folder: leave it out"),
+        (["steps=3"], {}, r"override 'steps=3' must read section.field=value"),
         (["model.unit=3"], {}, r"model.unit is not a setting: did you mean units\?"),
+        (["data.holdout_groups=synth"], {}, "change the share, data.holdout_seed or data.holdout_groups"),
         ([], {"only": "1"}, r"--only=1 must be `plan`, or RUNG.PLACE, such as 0.3"),
         ([], {"config": "no.yaml"}, r"no.yaml does not exist: give a run configuration"),
     ],
@@ -276,10 +280,30 @@ def test_what_is_wrong_is_told_before_anything_is_planned(overrides, words, sent
     assert not list(tmp_path.glob("tuned/*.*"))
 
 
+def test_held_out_videos_without_any_label_compare_nothing(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(ShardSet, "unlabelled", lambda _self, indices: [*indices])
+    with pytest.raises(
+        InputError, match=r"^None of the 5 held-out videos has a label, so that nothing can be compared"
+    ):
+        Tuned(sets / "timed", tmp_path, monkeypatch).run()
+
+
 def test_another_tuning_does_not_take_over_the_folder(undisturbed, sets, tmp_path, monkeypatch):
     monkeypatch.chdir(undisturbed.folder)
     with pytest.raises(InputError, match=r"tuned holds a tuning with budget 3: give the same command, which goes on"):
         undisturbed.run(budget=4)
+    file = tmp_path / "mine.yaml"
+    own = Tuned(sets / "timed", tmp_path / "file", monkeypatch)
+    for units in (3, 4):
+        file.write_text(RECOMMENDED.read_text().replace("model:", f"model:\n  units: {units}"))
+        if units == 3:
+            assert own.run(only="plan", config=str(file)) is None
+    assert json.loads(Path("tuned/plan.json").read_text())["candidates"][0] == {
+        "name": "given", "changes": {}, "reason": f"{file} as it is",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"^tuned holds a tuning with model.units 3: give the same command"):
+        own.run(only="plan", config=str(file))
+    monkeypatch.chdir(undisturbed.folder)
     other = Tuned(sets / "untimed", undisturbed.folder, monkeypatch)
     with pytest.raises(InputError, match=r"holds a tuning with shards .*/timed: give"):
         other.run()
