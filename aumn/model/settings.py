@@ -89,11 +89,14 @@ class ModelSettings(Section):
         return self.embedding_width // self.key_ratio
 
     def networks(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The networks' names and input widths: one a stream of these widths, and `joint`, as `streams` says."""
+        """The networks' names and input widths: one a stream of these widths, and `joint`, as `streams` says.
+
+        A single stream's network has its name in any case.
+        """
         apart, joint = dict(widths), {JOINT: sum(widths.values())}
-        if self.streams == "apart":
+        if self.streams == "apart" or len(apart) == 1:
             return apart
-        return joint if self.streams == "joint" or len(widths) == 1 else apart | joint
+        return joint if self.streams == "joint" else apart | joint
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
