@@ -93,7 +93,7 @@ def test_a_run_from_before_streams_were_data_goes_on(tmp_path):
     [
         ("loss.sparsity={rgb: 0.1}", "two", "loss.sparsity has none for flow: add it, or `default` for all others."),
         ("loss.sparsity={rgb: 1, flow: 1}", "one", "loss.sparsity names flow, and the networks are rgb:"),
-        ("localize.weights={rgb: 0.5, flow: 0.5}", "one", "localize.weights names flow, and the shard set's streams"),
+        ("localize.weights={rgb: 0.5, flow: 0.5}", "one", "localize.weights names flow, and the networks are rgb"),
         ("localize.weights={rgb: 0.5}", "two", "are 0.5 together, and shares are 1 together"),
         ("loss.sparsity={rgb: -1}", "two", "loss.sparsity.rgb=-1: input should be greater than or equal to 0"),
         (
