@@ -498,9 +498,10 @@ def test_whatever_ends_training_early_the_model_is_that_of_the_undisturbed_run(p
 def test_at_the_time_limit_training_is_requeued_and_ends_in_the_same_model(place, undisturbed):
     """SLURM's own signal, a minute before a limit of two or, as SLURM does, up to 30 s earlier; two nodes.
 
-    The ranks are held still until it is there, so that they need longer than their limit however fast the machine is.
+    The ranks are held still until it is there, so that they need longer than their limit however fast the machine is;
+    which must not look to them as if another one did not answer.
     """
-    train = f"train tiny.yaml run.folder={{folder}}/train {LONG}"
+    train = f"train tiny.yaml run.folder={{folder}}/train {LONG} run.step_timeout_s=600"
     resources = {"nodes": 2, "minutes": 2, "signal_s": 60}
     quiet = {"tracking": {"enabled": False}}
     succeed(place.aumn("submit", place.write("limited", {"train": {"run": train, "resources": resources}}, **quiet)))
