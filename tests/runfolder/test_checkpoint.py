@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 
 from aumn.inference.settings import LocalizeSettings
+from aumn.model.settings import ModelSettings
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import (
     Checkpoint,
