@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, JsonValue
 
-from aumn.config.run_config import RunConfig
 from aumn.tuning.statistics import Statistics
 
 SAMPLED = 0.4  # of the median video's snippets
@@ -18,7 +17,7 @@ class Candidate(BaseModel):
     reason: str
 
 
-def candidates(found: Statistics, base: RunConfig) -> list[Candidate]:
+def candidates(found: Statistics) -> list[Candidate]:
     """Those for a set with these statistics; the first is the configuration to start from, as it is."""
     several = f"{found.share_several:.0%} of the videos hold several classes, {found.share_none:.0%} none"
     list_of = [
@@ -33,6 +32,7 @@ def candidates(found: Statistics, base: RunConfig) -> list[Candidate]:
         ("narrow_pooling", {"model.pooling_share": 0.02}, "short actions in long videos"),
         ("less_dropout", {"model.channel_dropout": 0.0}, "features of which no channel can be spared"),
         ("wide_kernel", {"model.kernel": 9}, "actions of many snippets"),
+        ("short_kernel", {"model.kernel": 3}, "actions of few snippets"),
         ("shallow", {"model.embedding_layers": 1}, "features that say nearly all, or few videos"),
         (
             "weighted",
@@ -45,6 +45,5 @@ def candidates(found: Statistics, base: RunConfig) -> list[Candidate]:
             "Eq. 4, for actions that are told by the rest of the video",
         ),
         ("one_class", {"model.independent_classes": False}, f"Eq. 9's softmax, for one class a video; here {several}"),
-        ("long", {"run.steps": 2 * base.run.steps}, "a set that is learnt slowly"),
     ]
     return [Candidate(name=name, changes=changes, reason=reason) for name, changes, reason in list_of]

@@ -32,7 +32,8 @@ def judge(candidates: Sequence[tuple[RememberedScores, LocalizeSettings]]) -> li
     tious = parse_tious(PROTOCOLS["thumos14"])
     agreement: list[list[float]] = [[] for _ in candidates]
     for one, other in permutations(range(len(candidates)), 2):
-        agreement[one].append(evaluate(found[one], instances[other], tious, Ranks()).average)
+        is_right = len(instances[other]) > 0  # ever; who finds none of a video's own classes is agreed with by nobody
+        agreement[one].append(evaluate(found[one], instances[other], tious, Ranks()).average if is_right else 0.0)
     labels = [evidence_map(scores, rules) for scores, rules in candidates]
     return [float(np.mean([np.mean(of or [0.0]), told])) for of, told in zip(agreement, labels, strict=True)]
 

@@ -1,7 +1,9 @@
 """The plan of a tuning: what is tried, on which videos it is compared, and in which rungs of successive halving.
 
 A rung trains its candidates anew, for a share of the steps, so that a schedule ends with the run. The best third goes
-on to the next one: twelve candidates cost four full runs.
+on to the next one: twelve candidates cost four full runs. The last rung has two at least, and the first candidate, the
+configuration to start from, is in every rung: few steps favour what learns fast, and nothing is chosen that is not
+better than it in full.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from aumn.training.settings import HELD_OUT
 from aumn.tuning.candidates import Candidate
 from aumn.tuning.statistics import Statistics
 
-SHARES, KEPT = (1 / 8, 3 / 8, 1.0), 3
-"""Of the steps, in each rung; one of so many goes on to the next."""
+SHARES, KEPT, FINALISTS = (0.1, 0.2, 1.0), 3, 2
+"""Shares of the steps, in each rung; one of so many goes on to the next; how many the last one has at least."""
 
 
 class Rung(NamedTuple):
@@ -69,10 +71,20 @@ class Plan(BaseModel):
 
 
 def rungs(candidates: int) -> list[Rung]:
-    """Those for so many candidates; one of one candidate decides nothing, so only the last may have one."""
-    counts = [candidates // KEPT**number for number in range(len(SHARES))]
-    before = [Rung(count, share) for count, share in zip(counts[:-1], SHARES, strict=False) if count > 1]
-    return [*before, Rung(max(1, counts[-1]), 1.0)]
+    """Those for so many candidates; a rung that all of its candidates leave decides nothing, and is left out."""
+    *counts, last = (max(FINALISTS, candidates // KEPT**number) for number in range(len(SHARES)))
+    last = min(last, candidates)
+    before = [Rung(count, share) for count, share in zip(counts, SHARES, strict=False) if last < count <= candidates]
+    return [*before, Rung(last, 1.0)]
+
+
+def entrants(values: Mapping[int, float]) -> list[int]:
+    """The candidates of a rung as the next one takes them: the best, the very first of the plan, then by worth.
+
+    Of equal ones goes first which the plan has first.
+    """
+    order = sorted(values, key=lambda index: (-values[index], index))
+    return [*order[: FINALISTS - 1], *sorted(order[FINALISTS - 1 :], key=lambda index: index != 0)]
 
 
 def full_runs(candidates: int) -> float:

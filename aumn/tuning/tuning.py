@@ -36,7 +36,7 @@ from aumn.training.finite import NotFiniteError
 from aumn.training.run import access_of, note_held_out, run_training
 from aumn.tuning.candidates import candidates
 from aumn.tuning.criterion import judge
-from aumn.tuning.plan import Plan, affordable, rungs, to_try
+from aumn.tuning.plan import Plan, affordable, entrants, rungs, to_try
 from aumn.tuning.points import HeldOut, Record, measure, read_record, read_scores, write_record
 from aumn.tuning.statistics import Statistics
 from aumn.tuning.writing import Result, write
@@ -96,9 +96,9 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
         return None
     tuning = _Tuning(asked, Plan.model_validate_json(planned), out, ranks, say, watch)
     plan, results = tuning.plan, list[Result]()
-    entrants = list(range(tuning.count(only)))
-    for number, rung in enumerate(rungs(len(entrants))):
-        points = {index: plan.point(out, index, rung.share) for index in entrants[: rung.candidates]}
+    going_on = list(range(tuning.count(only)))
+    for number, rung in enumerate(rungs(len(going_on))):
+        points = {index: plan.point(out, index, rung.share) for index in going_on[: rung.candidates]}
         names = [f"{number}.{place}" for place in range(len(points))]
         for name, point in zip(names, points.values(), strict=True):
             if only in (None, name):
@@ -107,12 +107,12 @@ def tune(asked: Asked, out: Path, ranks: Ranks, *, say: Say, watch: Watch, only:
             break
         values = ranks.broadcast(tuning.values(list(points.values())) if ranks.is_first else None)
         results.append(Result(rung, dict(zip(points, values, strict=True))))
-        entrants = sorted(points, key=results[-1].values.__getitem__, reverse=True)  # of equal ones, which stood first
+        going_on = entrants(results[-1].values)
     if only is not None:
         if only not in names:
             say(f"{out}: its plan has no run {only}, so there is nothing to do.")
         return None
-    return tuning.finish(results, points[entrants[0]]) if ranks.is_first else None
+    return tuning.finish(results, points[going_on[0]]) if ranks.is_first else None
 
 
 @dataclass
@@ -142,6 +142,11 @@ class _Tuning:
         count = 0
         if self.ranks.is_first:
             record, steps = self.record(point), self.plan.config().run.steps
+            if not record.step_s:
+                why = record.why or f"its {point.run.steps} steps are too few"
+                raise InputError(
+                    f"--minutes: how long a run takes is told by the first one, and {why}: give --budget instead."
+                )
             count = affordable(minutes, record.step_s * steps, record.rest_s, most)
             self.say(
                 f"a full run takes {record.step_s * steps / 60:.1f} minutes: time for {count} of {most} candidates"
@@ -246,7 +251,7 @@ def _make_plan(asked: Asked, base: RunConfig, shards: ShardSet, out: Path, say: 
     base.check_streams(shards.streams)
     held_out, tracking, parent = HeldOut.of(base.data, shards), base.tracking, None
     statistics, settings = Statistics.of(shards, held_out.training), base.model_dump(mode="json")
-    offered = candidates(statistics, base)
+    offered = candidates(statistics)
     if asked.config and Path(asked.config).name != RECOMMENDED.name:
         offered[0] = offered[0].model_copy(update={"name": "given", "reason": f"{asked.config} as it is"})
     kept, left_out = to_try(offered, settings, asked.given)

@@ -12,7 +12,7 @@ from aumn.evaluation.evaluate import PROTOCOLS
 from aumn.files import whole_file
 from aumn.training.run import note_held_out
 from aumn.tuning import criterion
-from aumn.tuning.plan import Plan, Rung
+from aumn.tuning.plan import Plan, Rung, entrants
 from aumn.tuning.points import Record
 
 TRAINS_ON_ALL: dict[str, Any] = {
@@ -29,16 +29,16 @@ class Result(NamedTuple):
 
 
 def write(plan: Plan, results: Sequence[Result], record: Record, out: Path) -> str:
-    """`out`/config.yaml and `out`/table.md; the table, and what to do next."""
-    last = results[-1].values
-    winner = max(last, key=lambda index: last[index])
+    """`out`/config.yaml, unless it is there, and `out`/table.md; the table, and what to do next."""
+    winner = entrants(results[-1].values)[0]
     table = "\n".join(_table(plan, results))
     with whole_file(out / "table.md") as file:
         file.write_text(f"{_population(plan)}\n\n{table}\n")
     rules = {f"localize.{name}": value for name, value in record.rules.model_dump(mode="json").items()}
-    config = plan.config(winner, changes={"run.folder": str(out / "run"), **TRAINS_ON_ALL, **rules})
-    with whole_file(out / "config.yaml") as file:
-        file.write_text("\n".join(_configuration(plan, config, winner, table)) + "\n")
+    if not (out / "config.yaml").exists():  # which somebody may have edited since
+        config = plan.config(winner, changes={"run.folder": str(out / "run"), **TRAINS_ON_ALL, **rules})
+        with whole_file(out / "config.yaml") as file:
+            file.write_text("\n".join(_configuration(plan, config, winner, table)) + "\n")
     told = f"{out}/config.yaml is {plan.candidates[winner].name}. Next: aumn train {out}/config.yaml"
     return f"{_population(plan)}\n\n{table}\n\n{told}"
 

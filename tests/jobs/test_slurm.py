@@ -200,13 +200,14 @@ def test_a_sweep_runs_two_at_once_and_a_failing_point_is_named_and_alone(place):
 
 
 def begin_tuning(place: Place) -> list[object]:
-    """jobs/tune.yaml of two configurations; its command."""
+    """jobs/tune.yaml of three configurations; its command."""
     small = "model.embedding_width=16 run.steps=400 run.checkpoint_every=20 tracking.experiment=tune"
-    words = f"tune shards {small} --budget 2 --config {REPOSITORY}/configs/recommended.yaml --out {{folder}}/tuned"
+    words = f"tune shards {small} --budget 3 --config {REPOSITORY}/configs/recommended.yaml --out {{folder}}/tuned"
     run = {"plan": f"{words} --only plan", "write": words}
-    run |= {f"rung_{rung}": f"{words} --only {rung}.{'{point}' if rung < 2 else 0}" for rung in range(3)}
+    run |= {f"rung_{rung}": f"{words} --only {rung}.{{point}}" for rung in range(3)}
     changes = [f"steps.{step}.run={line}" for step, line in run.items()]
-    changes += [f"steps.rung_{rung}.sweep.axes.place={{'0': {{}}, '1': {{}}}}" for rung in range(2)]
+    places = ("{'0': {}, '1': {}, '2': {}}", "{'0': {}, '1': {}}", "{'0': {}}")
+    changes += [f"steps.rung_{rung}.sweep.axes.place={of_rung}" for rung, of_rung in enumerate(places)]
     changes += [f"steps.rung_{rung}.resources={{ranks_per_node: 2}}" for rung in range(3)]
     changes += [f"scripts={REPOSITORY / 'slurm'}"]
     command = ["submit", REPOSITORY / "jobs/tune.yaml", *(word for change in changes for word in ("--set", change))]
@@ -223,11 +224,11 @@ def assert_tuned(place: Place, command: list[object]) -> None:
     assert set(states(statuses).values()) == {"done"}, [place.log("tune", step) for step in statuses]
     assert statuses["rung_1[0]"].restarts == 1
     assert "the same command goes on where it was" in place.log("tune", "rung_1.0")
-    assert "its plan has no run 2.0" in place.log("tune", "rung_2")
+    assert "its plan has no run 2.0" in place.log("tune", "rung_2.0")
     config = yaml.safe_load((place.root / "runs/jobs/tune/tuned/config.yaml").read_text())
     assert config["run"]["steps"] == 400
     assert "Next: aumn train " in place.log("tune", "write")
-    assert len(list(run.glob("*/tuned.json"))) == 3
+    assert len(list(run.glob("*/tuned.json"))) == 5
     parent, nested = tracked(place, "tune")
     assert parent["status"] == "FINISHED"
     assert {run["name"].rpartition("_")[2] for run in nested} == {"50", "400"}

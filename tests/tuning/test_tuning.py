@@ -13,6 +13,7 @@ import pytest
 from aumn.config.run_config import load_config
 from aumn.data.shards.shard_set import ShardSet
 from aumn.inference.remembered import RememberedScores
+from aumn.inference.settings import LocalizeSettings
 from aumn.records import Clock, InputError, Video, VideoScores
 from aumn.runtime.ranks import Ranks
 from aumn.tracking import job_run
@@ -22,8 +23,8 @@ from aumn.training.finite import NotFiniteError
 from aumn.training.run import run_training
 from aumn.tuning import criterion, tuning
 from aumn.tuning.candidates import candidates
-from aumn.tuning.criterion import classification_map, judge
-from aumn.tuning.plan import affordable, full_runs, rungs, to_try
+from aumn.tuning.criterion import classification_map, evidence_map, judge
+from aumn.tuning.plan import affordable, entrants, full_runs, rungs, to_try
 from aumn.tuning.points import read_record, read_scores
 from aumn.tuning.statistics import Statistics
 from aumn.tuning.tuning import RECOMMENDED, Asked, tune
@@ -95,20 +96,34 @@ def undisturbed(sets, tmp_path_factory):
     ("candidates", "expected", "cost"),
     [
         (1, [(1, 1)], 1),
-        (2, [(2, 1 / 8), (1, 1)], 1.25),
-        (6, [(6, 1 / 8), (2, 3 / 8), (1, 1)], 2.5),
-        (12, [(12, 1 / 8), (4, 3 / 8), (1, 1)], 4),
-        (27, [(27, 1 / 8), (9, 3 / 8), (3, 1)], 9.75),
+        (2, [(2, 1)], 2),
+        (3, [(3, 0.1), (2, 1)], 2.3),
+        (6, [(6, 0.1), (2, 1)], 2.6),
+        (12, [(12, 0.1), (4, 0.2), (2, 1)], 4),
+        (27, [(27, 0.1), (9, 0.2), (3, 1)], 7.5),
     ],
 )
 def test_rungs_halve_what_is_tried(candidates, expected, cost):
     assert rungs(candidates) == expected
-    assert full_runs(candidates) == cost
+    assert full_runs(candidates) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(
+    ("values", "order"),
+    [
+        ({0: 0.1, 1: 0.3, 2: 0.5, 3: 0.4}, [2, 0, 3, 1]),  # the first is in every rung
+        ({0: 0.5, 1: 0.3, 2: 0.5}, [0, 2, 1]),
+        ({2: 0.5, 0: 0.5}, [0, 2]),  # and what is no better than it is not chosen
+        ({0: 0.2}, [0]),
+    ],
+)
+def test_the_configuration_to_start_from_is_in_every_rung(values, order):
+    assert entrants(values) == order
 
 
 @pytest.mark.parametrize(
     ("minutes", "count"),
-    [(0.5, 1), (4 + 17 / 6, 12), (4 + 17 / 6 - 0.01, 11), (1000, 12)],  # a full run takes one, and its end 10 s
+    [(0.5, 1), (4 + 18 / 6 + 0.001, 12), (4 + 18 / 6 - 0.01, 11), (1000, 12)],  # a full run takes one, and its end 10 s
 )
 def test_minutes_become_as_many_candidates_as_fit(minutes, count):
     assert affordable(minutes, 60, 10, 12) == count
@@ -116,15 +131,15 @@ def test_minutes_become_as_many_candidates_as_fit(minutes, count):
 
 def test_every_candidate_can_be_trained_and_differs_and_what_the_user_has_set_stays():
     base = load_config(RECOMMENDED, ["data.holdout_share=0.25"])
-    offered, settings = candidates(STATISTICS, base), base.model_dump(mode="json")
+    offered, settings = candidates(STATISTICS), base.model_dump(mode="json")
     kept, left_out = to_try(offered, settings, set())
     assert (kept, left_out) == (offered, [])
     assert len({candidate.name for candidate in kept}) == len(kept) >= 12
     assert not kept[0].changes
-    kept, left_out = to_try(offered, settings, {"run.steps"})
-    assert all("run.steps" not in candidate.changes for candidate in kept)
+    kept, left_out = to_try(offered, settings, {"model.kernel"})
+    assert all("model.kernel" not in candidate.changes for candidate in kept)
     assert left_out
-    assert all(line.endswith(", since you set run.steps") for line in left_out)
+    assert all(line.endswith(", since you set model.kernel") for line in left_out)
 
 
 def test_what_comes_of_it_says_its_reasons_loads_and_trains(undisturbed, sets):
@@ -132,11 +147,13 @@ def test_what_comes_of_it_says_its_reasons_loads_and_trains(undisturbed, sets):
     assert lines[0].startswith("mAP (%, mean over tIoU 0.1:0.7:0.1) on 5 held-out training videos, each by the rules")
     assert lines[-1].endswith("Next: aumn train tuned/config.yaml")
     records = {path.name: read_record(path) for path in (undisturbed.folder / "tuned/runs").iterdir()}
-    (last,) = (name for name in records if name.endswith("_96"))
-    best = max(records.keys() - {last}, key=lambda name: records[name].map)
-    assert last == best.replace("_12", "_96"), "the best goes on"
-    row = next(line for line in lines if line.startswith(f"| {best.removesuffix('_12')} |"))
-    assert f"| {100 * records[best].map:.1f} | {100 * records[last].map:.1f} |" in row
+    full = {name for name in records if name.endswith("_96")}
+    best = max(records.keys() - full, key=lambda name: records[name].map)
+    assert len(full) == 2
+    assert full >= {"recommended_96", best.replace("_10", "_96")}, "the best goes on, and what it starts from"
+    last = max(full, key=lambda name: records[name].map)
+    row = next(line for line in lines if line.startswith(f"| {last.removesuffix('_96')} |"))
+    assert f"| {100 * records[last.replace('_96', '_10')].map:.1f} | {100 * records[last].map:.1f} |" in row
     text = undisturbed.files["config.yaml"].decode()
     assert row in text
     assert "held out: synth_000003, synth_000008, synth_000009" in text
@@ -152,9 +169,13 @@ def test_what_comes_of_it_says_its_reasons_loads_and_trains(undisturbed, sets):
 def test_the_same_command_trains_nothing_again(undisturbed, monkeypatch):
     monkeypatch.chdir(undisturbed.folder)
     runs, files = undisturbed.runs, undisturbed.files
+    config = undisturbed.folder / "tuned/config.yaml"
+    config.write_bytes(files["config.yaml"] + b"# mine\n")
     assert undisturbed.run() == undisturbed.told
+    assert config.read_bytes().endswith(b"# mine\n"), "who has edited it keeps that"
+    config.write_bytes(files["config.yaml"])
     assert (undisturbed.runs, undisturbed.files) == (runs, files)
-    assert len(runs) == 4
+    assert len(runs) == 5
 
 
 def test_killed_in_the_midst_of_a_run_it_goes_on_from_the_checkpoint_and_ends_the_same(
@@ -163,21 +184,21 @@ def test_killed_in_the_midst_of_a_run_it_goes_on_from_the_checkpoint_and_ends_th
     found = Tuned(sets / "timed", tmp_path / "killed", monkeypatch)
     words = ("-m", "aumn", "tune", found.shards, *QUIET, "--budget", "3")
     with start(*words, cwd=found.folder) as running:
-        half = found.folder / "tuned/runs/recommended_12/checkpoints"
+        half = found.folder / "tuned/runs/recommended_10/checkpoints"
         running.wait_until(lambda: list(half.glob("step_*")), what="a checkpoint")
         running.kill_all()
     assert not found.runs
     assert found.run() == undisturbed.told
-    assert any(" steps 0 to 12 " not in line and " to 12 of" in line for line in found.said), found.said
+    assert any(" steps 0 to 10 " not in line and " to 10 of" in line for line in found.said), found.said
     assert found.files == undisturbed.files
 
 
 def test_run_by_run_in_any_order_as_an_array_does_it_comes_to_the_same(undisturbed, sets, tmp_path, monkeypatch):
     found = Tuned(sets / "timed", tmp_path / "array", monkeypatch)
     assert found.run(only="plan") is None
-    with pytest.raises(InputError, match="tuned/runs/recommended_12 is not done: let all runs of this rung end first"):
+    with pytest.raises(InputError, match="tuned/runs/recommended_10 is not done: let all runs of this rung end first"):
         found.run(only="1.0")
-    for only in ("0.2", "0.0", "0.1", "0.11", "1.0", "2.0"):
+    for only in ("0.2", "0.0", "0.1", "0.11", "1.1", "1.0", "2.0"):
         before = len(found.runs)
         assert found.run(only=only) is None
         assert len(found.runs) == before + (only not in {"0.11", "2.0"})
@@ -211,6 +232,16 @@ def test_where_nothing_is_timed_weak_labels_decide_and_no_other_subsets_truth_is
     assert f"{100 * max(values):.1f}" in told
 
 
+def test_who_finds_none_of_a_videos_classes_is_agreed_with_by_nobody():
+    video = Video("v", "training", 4, (0,), 4.0, 1.0)
+    curve_T = np.array([0.1, 0.9, 0.8, 0.1])
+    right, wrong = (VideoScores(np.array(y), np.ones(4), np.stack([curve_T] * 2, 1)) for y in ([0.9, 0.1], [0.1, 0.9]))
+    rules = LocalizeSettings(class_threshold=0.5, proposals="class_activation")
+    networks = [RememberedScores((video,), ({"rgb": one},), ("a", "b"), Clock(1, 1)) for one in (right, right, wrong)]
+    agreed, same, alone = judge([(one, rules) for one in networks])
+    assert agreed == same > alone == evidence_map(networks[2], rules) / 2
+
+
 def test_a_candidate_that_cannot_be_trained_is_the_last_and_stops_no_other(sets, tmp_path, monkeypatch):
     def fails(config, *arguments, train=run_training, **options):
         if not config.run.folder.name.startswith("recommended"):
@@ -220,7 +251,7 @@ def test_a_candidate_that_cannot_be_trained_is_the_last_and_stops_no_other(sets,
     monkeypatch.setattr(tuning, "run_training", fails)
     found = Tuned(sets / "timed", tmp_path / "fails", monkeypatch)
     told = found.run("run.steps=8", "localize.thresholds=[0.5]", budget=2)
-    assert " | not finite |  | " in told
+    assert " | not finite | " in told
     assert "tuned/config.yaml is recommended." in told
     rules = load_config(found.folder / "tuned/config.yaml").localize
     assert (rules.thresholds, rules.class_threshold) == ((0.5,), 0.02), "what the user has set stays"
@@ -231,6 +262,15 @@ def test_with_minutes_the_first_run_tells_how_many_there_is_time_for(sets, tmp_p
     assert "| recommended |  |" in found.run("run.steps=16", budget=None, minutes=1e-6)
     assert set(found.runs) == {"recommended_2", "recommended_16"}
     assert re.search(r"time for 1 of [4-9] candidates", "".join(found.said))
+
+
+def test_minutes_need_a_first_run_that_tells_how_long_one_takes(sets, tmp_path, monkeypatch):
+    def fails(*_arguments, **_options):
+        raise NotFiniteError("Step 1: a gradient is not finite.")
+
+    monkeypatch.setattr(tuning, "run_training", fails)
+    with pytest.raises(InputError, match=r"--minutes: .* Step 1: a gradient is not finite.: give --budget instead"):
+        Tuned(sets / "timed", tmp_path / "untold", monkeypatch).run(budget=None, minutes=3)
 
 
 def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
@@ -247,13 +287,12 @@ def test_all_runs_are_nested_in_one(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(job_run, "tag_job", lambda *facts: ended.append(facts))
     found = Tuned(sets / "timed", tmp_path / "tracked", monkeypatch)
     for _ in range(2):
-        found.run("run.steps=8", "tracking.enabled=true", "tracking.uri=sqlite:///x", budget=2)
+        found.run("run.steps=8", "tracking.enabled=true", "tracking.uri=sqlite:///x", budget=3)
     assert [facts[:3] for facts in begun] == [("sqlite:///x", "aumn", "tuned")]
     assert ended == 2 * [("sqlite:///x", "parent", {}, "FINISHED")]
     assert {tags["mlflow.parentRunId"] for tags in nested.values()} == {"parent"}
-    first, second, last = nested.values()
-    assert [(tags["step"], tags["point"]) for tags in (first, second, last)] == [
-        ("rung_0", "0"), ("rung_0", "1"), ("rung_1", "0"),
+    assert [(tags["step"], tags["point"]) for tags in nested.values()] == [
+        ("rung_0", "0"), ("rung_0", "1"), ("rung_0", "2"), ("rung_1", "0"), ("rung_1", "1"),
     ]  # fmt: skip
     assert not job_tags(os.environ)
 
