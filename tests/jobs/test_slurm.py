@@ -218,7 +218,9 @@ def begin_tuning(place: Place) -> list[object]:
 def assert_tuned(place: Place, command: list[object]) -> None:
     """The full run was asked to stop and went on; all runs are nested in the job's, and nothing is done twice."""
     run = place.root / "runs/jobs/tune/tuned/runs"
-    place.slurm.wait_until(lambda: list(run.glob("*_400/checkpoints/step_*")), "a checkpoint", timeout_s=300)
+    place.wait_for_log("tune", "rung_1.0", "in rung 1: ")
+    (name,) = re.findall(r"in rung 1: (\S+),", place.log("tune", "rung_1.0"))
+    place.slurm.wait_until(lambda: list((run / name / "checkpoints").glob("step_*")), "a checkpoint", timeout_s=300)
     place.slurm.run("scancel", "--signal=USR1", place.statuses("tune")["rung_1[0]"].task_id)
     statuses = place.wait("tune", "end of the tuning", ended)
     assert set(states(statuses).values()) == {"done"}, [place.log("tune", step) for step in statuses]
@@ -231,7 +233,7 @@ def assert_tuned(place: Place, command: list[object]) -> None:
     assert len(list(run.glob("*/tuned.json"))) == 5
     parent, nested = tracked(place, "tune")
     assert parent["status"] == "FINISHED"
-    assert {run["name"].rpartition("_")[2] for run in nested} == {"50", "400"}
+    assert {run["name"].rpartition("_")[2] for run in nested} == {"40", "400"}
     assert "nothing to submit; all steps are done" in succeed(place.aumn(*command)).stderr
 
 
