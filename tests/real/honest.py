@@ -9,15 +9,13 @@ the best step of all that were evaluated, as most public codes report it. What s
 again; the table of all of it is printed afterwards.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from aumn.runfolder.metrics import read_curves
-from tests.real.tables import SUBSET, mean_and_deviation, rows_to_do, train
+from tests.real.tables import SUBSET, mean_and_deviation, row_options, rows_to_do, train
 
 Curve = dict[int, float]
 COLUMNS = ("last step", "chosen on held-out training videos", "best on test, not to be used")
@@ -52,12 +50,7 @@ def print_table(results: Iterable[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", default=[])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--config", type=Path, default=Path("configs/recommended.yaml"))
+    parser = row_options(__doc__, "configs/recommended.yaml")
     parser.add_argument("--every", type=int, default=25, help="steps between evaluations")
     parser.add_argument("--hold-out", nargs="+", default=["data.holdout_share=0.2"], metavar="data.field=value")
     arguments = parser.parse_args()

@@ -159,14 +159,19 @@ def rows_to_do(results: Path, rows: Sequence[str], seeds: Sequence[int]) -> Iter
                 yield name, seed, [change for change in changes.split(",") if change]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def row_options(told: str | None, config: str) -> argparse.ArgumentParser:
+    """Of a command that trains rows."""
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--rows", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--config", type=Path, default=Path("configs/spliced_i3d.yaml"))
-    arguments = parser.parse_args()
+    parser.add_argument("--config", type=Path, default=Path(config))
+    return parser
+
+
+def main() -> None:
+    arguments = row_options(__doc__, "configs/spliced_i3d.yaml").parse_args()
     results = arguments.out / "results.jsonl"
     for name, seed, changes in rows_to_do(results, arguments.rows, arguments.seeds):
         result = score(name, seed, arguments.config, changes, arguments.shards, arguments.out)

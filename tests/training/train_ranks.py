@@ -18,10 +18,15 @@ from aumn.training.step import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
 SHAPE = ModelSettings(
-    embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4
-)
+    embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4,
+    streams="both",
+)  # fmt: skip
 LOSS = LossSettings(
-    diversity=0.3, homogeneity=0.7, sparsity={"rgb": 0.4, "flow": 0.1}, pseudo_labels=0.6, pseudo_labels_from=0.0
+    diversity=0.3,
+    homogeneity=0.7,
+    sparsity={"rgb": 0.4, "flow": 0.1, "joint": 0.2},
+    pseudo_labels=0.6,
+    pseudo_labels_from=0.0,
 )
 OBJECTIVE = Objective(LOSS, steps=9)
 
