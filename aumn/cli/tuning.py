@@ -102,14 +102,15 @@ def tune_rules(
     from tempfile import TemporaryDirectory
 
     from aumn.cli.training import model_folder
-    from aumn.runfolder.checkpoint import save_with_rules
+    from aumn.runfolder.checkpoint import read_card, save_with_rules
     from aumn.tuning.trained import rules_of
 
     given = [word for word in words if "=" in word and word.startswith("localize.")]
     places = [word for word in words if word not in given]
     if len(places) > 1:
         raise InputError(f"{', '.join(places)}: name one shard set; and of settings, those of localize alone.")
-    version = None
+    folder, version = model_folder(model, tracking_uri), None
+    read_card(folder)  # or its sentence, before those about where to write
     if model.startswith("models:"):
         from aumn.tracking.registry import describe
 
@@ -120,7 +121,7 @@ def tune_rules(
         raise InputError(f"Name a folder for {model} with the chosen rules: --out FOLDER.")
     if out is not None and out.exists():
         raise InputError(f"{out} already exists: name a new folder for the model with --out.")
-    folder, name = model_folder(model, tracking_uri), str(version or model)
+    name = str(version or model)
     with progress("scoring", "videos") as advance:
         chosen = rules_of(
             folder, model=name, shards=next(iter(places), None), subset=subset, overrides=given, device=device,

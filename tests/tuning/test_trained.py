@@ -154,6 +154,7 @@ def test_without_times_labels_choose_the_streams(root):
         (["RUN", "--budget", 3], "--rules trains nothing: leave out --budget"),
         (["RUN", "SET", "SET"], "name one shard set; and of settings, those of localize alone."),
         (["RUN", "model.units=3"], "model.units=3 is not a shard set"),
+        (["ROOT/nowhere"], "ROOT/nowhere is no model artifact or checkpoint: it has no model.json."),
         (["RUN/model"], "Name a folder for ROOT/run/model with the chosen rules: --out FOLDER."),
         (["RUN", "localize.treshold=1"], "localize.treshold is not a setting: did you mean"),
         (["RUN", "--subset", "tasting"], "shards has no subset 'tasting'; it has testing"),
