@@ -2,7 +2,7 @@
 
 Its folder is a run's, with two files more, of which the second tells that the point is done:
 
-    held_out.npz    the network's scores of the held-out videos
+    held_out.npz    the network's scores of the held-out videos, where none is timed and points are compared by these
     tuned.json      `Record`: the rules that suit them best, and what these are worth
 """
 
@@ -88,9 +88,10 @@ def measure(config: RunConfig, held_out: HeldOut, ranks: Ranks, fixed: Collectio
     device = ranks.device(config.run.device)
     batches = whole_videos(held_out.shards, held_out.indices, rank=0, world_size=1)
     scores = RememberedScores.of(network.to(device), (batch.to(device) for batch in batches), card)
-    _save(held_out, scores, folder / SCORES)
     rules, value = config.localize, None
-    if held_out.truth is not None:
+    if held_out.truth is None:
+        _save(held_out, scores, folder / SCORES)
+    else:
         tious = parse_tious(PROTOCOLS[config.evaluation.protocol])
         stay = {name.removeprefix("localize.") for name in fixed if name.startswith("localize.")}
         rules, value = choose_rules(scores, held_out.truth, rules, tious, fixed=stay).best
