@@ -39,10 +39,11 @@ def test_micro_batches_change_nothing(micro_batches):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_change_nothing_even_where_a_rank_has_no_video(ranks, tmp_path):
-    cases = ["8x1", "8x2", "7x1", "1x1", "2x2"]
+    cases = ["8x1", "8x2", "7x1", "1x1", "2x2", "8x2xboth"]
     succeed(together(ranks, train_ranks.__file__, tmp_path, *cases))
     for case in cases:
-        alone = train_ranks.run_step(int(case.split("x")[0]), 1, Ranks())
+        videos, _, *streams = case.split("x")
+        alone = train_ranks.run_step(int(videos), 1, Ranks(), *streams)
         assert_same(torch.load(tmp_path / f"{case}x{ranks}.pt", weights_only=True), alone)
 
 

@@ -18,9 +18,8 @@ from aumn.training.step import train_step
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
 SHAPE = ModelSettings(
-    embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4,
-    streams="both",
-)  # fmt: skip
+    embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4
+)
 LOSS = LossSettings(
     diversity=0.3,
     homogeneity=0.7,
@@ -59,10 +58,11 @@ def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
     return Step(0, 0, videos, tuple(map(make_batch, mine)))
 
 
-def run_step(videos: int, micro_batches: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+def run_step(videos: int, micro_batches: int, ranks: Ranks, streams: str = "apart") -> dict[str, torch.Tensor]:
     """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
     torch.manual_seed(0)
-    network = StreamNetworks.build(WIDTHS, CLASSES, SHAPE, scores_snippets=True).double()
+    shape = SHAPE.model_copy(update={"streams": streams})
+    network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True).double()
     optimizer = OptimizerSettings(clip_norm=0.1)
     engine = build_engine("ddp", network, ranks, torch.device("cpu"), optimizer=optimizer, engine=EngineSettings())
     report = train_step(engine, make_step(videos, micro_batches, ranks), OBJECTIVE)
@@ -76,8 +76,8 @@ def main() -> None:
     folder, *cases = sys.argv[1:]
     with connect() as ranks:
         for case in cases:
-            videos, micro_batches = map(int, case.split("x"))
-            out = run_step(videos, micro_batches, ranks)
+            videos, micro_batches, *streams = case.split("x")
+            out = run_step(int(videos), int(micro_batches), ranks, *streams)
             if ranks.is_first:
                 torch.save(out, Path(folder) / f"{case}x{ranks.size}.pt")
 
