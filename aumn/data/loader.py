@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -91,8 +91,15 @@ def trained_sets(data: DataSettings, identities: Sequence[str], model: str) -> S
     return shards
 
 
-def _groups(ids: Sequence[str], pattern: str) -> list[str]:
-    """What the pattern finds in each name: all of it, or what it has in brackets."""
+def _groups(ids: Sequence[str], pattern: str | Mapping[str, str]) -> list[str]:
+    """What the table says of each video, or what the pattern finds in its name: all of it, or what is in brackets."""
+    if not isinstance(pattern, str):
+        if untold := [video for video in ids if video not in pattern]:
+            raise InputError(
+                f"data.holdout_groups names no group for {len(untold)} of {len(ids)} videos, such as {untold[0]}: "
+                "give each a row in the table."
+            )
+        return [pattern[video] for video in ids]
     found = [re.search(pattern, video) for video in ids]
     if none := [video for video, match in zip(ids, found, strict=True) if match is None]:
         raise InputError(

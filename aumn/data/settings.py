@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from aumn.config.section import Count, Positive, Section, Seed, ShareBelowOne, Size, refusal, setting
 from aumn.records import Place, place_of
@@ -39,12 +40,32 @@ def _names(given: Any) -> Any:
         ) from None
 
 
-def _pattern(given: str | None) -> str | None:
+def _groups(given: Any) -> Any:
+    """A pattern as it is; of `table.csv:column`, each video's group."""
+    if not isinstance(given, str):
+        return given
+    table, _, column = given.rpartition(":")
+    if not table.lower().endswith(".csv"):
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise refusal(f"data.holdout_groups={given!r} is no regular expression: {error}") from None
+        return given
     try:
-        re.compile(given or "")
-    except re.error as error:
-        raise refusal(f"data.holdout_groups={given!r} is no regular expression: {error}") from None
-    return given
+        with Path(table).open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
+        raise refusal(f"data.holdout_groups={given!r} cannot be read ({why}): name a table and its column") from None
+    if not rows or not {"video", column} <= set(rows[0]):
+        found = ", ".join(name for name in rows[0] if name) if rows else "no rows"
+        raise refusal(f"data.holdout_groups={given!r}: the table has {found}; it needs the columns video and {column}")
+    group_of: dict[str, str] = {}
+    for row in rows:
+        video, group = ((row[name] or "").strip() for name in ("video", column))
+        if group and group_of.setdefault(video, group) != group:
+            raise refusal(f"data.holdout_groups={given!r}: video {video} is of {group_of[video]} and of {group}")
+    return group_of
 
 
 class CacheSettings(Section):
@@ -115,10 +136,11 @@ class DataSettings(Section):
         0.0, "Share of the subset's videos held out of training, so that choices need no test video."
     )
     holdout_seed: Seed = setting(0, "Which videos are held out; independent of run.seed.", needs="data.holdout_share")
-    holdout_groups: Annotated[str | None, AfterValidator(_pattern)] = setting(
+    holdout_groups: Annotated[str | dict[str, str] | None, BeforeValidator(_groups)] = setting(
         None,
-        "Regular expression: videos in whose names it finds the same are held out together, such as a person's clips "
-        "by '^[^_]+'; where it has groups in brackets, these count. data.holdout_share is then that of the groups.",
+        "Which videos are held out together: persons.csv:person, a table with a column `video` and one to go by; or "
+        "a regular expression, of videos in whose names it finds the same, such as a person's clips by '^[^_]+' "
+        "(where it has groups in brackets, these count). data.holdout_share is then that of the groups.",
         needs="data.holdout_share",
     )
     holdout_videos: Annotated[list[str], BeforeValidator(_names)] = setting(

@@ -11,14 +11,15 @@ from aumn.config.run_config import RunConfig, default
 from aumn.evaluation.evaluate import PROTOCOLS
 from aumn.files import whole_file
 from aumn.training.run import note_held_out
+from aumn.training.settings import HELD_OUT
 from aumn.tuning import criterion
 from aumn.tuning.plan import Plan, Rung, entrants
 from aumn.tuning.points import Record
 
 TRAINS_ON_ALL: dict[str, Any] = {
-    **{f"data.holdout_{name}": default(f"data.holdout_{name}") for name in ("share", "seed", "groups", "videos")},
-    "evaluation.videos": None,
+    f"data.holdout_{name}": default(f"data.holdout_{name}") for name in ("share", "seed", "groups", "videos")
 }
+FEW = 30  # held-out videos, by which configurations a few points apart cannot be told
 
 
 class Result(NamedTuple):
@@ -36,7 +37,10 @@ def write(plan: Plan, results: Sequence[Result], record: Record, out: Path) -> s
         file.write_text(f"{_population(plan)}\n\n{table}\n")
     rules = {f"localize.{name}": value for name, value in record.rules.model_dump(mode="json").items()}
     if not (out / "config.yaml").exists():  # which somebody may have edited since
-        config = plan.config(winner, changes={"run.folder": str(out / "run"), **TRAINS_ON_ALL, **rules})
+        changes = {"run.folder": str(out / "run"), **TRAINS_ON_ALL, **rules}
+        if plan.settings["evaluation"]["videos"] == HELD_OUT:  # of which there are none then
+            changes["evaluation.videos"] = None
+        config = plan.config(winner, changes=changes)
         with whole_file(out / "config.yaml") as file:
             file.write_text("\n".join(_configuration(plan, config, winner, table)) + "\n")
     told = f"{out}/config.yaml is {plan.candidates[winner].name}. Next: aumn train {out}/config.yaml"
@@ -45,10 +49,11 @@ def write(plan: Plan, results: Sequence[Result], record: Record, out: Path) -> s
 
 def _population(plan: Plan) -> str:
     if not plan.timed:
-        return f"{criterion.NAME} (%) on {len(plan.held_out):,} held-out training videos, none of which is timed"
+        return f"{criterion.NAME} (%) on {len(plan.held_out):,} held-out training videos without timed actions"
     protocol = plan.settings["evaluation"]["protocol"]
     measure = f"mAP (%, mean over tIoU {PROTOCOLS[protocol]})"
-    return f"{measure} on {plan.timed:,} held-out training videos, each by the rules that suit it"
+    doubt = f" (with fewer than {FEW}, gaps of several points are chance)" if plan.timed < FEW else ""
+    return f"{measure} on {plan.timed:,} held-out training videos{doubt}, each by the rules that suit it"
 
 
 def _table(plan: Plan, results: Sequence[Result]) -> Iterator[str]:

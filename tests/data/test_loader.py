@@ -373,6 +373,12 @@ def test_a_holdout_takes_whole_groups_or_the_videos_that_are_named(tmp_path: Pat
         assert found == {clip for clip in CLIPS if clip[:3] in persons}, seed
         # What stands in brackets counts, and not all that is found.
         assert found == held_out(holdout_share=0.5, holdout_seed=seed, holdout_groups="^([^_]+)_.")
+        # So does a table's column; a video's other rows need not repeat it.
+        (tmp_path / "who.csv").write_text(
+            "person, video\n" + "".join(f"{clip[:3]}, {clip}\n,{clip}\n" for clip in [*CLIPS, "eve_a"])
+        )
+        by_table = held_out(holdout_share=0.5, holdout_seed=seed, holdout_groups=f"{tmp_path}/who.csv:person")
+        assert found == by_table
     assert len({frozenset(found) for found in by_person.values()}) > 1
     (tmp_path / "out.txt").write_text("bob_b\ndee_c\n\n")
     assert (
@@ -400,9 +406,20 @@ def test_a_holdout_takes_whole_groups_or_the_videos_that_are_named(tmp_path: Pat
         ({"holdout_share": 0.5, "holdout_groups": "^ann|^bob"}, r"finds nothing in 6 of 12 names, such as cai_a: "),
         ({"holdout_share": 0.5, "holdout_groups": "(a"}, r"data\.holdout_groups='\(a' is no regular expression: "),
         ({"holdout_share": 0.5, "holdout_videos": ["ann_a"]}, r"leave out data\.holdout_share, or the names"),
+        ({"holdout_share": 0.5, "holdout_groups": "no.csv:who"}, r"groups='no\.csv:who' cannot be read \(No such file"),
+        ({"holdout_share": 0.5, "holdout_groups": "GROUPS:age"}, r"the table has video, who; .* columns video and age"),
+        (
+            {"holdout_share": 0.5, "holdout_groups": "GROUPS:who"},
+            r"no group for 10 of 12 videos, such as ann_c",
+        ),
+        ({"holdout_share": 0.5, "holdout_groups": "TWICE:who"}, r"video ann_a is of x and of y"),
         ({"holdout_videos": "nowhere.txt"}, r"data\.holdout_videos='nowhere\.txt' cannot be read \(No such file"),
     ],
 )
-def test_a_holdout_that_cannot_be_made_is_refused(data: dict[str, Any], message: str) -> None:
+def test_a_holdout_that_cannot_be_made_is_refused(data: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "GROUPS.csv").write_text("video,who\nann_a,x\nann_b,y\n")
+    (tmp_path / "TWICE.csv").write_text("video,who\nann_a,x\nann_a,y\n")
+    if (groups := data.get("holdout_groups", "")).partition(":")[0] in ("GROUPS", "TWICE"):
+        data = {**data, "holdout_groups": f"{tmp_path}/{groups.replace(':', '.csv:')}"}
     with pytest.raises((InputError, ValidationError), match=message):
         split_holdout(range(12), CLIPS, DataSettings(shards="x", **data))

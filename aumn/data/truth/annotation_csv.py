@@ -1,8 +1,9 @@
 """Ground truth as a table that a spreadsheet writes: a row an instance.
 
 Columns, by name, in any order: `video`, `label`, `start`, `end` (seconds) and, as one likes, `subset` ("training" where
-it is not told), `duration` (seconds), `fps`. Without start and end, the video holds the action at times that nobody
-annotated; without a label too, the row only tells of the video. Facts of a video stand in one of its rows or more.
+it is not told), `duration` (seconds), `fps`, and `group`, which `data.holdout_groups` may go by. Without start and end,
+the video holds the action at times that nobody annotated; without a label too, the row only tells of the video. Facts
+of a video stand in one of its rows or more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aumn.records import InputError
 
 REQUIRED = ("video", "label", "start", "end")
 FACTS = ("subset", "duration", "fps")
+NOT_READ_HERE = "group"
 
 Row = dict[str, str]
 
@@ -34,10 +36,12 @@ def _read_rows(file: Path) -> list[tuple[int, Row]]:
         with file.open(encoding="utf-8-sig", newline="") as text:  # spreadsheets begin with a byte-order mark
             reader = csv.DictReader(text, skipinitialspace=True, strict=True)
             columns = list(reader.fieldnames or [])
-            if not set(REQUIRED) <= set(columns) <= {*REQUIRED, *FACTS} or len(set(columns)) < len(columns):
+            if not set(REQUIRED) <= set(columns) <= {*REQUIRED, *FACTS, NOT_READ_HERE} or len(set(columns)) < len(
+                columns
+            ):
                 raise InputError(
                     f"{file} has the columns {', '.join(columns) or 'of an empty file'}; its first line must name "
-                    "video, label, start, end, separated by commas, and may name subset, duration and fps."
+                    "video, label, start, end, separated by commas, and may name subset, duration, fps and group."
                 )
             rows = []
             for row in reader:

@@ -21,13 +21,13 @@ def write(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
 def test_every_column_and_every_kind_of_row(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "label,video,start,end,duration,subset,fps",
-        "Run,b,1.5,3,20,testing,25",
-        '"Jump, high",b,0,1,,,',
-        "Run,a,,,12.5,training,",
-        "Jump,a,,,,,",
-        "Jump,a,2,4,,,",
-        ",c,,,9,training,",
+        "label,video,start,end,duration,subset,fps,group",
+        "Run,b,1.5,3,20,testing,25,ann",
+        '"Jump, high",b,0,1,,,,',
+        "Run,a,,,12.5,training,,bob",
+        "Jump,a,,,,,,",
+        "Jump,a,2,4,,,,bob",
+        ",c,,,9,training,,",
     )
     assert list(read_annotations(path).videos.values()) == [
         AnnotatedVideo("b", "testing", 20.0, 25.0, (Instance("Run", 1.5, 3.0), Instance("Jump, high", 0.0, 1.0))),
