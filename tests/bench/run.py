@@ -11,11 +11,26 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from harness import BUILD, HEADER, REPOSITORY, Row
 
-SCRIPTS = ("cold_start", "step", "naming", "floor", "large_memory", "localization", "evaluation", "reading", "remote")
+SCRIPTS = (
+    "cold_start",
+    "step",
+    "naming",
+    "floor",
+    "large_memory",
+    "bank",
+    "localization",
+    "evaluation",
+    "report_page",
+    "packing",
+    "reading",
+    "remote",
+    "registering",
+)
 CHECKED = ("step", "floor", "large_memory", "localization", "evaluation", "reading")
 OUT = REPOSITORY / "build" / "bench.json"
 
@@ -26,15 +41,19 @@ def main(names: list[str]) -> None:
     for name in names or SCRIPTS:
         start_s = time.perf_counter()
         print(f"\n{name}:", flush=True)
-        script, rows = Path(__file__).with_name(f"{name}.py"), BUILD / f"{name}.json"
-        subprocess.run([sys.executable, str(script), "--json", str(rows)], check=True)
+        script, out = Path(__file__).with_name(f"{name}.py"), BUILD / f"{name}.json"
+        subprocess.run([sys.executable, str(script), "--json", str(out)], check=True)
         print(f"{time.perf_counter() - start_s:.0f} s")
     files = [BUILD / f"{name}.json" for name in SCRIPTS]
     table = [row for file in files if file.exists() for row in json.loads(file.read_text())]
     OUT.write_text(json.dumps(table, indent=1) + "\n")
-    lines = [str(Row(**{key: value for key, value in row.items() if key != "met"})) for row in table]
-    print("\n" + "\n".join((HEADER, *lines)))
-    print(f"{sum(row['met'] for row in table)} of {len(table)} targets met; {OUT.relative_to(REPOSITORY)}")
+    rows = [Row(**{key: value for key, value in row.items() if key != "verdict"}) for row in table]
+    print("\n" + "\n".join((HEADER, *map(str, rows))))
+    count = Counter(row.verdict for row in rows)
+    print(
+        f"{count['met']} of {len(rows)} targets met, {count['noise']} within this machine's noise, "
+        f"{count['MISSED']} missed; {OUT.relative_to(REPOSITORY)}"
+    )
 
 
 if __name__ == "__main__":
