@@ -162,14 +162,26 @@ class Step:
     problem: InputError | None = None  # why there are no micro-batches
 
 
+def is_bank(name: str) -> bool:
+    """Whether what a checkpoint calls so is M of Eq. 2, whose rows are units, or what an optimizer has of it."""
+    return ".memory.units_KF" in name
+
+
+def own_rows(count: int, place: int, ranks: int) -> slice:
+    """Which of so many rows the rank at a place holds; where they do not divide, the first ranks hold one more."""
+    each, more = divmod(count, ranks)
+    first = place * each + min(place, more)
+    return slice(first, first + each + (place < more))
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What one stream's network says of a batch while it trains; see `losses`."""
 
     logits_BC: Tensor  # Eq. 8 before its softmax or sigmoids
     attention_BT: Tensor  # Eq. 7, zero on padding
-    unit_sums_BK: Tensor  # sum over t of Eq. 5
-    units_KF: Tensor  # M of Eq. 2
+    unit_sums_BK: Tensor  # sum over t of Eq. 5; of a bank over ranks, the group's videos with this rank's units
+    units_KF: Tensor  # M of Eq. 2; of a bank over ranks, this rank's rows
     cas_BTC: Tensor | None = None  # Eq. 15 without gradient, where pseudo-labels are made of it
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from aumn.model.bank import Bank
 from aumn.model.dropout import CHANNELS, MIXING, dropout_factors, video_factors
 from aumn.model.memory import Memory, QuickLinear, Reading
 from aumn.model.products import convolve, product
@@ -54,14 +55,20 @@ class AUMN(nn.Module):
     """
 
     def __init__(
-        self, input_width: int, num_classes: int, settings: ModelSettings, *, scores_snippets: bool = False
+        self,
+        input_width: int,
+        num_classes: int,
+        settings: ModelSettings,
+        *,
+        scores_snippets: bool = False,
+        bank: Bank | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.scores_snippets = settings, scores_snippets
         width = settings.embedding_width
         self.embed = TemporalConvolution(input_width, width, settings.kernel)
         self.encode_query = QuickLinear(width, settings.key_width, settings.attention_rate)
-        self.memory = Memory(settings, num_classes)
+        self.memory = Memory(settings, num_classes, bank)
         bias_C = torch.full((num_classes,), STARTING_CLASS_BIAS)
         self.class_bias_C = nn.Parameter(bias_C) if settings.independent_classes else None
         deeper = (TemporalConvolution(width, width, settings.kernel) for _ in range(settings.embedding_layers - 1))
@@ -217,20 +224,26 @@ def _class_activation(embedded_BTF: Tensor, mixing_BTT: Tensor | None, reading: 
 class StreamNetworks(nn.Module):
     """A network a stream, side by side; nothing is shared until inference. Or one of joint streams, or both."""
 
-    def __init__(self, networks: Mapping[str, AUMN], streams: Iterable[str]) -> None:
+    def __init__(self, networks: Mapping[str, AUMN], streams: Iterable[str], bank: Bank | None = None) -> None:
         super().__init__()
-        self.networks, self.streams = nn.ModuleDict(networks), tuple(streams)
+        self.networks, self.streams, self.bank = nn.ModuleDict(networks), tuple(streams), bank
 
     @classmethod
     def build(
-        cls, widths: Mapping[str, int], num_classes: int, settings: ModelSettings, *, scores_snippets: bool = False
+        cls,
+        widths: Mapping[str, int],
+        num_classes: int,
+        settings: ModelSettings,
+        *,
+        scores_snippets: bool = False,
+        bank: Bank | None = None,
     ) -> StreamNetworks:
         """Networks of one shape for streams of the given input widths; see AUMN and `ModelSettings.networks`."""
         networks = {
-            name: AUMN(width, num_classes, settings, scores_snippets=scores_snippets)
+            name: AUMN(width, num_classes, settings, scores_snippets=scores_snippets, bank=bank)
             for name, width in settings.networks(widths).items()
         }
-        return cls(networks, widths)
+        return cls(networks, widths, bank)
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores of a training batch."""

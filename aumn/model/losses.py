@@ -6,6 +6,9 @@ that of the linear function <direction, p> with direction = mean p / |mean p|, w
 so the ranks exchange K numbers, and no gradient has to flow through a collective. Pseudo-labels, beyond the
 paper, are made video by video.
 
+With a bank over ranks (`bank`, None: there is none) a rank has its own units' part of Eq. 11 and 12, for all of its
+group's videos: those sums are over its units too.
+
 Shapes: B videos, T snippets, F embedding width, K action units, C classes.
 """
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from aumn.model.bank import Bank
 from aumn.model.products import product
 from aumn.model.settings import LossSettings
 from aumn.records import Batch, Scores, Step
@@ -56,6 +60,7 @@ def batch_losses(
     objective: Objective,
     *,
     diversity_parts: int | None,
+    bank: Bank | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Each stream's share of Eq. 9 to 14 for one micro-batch; sums over the step's micro-batches and ranks.
 
@@ -67,6 +72,7 @@ def batch_losses(
         objective: the run's.
         diversity_parts: Eq. 10 is of the step and not of a video; in how many equal parts it is handed in. None: this
             micro-batch hands in none.
+        bank: over which ranks a memory's units are.
 
     Returns:
         By stream the terms, unweighted, and `total`, their weighted sum.
@@ -74,19 +80,19 @@ def batch_losses(
     action_BT = teach(scores, batch) if objective.pseudo_labels(step.index) else None
     found = {}
     for stream, score in scores.items():
-        factors = objective.factors(stream, step.index, len(score.units_KF))
+        factors = objective.factors(stream, step.index, bank.units if bank else len(score.units_KF))
         terms = {
             "classification": classification(
                 score.logits_BC, batch.labels_BC, independent_classes=objective.independent_classes
             ),
-            "homogeneity": homogeneity(score.unit_sums_BK, share_sums[stream]),
+            "homogeneity": homogeneity(score.unit_sums_BK, share_sums[stream], bank),
             "sparsity": sparsity(score.attention_BT, batch.mask_BT, objective.settings.sparsity_reduction),
         }
         if action_BT is not None:
             terms["pseudo_labels"] = pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
         terms = {name: term / step.global_videos for name, term in terms.items()}
         if diversity_parts is not None:
-            terms["diversity"] = diversity(score.units_KF) / diversity_parts
+            terms["diversity"] = diversity(score.units_KF, bank) / diversity_parts
         total = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
         found[stream] = {**terms, "total": total}
     return found
@@ -128,24 +134,31 @@ def pseudo_labels(attention_BT: Tensor, action_BT: Tensor, mask_BT: Tensor) -> T
     return ((wrong_BT * mask_BT).sum(1) / mask_BT.sum(1)).sum()
 
 
-def unit_shares(unit_sums_BK: Tensor) -> Tensor:
+def unit_shares(unit_sums_BK: Tensor, bank: Bank | None = None) -> Tensor:
     """Eq. 11: how a video's reading is shared among the units, B x K."""
-    return unit_sums_BK.softmax(1)
+    return bank.softmax(unit_sums_BK) if bank else unit_sums_BK.softmax(1)
 
 
-def homogeneity(unit_sums_BK: Tensor, share_sum_K: Tensor) -> Tensor:
+def homogeneity(unit_sums_BK: Tensor, share_sum_K: Tensor, bank: Bank | None = None) -> Tensor:
     """Eq. 12, summed over the videos: <direction, p>; `share_sum_K` is Eq. 11 summed over every video of the step."""
-    direction_K = functional.normalize(share_sum_K.detach(), dim=0)
-    return (unit_shares(unit_sums_BK) @ direction_K).sum()
+    share_sum_K = share_sum_K.detach()
+    direction_K = share_sum_K / bank.norm(share_sum_K) if bank else functional.normalize(share_sum_K, dim=0)
+    return (unit_shares(unit_sums_BK, bank) @ direction_K).sum()
 
 
-def diversity(units_KF: Tensor) -> Tensor:
+def diversity(units_KF: Tensor, bank: Bank | None = None) -> Tensor:
     """Eq. 10, |M Mᵀ - I|, without a K x K tensor when K > F.
 
     M Mᵀ and Mᵀ M share their non-zero eigenvalues, so |M Mᵀ - I_K|² = |Mᵀ M - I_F|² + (K - F): a sum of two terms that
-    are not negative, where the textbook expansion |MᵀM|² - 2|M|² + K cancels.
+    are not negative, where the textbook expansion |MᵀM|² - 2|M|² + K cancels. Over ranks, Mᵀ M is the sum of their
+    parts; where K <= F, K - F would be negative and cancel too, and the rows are few enough to have them all.
     """
-    num_units, width = units_KF.shape
-    small = product(units_KF, units_KF.T) if num_units <= width else product(units_KF.T, units_KF)
+    num_units, width = bank.units if bank else len(units_KF), units_KF.shape[1]
+    if num_units <= width:
+        units_KF = bank.rows_alike(units_KF) if bank else units_KF
+        small = product(units_KF, units_KF.T)
+    else:
+        small = product(units_KF.T, units_KF)
+        small = bank.sum_alike(small) if bank else small
     norm: Tensor = torch.linalg.matrix_norm(small - torch.eye(len(small), dtype=small.dtype, device=small.device))
     return norm if num_units <= width else torch.sqrt(norm.square() + (num_units - width))

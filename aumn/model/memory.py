@@ -35,10 +35,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from aumn.model.bank import Bank
 from aumn.model.products import Workspace, product
 from aumn.model.settings import ModelSettings
 
 PAPER_UNITS = 7
+DRAWN_ELEMENTS = 1 << 22  # a multiple of 16, of which PyTorch's generator makes normal numbers at a time
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
 
 
@@ -48,7 +50,7 @@ class Reading(NamedTuple):
     coefficients_BTJ: Tensor  # W_t = sum_j coefficients_tj basis_j (Eq. 6)
     basis_JFC: Tensor
     attention_BT: Tensor  # max over K of S (Eq. 7); meaningless on padding
-    unit_sums_BK: Tensor  # sum over a video's own snippets of S (Eq. 11)
+    unit_sums_BK: Tensor  # sum over a video's own snippets of S (Eq. 11); of a bank over ranks, see `Memory`
 
 
 class QuickLinear(nn.Linear):
@@ -74,12 +76,17 @@ class Memory(nn.Module):
     Units start as N(0, 1/F) rows, so that Eq. 10 starts small. Values start 7/K as large as at K = 7: Eq. 6 sums over
     units whose similarity starts near 1/2, so Eq. 8's logits would else grow with K. At K = 512 they wrecked training
     (docs/large_memory.md); at K = 1 smaller ones lost the attention to Eq. 13. The paper does not say.
+
+    With a bank over ranks, `units_KF` are the rows of this one, and a reading's `unit_sums_BK` are those of the whole
+    group's videos with this rank's units; all else that is read is the rank's own videos', with all units.
     """
 
-    def __init__(self, settings: ModelSettings, num_classes: int) -> None:
+    def __init__(self, settings: ModelSettings, num_classes: int, bank: Bank | None = None) -> None:
         super().__init__()
         units, width, bottleneck = settings.units, settings.embedding_width, settings.bottleneck
-        self.units_KF = nn.Parameter(torch.randn(units, width) / math.sqrt(width))
+        self.bank = bank
+        drawn_KF = torch.randn(units, width) if bank is None else _draw_rows(units, width, bank.rows)
+        self.units_KF = nn.Parameter(drawn_KF / math.sqrt(width))
         self.encode_key = QuickLinear(width, settings.key_width, settings.attention_rate)
         self.encode_hidden = nn.Linear(width, bottleneck)
         values_RFC = torch.empty(bottleneck + 1, width, num_classes)  # W2's R matrices, then b2
@@ -94,14 +101,33 @@ class Memory(nn.Module):
         keys_KA = self.encode_key(self.units_KF) / math.sqrt(queries_BTA.shape[-1])
         hidden_KR = torch.relu(self.encode_hidden(self.units_KF))
         hidden_KR = nn.functional.pad(hidden_KR, (0, 1), value=1.0)  # the last column reads b2
+        if self.bank is not None:
+            return self._read_over_ranks(self.bank, queries_BTA, mask_BT, keys_KA, hidden_KR)
         if len(keys_KA) <= len(self.values_RFC):
             similarity_BTK = torch.sigmoid(product(queries_BTA.flatten(0, 1), keys_KA.T).unflatten(0, mask_BT.shape))
             sums_BK = torch.einsum("btk,bt->bk", similarity_BTK, mask_BT.to(similarity_BTK.dtype))
             basis_KFC = product(hidden_KR, self.values_RFC.flatten(1)).unflatten(1, self.values_RFC.shape[1:])
             return Reading(similarity_BTK, basis_KFC, similarity_BTK.max(-1).values, sums_BK)
         read = _ReadInChunks.apply(queries_BTA, keys_KA, hidden_KR, mask_BT)  # type: ignore[no-untyped-call]
-        coefficients_BTR, attention_BT, sums_BK = read
+        coefficients_BTR, attention_BT, sums_BK, _ = read
         return Reading(coefficients_BTR, self.values_RFC, attention_BT, sums_BK)
+
+    def _read_over_ranks(
+        self, bank: Bank, queries_BTA: Tensor, mask_BT: Tensor, keys_kA: Tensor, hidden_kR: Tensor
+    ) -> Reading:
+        """Form 2, whatever K is: the group's G queries come here, and what its N ranks read of ours comes back."""
+        (videos, snippets), ranks = mask_BT.shape, bank.group.size
+        longest, *counts = bank.group.ask_and_tell(lambda: snippets, videos)()
+        told_BTX = torch.cat([queries_BTA, mask_BT[..., None].to(queries_BTA.dtype)], -1)
+        told_GTX = bank.share(nn.functional.pad(told_BTX, (0, 0, 0, longest - snippets)), counts)
+        queries_GTA, weights_GT = told_GTX[..., :-1].contiguous(), told_GTX[..., -1]
+        read = _ReadInChunks.apply(queries_GTA, keys_kA, hidden_kR, weights_GT)  # type: ignore[no-untyped-call]
+        coefficients_GTR, attention_GT, sums_Gk, logit_GT = read
+        read_GTX = torch.cat([coefficients_GTR, attention_GT[..., None], logit_GT[..., None]], -1)
+        parts_NBTX = bank.exchange(read_GTX, counts, [videos] * ranks).unflatten(0, (ranks, videos))[:, :, :snippets]
+        winner_1BT = parts_NBTX[..., -1].argmax(0, keepdim=True)  # of equals the first rank, which has the first unit
+        attention_BT = parts_NBTX[..., -2].gather(0, winner_1BT)[0]
+        return Reading(parts_NBTX[..., :-2].sum(0), self.values_RFC, attention_BT, sums_Gk)
 
     def similarity(self, queries_TA: Tensor, units: Sequence[int]) -> Tensor:
         """Eq. 5 with some of the action units, T x len(units)."""
@@ -111,6 +137,8 @@ class Memory(nn.Module):
 
 class _ReadInChunks(torch.autograd.Function):
     """sigmoid(Q keysᵀ) h, its maximum over units and its sum over snippets, holding one chunk of units at a time.
+
+    Last comes the maximum before its sigmoid, without gradient.
 
     The sigmoid couples no two units, so a chunk is complete in itself; the backward pass computes it again. Of equal
     maxima the first unit takes the gradient, as torch.max has it. N = B x T rows, k units of a chunk.
@@ -135,12 +163,14 @@ class _ReadInChunks(torch.autograd.Function):
             coefficients_NR = product(similarity_Nk, hidden_KR[units], plus=coefficients_NR)
             sums_BK[:, units] = torch.bmm(weights_BT[:, None], similarity_Nk.unflatten(0, shape_BT))[:, 0]
         ctx.save_for_backward(queries_NA, keys_KA, hidden_KR, weights_BT, best_unit_N)
-        return coefficients_NR.unflatten(0, shape_BT), best_N.sigmoid_().unflatten(0, shape_BT), sums_BK
+        logit_BT = best_N.unflatten(0, shape_BT)
+        ctx.mark_non_differentiable(logit_BT)
+        return coefficients_NR.unflatten(0, shape_BT), logit_BT.sigmoid(), sums_BK, logit_BT
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         queries_NA, keys_KA, hidden_KR, weights_BT, best_unit_N = ctx.saved_tensors
-        grad_coefficients_BTR, grad_attention_BT, grad_sums_BK = grads
+        grad_coefficients_BTR, grad_attention_BT, grad_sums_BK, _ = grads
         grad_coefficients_NR, grad_attention_N = grad_coefficients_BTR.flatten(0, 1), grad_attention_BT.flatten()
         grad_queries_NA = torch.zeros_like(queries_NA)
         grad_keys_KA, grad_hidden_KR = torch.empty_like(keys_KA), torch.empty_like(hidden_KR)
@@ -158,6 +188,19 @@ class _ReadInChunks(torch.autograd.Function):
             grad_queries_NA = product(grad_Nk, keys_KA[units], plus=grad_queries_NA)
             grad_keys_KA[units] = product(grad_Nk.T, queries_NA)
         return grad_queries_NA.unflatten(0, weights_BT.shape), grad_keys_KA, grad_hidden_KR, None
+
+
+def _draw_rows(count: int, width: int, rows: slice) -> Tensor:
+    """`torch.randn(count, width)[rows]`, and the generator as that leaves it, without ever holding all."""
+    kept = torch.empty(rows.stop - rows.start, width)
+    starts = range(0, 0 if kept.is_meta else max(1, count * width // DRAWN_ELEMENTS) * DRAWN_ELEMENTS, DRAWN_ELEMENTS)
+    for start in starts:  # the last draw takes the rest too: of less than 16 numbers the generator would make others
+        stop = count * width if start == starts[-1] else start + DRAWN_ELEMENTS
+        drawn, first = torch.randn(stop - start), rows.start * width
+        begin, end = max(start, first), min(stop, rows.stop * width)
+        if begin < end:
+            kept.view(-1)[begin - first : end - first] = drawn[begin - start : end - start]
+    return kept
 
 
 def _chunks(queries_NA: Tensor, num_units: int) -> Iterator[slice]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aumn.records import Batch, InputError, Scores
+from aumn.records import Batch, InputError, Scores, is_bank
 from aumn.runtime.optimizer_state import Slots, load_slots, named_state, read_slots
 from aumn.runtime.own_time import OwnTime
 from aumn.runtime.precision import LossScale, autocast, clip_, poisoned
@@ -32,7 +32,9 @@ class Engine:
 
     The ranks' gradients lie in one tensor, and cross in one collective behind the step's last backward pass. DDP would
     overlap the two on CUDA, but lays its buckets out anew after its first backward pass, and the order in which gloo
-    adds depends on a value's place: on three ranks or more a run that goes on would differ in its last bits.
+    adds depends on a value's place: on three ranks or more a run that goes on would differ in its last bits. With a
+    memory bank over ranks (`model.bank`), the units' gradients lie in another, and cross between ranks that hold the
+    same units: `bank` are the ranks that share them out, `data` those with the same.
 
     A step asks nothing of the device: clipping, loss scales and whether a stream is updated at all are decided there,
     by fused Adam's `found_inf`. Untested on CUDA for want of a GPU.
@@ -42,20 +44,22 @@ class Engine:
         self, network: Any, ranks: Ranks, device: torch.device, optimizer: OptimizerSettings, settings: EngineSettings
     ) -> None:
         self.ranks, self.device, self.optimizer, self.settings = ranks, device, optimizer, settings
+        self.bank, self.data = ranks.split(settings.bank_ranks)
         self.network = network.to(device)
         self.own_time = OwnTime(device)
         self.scales = {name: LossScale(settings.precision, device) for name in network.networks}
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.networks.named_parameters()}
-        self._gradients: Tensor | None = None
+        self._names: dict[Any, str] = {parameter: name for name, parameter in network.networks.named_parameters()}
+        self._gradients: list[tuple[Ranks, Tensor]] = []
         self._adams = self._prepare()
 
     def _prepare(self) -> dict[str, Any]:
         """Each stream's optimizer, on weights that are the same on every rank."""
-        if self.ranks.size > 1:
-            parameters = list(self.network.parameters())
-            for parameter in parameters:
-                self.ranks.copy_first_(parameter.data)
-            self._gradients = _gather_gradients(parameters)
+        for among, shared_out in ((self.ranks, False), (self.data, True)):
+            parameters = [one for one, name in self._names.items() if self._is_shared_out(name) == shared_out]
+            if among.size > 1 and parameters:
+                for parameter in parameters:
+                    among.copy_first_(parameter.data)
+                self._gradients.append((among, _gather_gradients(parameters)))
         arguments: dict[str, Any] = {"betas": self.optimizer.betas, "weight_decay": self.optimizer.weight_decay}
         return {
             stream: _Adam(part.parameters(), fused=True, **arguments) for stream, part in self.network.networks.items()
@@ -65,18 +69,21 @@ class Engine:
     def accumulate(self, *, last: bool) -> Iterator[None]:
         """Context of one micro-batch's forward and backward; gradients cross ranks in the step's last one at latest."""
         yield
-        if self._gradients is not None and last:
+        if self._gradients and last:
             assert all(parameter.grad is not None for parameter in self._names), "what has no gradient is an old one's"
-            self.ranks.sum_(self._gradients)
+            for among, gradients in self._gradients:
+                among.sum_(gradients)
 
     def forward(self, batch: Batch) -> dict[str, Scores]:
         """Every stream's scores, with gradient."""
+        self._first_wait()
         with autocast(self.settings.precision, self.device):
             scores: dict[str, Scores] = self.network(batch)
         return scores
 
     def unit_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 11's sums of every stream, without gradient."""
+        self._first_wait()
         with autocast(self.settings.precision, self.device):
             sums: dict[str, Tensor] = self.network.unit_sums(batch)
         return sums
@@ -102,7 +109,8 @@ class Engine:
 
         On CUDA the host's clock sees the launch of a collective alone.
         """
-        return self.ranks.sums_s if self.device.type == "cpu" or self.ranks.size == 1 else None
+        spent_s = sum({id(ranks): ranks.sums_s for ranks in (self.ranks, self.bank, self.data)}.values())
+        return spent_s if self.device.type == "cpu" or self.ranks.size == 1 else None
 
     def whole_network(self) -> Any:
         """A network with every weight, to be used without the engine, by each rank as often as it likes."""
@@ -134,12 +142,22 @@ class Engine:
         """One stream's update; its gradient norm before clipping."""
         adam = self._adams[stream]
         (group,) = adam.param_groups
-        norm = clip_(group["params"], self.scales[stream], self.optimizer.clip_norm)
+        units = {one for one in group["params"] if self._is_shared_out(self._names[one])}
+        norm = clip_(group["params"], self.scales[stream], self.optimizer.clip_norm, units, self.bank)
         group["lr"] = learning_rate
         adam.found_inf = (~norm.isfinite()).float()  # 1: Adam does nothing at all
         adam.step()
         adam.zero_grad()
         return norm
+
+    def _first_wait(self) -> None:
+        """Forward is about to begin; a bank's ranks read for each other."""
+        if self.bank.size > 1:
+            self.own_time.end()
+
+    def _is_shared_out(self, name: str) -> bool:
+        """Whether this rank holds some rows alone of a parameter, or of what Adam has of it."""
+        return self.bank.size > 1 and is_bank(name)
 
     def _optimizer_state(self, stream: str) -> dict[str, Tensor]:
         """One stream's part of `trainer_state`'s tensors."""

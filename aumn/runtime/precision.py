@@ -7,11 +7,13 @@ is the network's own affair: it closes `torch.autocast` around its softmaxes and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from aumn.runtime.ranks import Ranks
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_SCALE, GROWTH_INTERVAL_STEPS = 2.0**24, 2000
@@ -32,11 +34,26 @@ def poisoned(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: loss * factor for name, loss in losses.items()}
 
 
-def clip_(parameters: list[nn.Parameter], scale: LossScale, clip_norm: float | None) -> Tensor:
-    """Unscale a stream's gradients and clip them to a norm, in place; their norm before that, on the device."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    scale.unscale_(gradients)
-    norm = nn.utils.get_total_norm(gradients)
+def clip_(
+    parameters: list[nn.Parameter],
+    scale: LossScale,
+    clip_norm: float | None,
+    shared_out: Collection[nn.Parameter] = (),
+    bank: Ranks | None = None,
+) -> Tensor:
+    """Unscale a stream's gradients and clip them to a norm, in place; their norm before that, on the device.
+
+    Of those that are `shared_out`, the ranks of the bank hold a part each, and the norm is that of the whole.
+    """
+    gradients: dict[nn.Parameter, Tensor] = {
+        parameter: parameter.grad for parameter in parameters if parameter.grad is not None
+    }
+    scale.unscale_(list(gradients.values()))
+    if shared_out and bank:
+        part = nn.utils.get_total_norm([gradients.pop(one) for one in shared_out])
+        norm = nn.utils.get_total_norm([*gradients.values(), bank.sum_(part.square()).sqrt()])
+    else:
+        norm = nn.utils.get_total_norm(list(gradients.values()))
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm

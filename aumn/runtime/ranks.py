@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -48,6 +48,9 @@ class Ranks:
     counts: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
     began_s: float = field(default=0.0, compare=False, repr=False)  # `connect`, since 1970: all but us is imported
     met_s: float = field(default=0.0, compare=False, repr=False)  # the others
+    group: Any = field(default=None, compare=False, repr=False)  # of a part of the ranks; None: all of them
+    aside: Any = field(default=None, compare=False, repr=False)  # a group of the same ranks for `send` and `receive`
+    _meshes: dict[int, tuple[Ranks, Ranks]] = field(default_factory=dict, compare=False, repr=False)
     _waits: tuple[float, int] = field(default=(0.0, 0), compare=False, repr=False)  # by `wait_at_most`: seconds, groups
 
     @property
@@ -79,14 +82,22 @@ class Ranks:
         """Sum a tensor over the ranks, in place; no gradient flows through."""
         if self.size > 1:
             start_s = time.perf_counter()
-            _dist().all_reduce(tensor)
+            _dist().all_reduce(tensor, group=self.group)
             self.sums_s += time.perf_counter() - start_s
         return tensor
+
+    def exchange(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """So many rows to each rank, in their order, and so many from each; no gradient flows through."""
+        start_s = time.perf_counter()
+        found = tensor.new_empty(sum(received), *tensor.shape[1:])
+        _dist().all_to_all_single(found, tensor.contiguous(), list(received), list(sent), group=self.group)
+        self.sums_s += time.perf_counter() - start_s
+        return found
 
     def copy_first_(self, tensor: Tensor) -> Tensor:
         """The first rank's tensor on every rank, in place."""
         if self.size > 1:
-            _dist().broadcast(tensor, src=0)
+            _dist().broadcast(tensor, group=self.group, group_src=0)
         return tensor
 
     def ask(self, question: Callable[[], int]) -> Callable[[], int]:
@@ -112,7 +123,7 @@ class Ranks:
         answers[0] = question()
         if own is not None:
             answers[1 + self.rank] = own
-        work = _dist().all_reduce(answers, op=_dist().ReduceOp.MAX, async_op=True)
+        work = _dist().all_reduce(answers, op=_dist().ReduceOp.MAX, group=self.group, async_op=True)
 
         def highest() -> list[int]:
             work.wait()
@@ -125,7 +136,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        _dist().all_gather_object(values, value)
+        _dist().all_gather_object(values, value, group=self.group)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -162,7 +173,31 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            _dist().barrier()
+            _dist().barrier(self.group)
+
+    def split(self, bank_ranks: int) -> tuple[Ranks, Ranks]:
+        """The mesh's two parts with this rank: its bank's group, and the ranks with its place in theirs.
+
+        Neighbours make a group of `bank_ranks`, whose place in it is their `rank`. All ranks must call; asked again, it
+        is the same groups.
+        """
+        if bank_ranks == 1:
+            return Ranks(), self
+        if self.size % bank_ranks:
+            raise InputError(
+                f"engine.bank_ranks={bank_ranks} does not divide the {self.size} ranks: start a multiple of "
+                f"{bank_ranks}, or let a divisor of {self.size} share out the memory."
+            )
+        if bank_ranks not in self._meshes:
+            banks = [range(first, first + bank_ranks) for first in range(0, self.size, bank_ranks)]
+            self._meshes[bank_ranks] = self._part(banks), self._part(list(zip(*banks, strict=True)))
+        return self._meshes[bank_ranks]
+
+    def _part(self, parts: Sequence[Sequence[int]]) -> Ranks:
+        """This rank's of parts that are all of the ranks together."""
+        (own,) = (part for part in parts if self.rank in part)
+        group, _ = _dist().new_subgroups_by_enumeration([list(part) for part in parts])
+        return Ranks(list(own).index(self.rank), len(own), self.local_rank, group=group)
 
 
 def read_environment(environment: Mapping[str, str]) -> Ranks:

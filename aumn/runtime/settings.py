@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from aumn.config.section import Positive, Section, ShareBelowOne, Weight, refusal, setting
+from aumn.config.section import Count, Positive, Section, ShareBelowOne, Weight, refusal, setting
 
 DEEPSPEED = "run.engine=deepspeed"
 
@@ -37,6 +37,13 @@ class EngineSettings(Section):
 
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "Of the embedding's matrix products; the rest is always float32. fp16 scales the loss."
+    )
+    bank_ranks: Count = setting(
+        1,
+        "Ranks that share out each memory of K units, with its gradient and Adam's state; neighbours, so that they are "
+        "of one machine, and a divisor of all ranks.",
+        may_change=True,
+        needs="run.engine=ddp",
     )
     zero_stage: Literal[0, 1, 2, 3] = setting(
         2,

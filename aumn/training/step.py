@@ -28,6 +28,7 @@ def train_step(engine: Engine, step: Step, objective: Objective) -> dict[str, Te
     forward already has it.
     """
     engine.own_time.begin()
+    bank = engine.network.bank
     batches = [batch.to(engine.device) for batch in step.micro_batches]
     shares = _share_sums(engine, [engine.unit_sums(batch) for batch in batches]) if len(batches) > 1 else None
     report: dict[str, Tensor] = {}
@@ -38,13 +39,13 @@ def train_step(engine: Engine, step: Step, objective: Objective) -> dict[str, Te
             if shares is None:
                 shares = _share_sums(engine, [{name: score.unit_sums_BK for name, score in scores.items()}])
             parts = engine.ranks.size if last else None  # each rank adds its part of Eq. 10 once
-            terms = losses.batch_losses(scores, batch, shares, step, objective, diversity_parts=parts)
+            terms = losses.batch_losses(scores, batch, shares, step, objective, diversity_parts=parts, bank=bank)
             engine.backward({name: of_stream["total"] for name, of_stream in terms.items()})
         for name, score in scores.items():
             mean = losses.sparsity(score.attention_BT, batch.mask_BT, "mean") / step.global_videos
             _add(report, name, {**terms[name], "attention_mean": mean})
     assert shares is not None
-    _add_alive_units(report, shares, step.global_videos, engine.ranks.size)
+    _add_alive_units(report, shares, step.global_videos, engine.data.size, bank.units if bank else None)
     return report
 
 
@@ -64,13 +65,17 @@ def learning_rate(optimizer: OptimizerSettings, step: int, steps: int) -> float:
 
 
 def _share_sums(engine: Engine, unit_sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Eq. 11 summed over every video of the step, all ranks included, K numbers a stream; no gradient."""
+    """Eq. 11 summed over every video of the step, all ranks included, K numbers a stream; no gradient.
+
+    Of a bank over ranks this rank's units alone, and those of the ranks that hold the same.
+    """
+    bank = engine.network.bank
     parts = {
-        name: torch.stack([losses.unit_shares(sums[name].detach()).sum(0) for sums in unit_sums]).sum(0)
+        name: torch.stack([losses.unit_shares(sums[name].detach(), bank).sum(0) for sums in unit_sums]).sum(0)
         for name in unit_sums[0]
     }
     engine.own_time.end()
-    together = engine.ranks.sum_(torch.cat(list(parts.values())))
+    together = engine.data.sum_(torch.cat(list(parts.values())))
     return dict(zip(parts, together.split([len(part) for part in parts.values()]), strict=True))
 
 
@@ -80,8 +85,13 @@ def _add(report: dict[str, Tensor], stream: str, terms: Mapping[str, Tensor]) ->
         report[key] = report[key] + term.detach() if key in report else term.detach()
 
 
-def _add_alive_units(report: dict[str, Tensor], shares: Mapping[str, Tensor], global_videos: int, ranks: int) -> None:
-    """How many units have a mean share (Eq. 11) above 1 / (10 K); divided by the ranks since reports are summed."""
+def _add_alive_units(
+    report: dict[str, Tensor], shares: Mapping[str, Tensor], global_videos: int, ranks: int, units: int | None
+) -> None:
+    """How many units have a mean share (Eq. 11) above 1 / (10 K); divided by the ranks that say so.
+
+    `units` is K where a rank has the shares of some units only.
+    """
     for stream, share_sum_K in shares.items():
-        alive = (share_sum_K / global_videos > 1 / (10 * len(share_sum_K))).sum()
+        alive = (share_sum_K / global_videos > 1 / (10 * (units or len(share_sum_K)))).sum()
         report[f"{stream}/units_alive"] = alive.double() / ranks

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from aumn.model.aumn import StreamNetworks
+from aumn.model.bank import Bank
 from aumn.model.losses import Objective
 from aumn.model.settings import LossSettings, ModelSettings
-from aumn.records import Batch, Step, Video
+from aumn.records import Batch, Step, Video, is_bank
 from aumn.runtime.engines import build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
@@ -58,26 +59,33 @@ def make_step(videos: int, micro_batches: int, ranks: Ranks) -> Step:
     return Step(0, 0, videos, tuple(map(make_batch, mine)))
 
 
-def run_step(videos: int, micro_batches: int, ranks: Ranks, streams: str = "apart") -> dict[str, torch.Tensor]:
+def run_step(
+    videos: int, micro_batches: int, ranks: Ranks, streams: str = "apart", units: int = 7, bank_ranks: int = 1
+) -> dict[str, torch.Tensor]:
     """The step's report summed over ranks, its gradients and gradient norms, and the weights after the update."""
     torch.manual_seed(0)
-    shape = SHAPE.model_copy(update={"streams": streams})
-    network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True).double()
-    optimizer = OptimizerSettings(clip_norm=0.1)
-    engine = build_engine("ddp", network, ranks, torch.device("cpu"), optimizer=optimizer, engine=EngineSettings())
+    shape = SHAPE.model_copy(update={"streams": streams, "units": units})
+    bank = Bank.over(ranks.split(bank_ranks)[0], units)
+    network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True, bank=bank).double()
+    optimizer, settings = OptimizerSettings(clip_norm=0.1), EngineSettings(bank_ranks=bank_ranks)
+    engine = build_engine("ddp", network, ranks, torch.device("cpu"), optimizer=optimizer, engine=settings)
+
+    def whole(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat(engine.bank.gather(tensor)) if is_bank(name) else tensor.clone()
+
     report = train_step(engine, make_step(videos, micro_batches, ranks), OBJECTIVE)
     out = {f"report/{name}": ranks.sum_(value.double().clone()) for name, value in report.items()}
-    out |= {f"gradient/{name}": parameter.grad.clone() for name, parameter in network.named_parameters()}
+    out |= {f"gradient/{name}": whole(name, parameter.grad) for name, parameter in network.named_parameters()}
     out |= {f"norm/{name}": norm for name, norm in engine.update(1e-3).items()}
-    return out | {f"weight/{name}": parameter.detach().clone() for name, parameter in network.named_parameters()}
+    return out | {f"weight/{name}": whole(name, parameter.detach()) for name, parameter in network.named_parameters()}
 
 
 def main() -> None:
     folder, *cases = sys.argv[1:]
     with connect() as ranks:
         for case in cases:
-            videos, micro_batches, *streams = case.split("x")
-            out = run_step(int(videos), int(micro_batches), ranks, *streams)
+            videos, micro_batches, streams, *bank = case.split("x")
+            out = run_step(int(videos), int(micro_batches), ranks, streams, *map(int, bank))
             if ranks.is_first:
                 torch.save(out, Path(folder) / f"{case}x{ranks.size}.pt")
 
