@@ -185,11 +185,17 @@ def read_checked(folder: Path, name: str, *, remedy: str) -> bytes:
 
 def check_folder(folder: Path, *, remedy: str) -> None:
     """Compare every file that has a checksum with it."""
+    for name in _read_checksums(standing(folder), remedy):
+        check_file(folder, name, remedy=remedy)
+
+
+def check_file(folder: Path, name: str, *, remedy: str) -> Path:
+    """Where a file is, if its bytes are those that were written; they are read and not kept."""
     folder = standing(folder)
-    for name, expected in _read_checksums(folder, remedy).items():
-        with _telling_damage(folder / name, remedy):
-            checksum = _sha256(folder / name)
-        _compare(folder / name, checksum, expected, remedy)
+    with _telling_damage(folder / name, remedy):
+        checksum = _sha256(folder / name)
+    _compare(folder / name, checksum, _read_checksums(folder, remedy).get(name), remedy)
+    return folder / name
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,7 @@ A = F/m key width, K action units, R bottleneck of the value encoder, C classes,
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -162,9 +162,24 @@ class Step:
     problem: InputError | None = None  # why there are no micro-batches
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A tensor to be kept of which each rank of a bank holds some rows; the first one's come first.
+
+    A checkpoint's writer is that rank. It asks for the others' block by block (`rest`), and says that it needs no more
+    (`end`); meanwhile they `serve`, with what `own` was when the checkpoint was due.
+    """
+
+    own: Tensor
+    shape: tuple[int, ...]  # of the whole
+    rest: Callable[[], Iterator[Tensor]]
+    end: Callable[[], None]
+    serve: Callable[[Sequence[Tensor]], None]  # all that are shared out, in the order of the checkpoint
+
+
 def is_bank(name: str) -> bool:
-    """Whether what a checkpoint calls so is M of Eq. 2, whose rows are units, or what an optimizer has of it."""
-    return ".memory.units_KF" in name
+    """Whether what a checkpoint calls so has a row a unit: M of Eq. 2, and what an optimizer has of it but its step."""
+    return ".memory.units_KF" in name and not name.endswith("/step")
 
 
 def own_rows(count: int, place: int, ranks: int) -> slice:

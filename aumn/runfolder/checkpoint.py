@@ -19,21 +19,33 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aumn import __version__
-from aumn.files import DamagedError, check_folder, read_checked, remove_folder, remove_leftovers, standing, whole_folder
+from aumn.files import (
+    DamagedError,
+    check_file,
+    check_folder,
+    read_checked,
+    remove_folder,
+    remove_leftovers,
+    standing,
+    whole_folder,
+)
 from aumn.inference.settings import LocalizeSettings
 from aumn.model.settings import ModelSettings
-from aumn.records import Clock, InputError
+from aumn.records import Clock, InputError, Rows, is_bank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,17 +126,19 @@ class ModelCard(BaseModel):
 class Checkpoint:
     """What a run continues from, in memory. As read, its tensors are on the host; to be saved, on any device.
 
+    Those of a bank over ranks are `Rows` when saved, and this rank's rows when read.
+
     `trainer_facts` is whatever JSON can say.
     """
 
     step: int
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Any]
     card: ModelCard
-    trainer_tensors: Mapping[str, Tensor]
+    trainer_tensors: Mapping[str, Any]
     trainer_facts: Mapping[str, Any]
 
 
-def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> Path:
+def save_model(path: Path, weights: Mapping[str, Tensor | Rows], card: ModelCard) -> Path:
     """Write a model artifact, in place of one that may be there. OSError where the disk refuses."""
     if path.exists() and not (path / "model.json").exists():
         raise InputError(f"{path} exists and is no model artifact, so it is not replaced: name another folder.")
@@ -144,9 +158,9 @@ def save_with_rules(path: Path, source: Path, card: ModelCard) -> Path:
     return path
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
-    """The weights and the card of a model artifact or a checkpoint."""
-    card, weights = read_card(path), _read_tensors(path, "model.safetensors")
+def read_model(path: Path, rows: slice | None = None) -> tuple[dict[str, Tensor], ModelCard]:
+    """The weights and the card of a model artifact or a checkpoint; of the memories these rows, None: all."""
+    card, weights = read_card(path), _read_tensors(path, "model.safetensors", rows)
     if bad := [name for name, weight in weights.items() if not bool(weight.isfinite().all())]:
         raise DamagedError(f"{path} has weights that are NaN or infinite ({', '.join(bad[:3])}).", _remedy(path))
     return weights, card
@@ -189,11 +203,11 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep_last: int, be
     return path
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint as it was saved, but for tuples among the trainer's facts, which are lists now."""
+def read_checkpoint(path: Path, rows: slice | None = None) -> Checkpoint:
+    """A checkpoint as it was saved, but for tuples among the trainer's facts, which are lists now; see `read_model`."""
     facts = read_trainer_facts(path)
-    weights, card = read_model(path)
-    return Checkpoint(facts.pop("step"), weights, card, _read_tensors(path, "trainer.safetensors"), facts)
+    weights, card = read_model(path, rows)
+    return Checkpoint(facts.pop("step"), weights, card, _read_tensors(path, "trainer.safetensors", rows), facts)
 
 
 def read_trainer_facts(path: Path) -> dict[str, Any]:
@@ -213,9 +227,9 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return found and found[0]
 
 
-def read_last_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint] | None:
+def read_last_checkpoint(run_dir: Path, rows: slice | None = None) -> tuple[Path, Checkpoint] | None:
     """The same, read as it is checked."""
-    return _last_whole(run_dir, read_checkpoint)
+    return _last_whole(run_dir, partial(read_checkpoint, rows=rows))
 
 
 def last_card(run_dir: Path) -> ModelCard | None:
@@ -264,7 +278,7 @@ def _last_whole(run_dir: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
     return None
 
 
-def _write_model(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
+def _write_model(folder: Path, weights: Mapping[str, Tensor | Rows], card: ModelCard) -> None:
     _write_tensors(folder / "model.safetensors", weights)
     _write_card(folder, card)
 
@@ -275,17 +289,36 @@ def _write_card(folder: Path, card: ModelCard) -> None:
     _write_facts(folder / "model.json", card.model_dump(exclude=unsaid))
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor | Rows]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    whole = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, Rows)}
+    if len(whole) < len(tensors):
+        _write_blocks(file, tensors)
+        return
     file.touch()
     mode = file.stat().st_mode
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}, file)
         file.chmod(mode)  # by the umask, as every other file's; safetensors lets nobody else read what it writes
     except SafetensorError as error:  # its only errors here are the disk's
         raise OSError(f"{file} cannot be written: {error}") from None
+
+
+def _write_blocks(file: Path, tensors: Mapping[str, Tensor | Rows]) -> None:
+    """What `save_file` would write, byte for byte, of tensors in float32 that need not all be here."""
+    header, end = {}, 0
+    for name, tensor in sorted(tensors.items()):
+        begin, end = end, end + 4 * math.prod(tensor.shape)
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in sorted(tensors.items()):
+            for block in chain([tensor.own], tensor.rest()) if isinstance(tensor, Rows) else [tensor]:
+                stream.write(block.detach().cpu().contiguous().numpy().astype("<f4", casting="equiv", copy=False).data)
 
 
 def _write_facts(file: Path, facts: Mapping[str, Any]) -> None:
@@ -293,14 +326,19 @@ def _write_facts(file: Path, facts: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(versioned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, name: str, rows: slice | None) -> dict[str, Tensor]:
     """Read into memory, not mapped: the folder may be dropped while its tensors are in use."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load
 
-    data = read_checked(folder, name, remedy=_remedy(folder))
     try:
-        tensors: dict[str, Tensor] = load(data)
+        if rows is not None:
+            with safe_open(check_file(folder, name, remedy=_remedy(folder)), "pt") as file:
+                return {
+                    key: (file.get_slice(key)[rows] if is_bank(key) else file.get_tensor(key)).clone()
+                    for key in file.keys()  # noqa: SIM118
+                }
+        tensors: dict[str, Tensor] = load(read_checked(folder, name, remedy=_remedy(folder)))
     except SafetensorError as error:
         raise DamagedError(f"{folder / name} holds no tensors ({error}).", _remedy(folder)) from None
     return tensors

@@ -7,9 +7,10 @@ training: it is told once, the next checkpoint is the next try, and nothing is s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aumn.records import Rows
 from aumn.runfolder.checkpoint import Checkpoint, save_checkpoint
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runfolder.metrics import MetricsWriter
@@ -101,9 +103,13 @@ class RunWriter:
 
     def _write(self, checkpoint: Checkpoint, weights: HostCopy, tensors: HostCopy, best: bool) -> bool:
         frozen = replace(checkpoint, weights=weights.read(), trainer_tensors=tensors.read())
+        with fetching(frozen.weights):
+            return self._save(frozen, best)
+
+    def _save(self, checkpoint: Checkpoint, best: bool) -> bool:
         try:
             self.metrics.sync()  # a run that goes on from the checkpoint counts on them
-            self.last = save_checkpoint(self._folder.path, frozen, keep_last=self._keep_last, best=best)
+            self.last = save_checkpoint(self._folder.path, checkpoint, keep_last=self._keep_last, best=best)
         except OSError as error:
             if not self._refused:
                 last = f"the last whole one is {self.last}" if self.last else "there is no whole one yet"
@@ -121,6 +127,41 @@ class RunWriter:
         return True
 
 
+class RowServer:
+    """What a bank's other ranks do about a checkpoint: they give their rows as they are now, when asked for them.
+
+    In a thread that ends with the process: where the first rank is lost, nobody asks.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def save(self, *tensors: Mapping[str, Tensor | Rows]) -> None:
+        """Returns when they may change, having waited for the checkpoint before."""
+        self.wait()
+        rows = [one for of_file in tensors for one in of_file.values() if isinstance(one, Rows)]
+        copies = HostCopy({str(number): one.own for number, one in enumerate(rows)})
+        if rows:
+            serve = rows[0].serve
+            self._thread = threading.Thread(target=lambda: serve(list(copies.read().values())), daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing more is asked for."""
+        if self._thread is not None:
+            self._thread.join()
+
+
+@contextmanager
+def fetching(tensors: Mapping[str, Tensor | Rows]) -> Iterator[None]:
+    """A block in which a bank's first rank may ask the others for their rows; behind it they are free."""
+    try:
+        yield
+    finally:
+        if rows := next((one for one in tensors.values() if isinstance(one, Rows)), None):
+            rows.end()
+
+
 class HostCopy:
     """Tensors on the host as they are now, whatever becomes of the originals.
 
@@ -128,12 +169,17 @@ class HostCopy:
     them. Untested there for want of a GPU.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = {name: _copy(tensor.detach()) for name, tensor in tensors.items()}
-        self._device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    def __init__(self, tensors: Mapping[str, Tensor | Rows]) -> None:
+        own = {name: one.own if isinstance(one, Rows) else one for name, one in tensors.items()}
+        copies = {name: _copy(tensor.detach()) for name, tensor in own.items()}
+        self._tensors = {
+            name: replace(one, own=copies[name]) if isinstance(one, Rows) else copies[name]
+            for name, one in tensors.items()
+        }
+        self._device = next((tensor.device for tensor in own.values() if tensor.is_cuda), None)
         self._copied = torch.cuda.current_stream(self._device).record_event() if self._device else None
 
-    def read(self) -> dict[str, Tensor]:
+    def read(self) -> dict[str, Any]:
         """The copies, once they are complete; waits for nothing launched since."""
         if self._copied is not None:
             with torch.cuda.device(self._device):  # a thread's own current device is the first one

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aumn.records import Batch, Scores
+from aumn.records import Batch, Rows, Scores
 from aumn.runtime.engines import Engine
 from aumn.runtime.optimizer_state import PREFIX, Slots
 from aumn.runtime.precision import autocast, clip_, poisoned
@@ -83,9 +83,9 @@ class DeepSpeedEngine(Engine):
         whole.load_state_dict(weights, assign=True)
         return whole
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor | Rows]:
         """See Engine; parameter by parameter, so a device holds one whole parameter at most beyond its partition."""
-        weights = {}
+        weights: dict[str, Tensor | Rows] = {}
         for name, parameter in self.network.named_parameters():
             with self._gathered([parameter]):
                 if self.ranks.is_first:

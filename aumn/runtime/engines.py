@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aumn.records import Batch, InputError, Scores, is_bank
+from aumn.records import Batch, InputError, Rows, Scores, is_bank
 from aumn.runtime.optimizer_state import Slots, load_slots, named_state, read_slots
 from aumn.runtime.own_time import OwnTime
 from aumn.runtime.precision import LossScale, autocast, clip_, poisoned
 from aumn.runtime.ranks import Ranks
+from aumn.runtime.rows import shared_rows
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 
 
@@ -116,17 +117,21 @@ class Engine:
         """A network with every weight, to be used without the engine, by each rank as often as it likes."""
         return self.network
 
-    def weights(self) -> dict[str, Tensor]:
-        """The whole network's weights by name; every rank must call, the first one is answered."""
-        return dict(self.network.state_dict())
+    def weights(self) -> dict[str, Tensor | Rows]:
+        """The whole network's weights by name; every rank must call, the first one is answered.
 
-    def trainer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizer's tensors and JSON facts; every rank must call, the first one is answered."""
+        Of what a bank's ranks share out, each is given its own rows, and the first one a way to the others'.
+        """
+        return self._to_keep(self.network.state_dict())
+
+    def trainer_state(self) -> tuple[dict[str, Tensor | Rows], dict[str, Any]]:
+        """The optimizer's tensors and JSON facts; every rank must call, the first one is answered as by `weights`."""
         tensors: dict[str, Tensor] = {}
         for stream in self.scales:
             tensors |= self._optimizer_state(stream)
         scales = {stream: scale.facts() for stream, scale in self.scales.items()}
-        return tensors, {"groups": [{"params": list(self._names.values())}], "loss_scales": scales}
+        facts = {"groups": [{"params": list(self._names.values())}], "loss_scales": scales}
+        return self._to_keep(tensors, len(self.scales)), facts
 
     def load_state(
         self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -150,13 +155,21 @@ class Engine:
         adam.zero_grad()
         return norm
 
+    def _to_keep(self, tensors: Mapping[str, Tensor], before: int = 0) -> dict[str, Tensor | Rows]:
+        """With `Rows` for what is shared out, of which `before` others stand before these in a checkpoint."""
+        numbers = {name: before + number for number, name in enumerate(filter(self._is_shared_out, tensors))}
+        return {
+            name: shared_rows(tensor, numbers[name], self.network.bank.units, self.bank) if name in numbers else tensor
+            for name, tensor in tensors.items()
+        }
+
     def _first_wait(self) -> None:
         """Forward is about to begin; a bank's ranks read for each other."""
         if self.bank.size > 1:
             self.own_time.end()
 
     def _is_shared_out(self, name: str) -> bool:
-        """Whether this rank holds some rows alone of a parameter, or of what Adam has of it."""
+        """Whether this rank holds but some rows of a parameter, or of what Adam has of it."""
         return self.bank.size > 1 and is_bank(name)
 
     def _optimizer_state(self, stream: str) -> dict[str, Tensor]:

@@ -163,12 +163,23 @@ class Ranks:
             return
         from torch.distributed import distributed_c10d
 
-        groups = distributed_c10d._world.pg_map  # torch 2.13 has no public call
+        # torch 2.13 has no public call. What a rank serves aside, it serves as long as the first one takes to write.
+        served = [bank.aside for bank, _ in self._meshes.values() if not bank.is_first]
+        groups = [group for group in distributed_c10d._world.pg_map if group not in served]
         if (seconds, len(groups)) != self._waits:
             for group in groups:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=seconds + ANSWER_S + HEAR_S), group)
                 group._get_backend(self.device("cpu"))._set_default_timeout(timedelta(seconds=seconds))
             self._waits = seconds, len(groups)
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """To another rank of a bank's group, which waits in `receive`; from any thread, whatever is done beside it."""
+        _dist().send(tensor, group=self.aside, group_dst=to)
+
+    def receive(self, tensor: Tensor, of: int) -> Tensor:
+        """What another rank sends, into this tensor."""
+        _dist().recv(tensor, group=self.aside, group_src=of)
+        return tensor
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -190,13 +201,16 @@ class Ranks:
             )
         if bank_ranks not in self._meshes:
             banks = [range(first, first + bank_ranks) for first in range(0, self.size, bank_ranks)]
-            self._meshes[bank_ranks] = self._part(banks), self._part(list(zip(*banks, strict=True)))
+            parts = self._part(banks), self._part(list(zip(*banks, strict=True)))
+            parts[0].aside = self._part(banks, "gloo").group
+            self._meshes[bank_ranks] = parts
         return self._meshes[bank_ranks]
 
-    def _part(self, parts: Sequence[Sequence[int]]) -> Ranks:
+    def _part(self, parts: Sequence[Sequence[int]], backend: str | None = None) -> Ranks:
         """This rank's of parts that are all of the ranks together."""
         (own,) = (part for part in parts if self.rank in part)
-        group, _ = _dist().new_subgroups_by_enumeration([list(part) for part in parts])
+        lasts = timedelta(seconds=START_S)
+        group, _ = _dist().new_subgroups_by_enumeration([list(part) for part in parts], lasts, backend)
         return Ranks(list(own).index(self.rank), len(own), self.local_rank, group=group)
 
 

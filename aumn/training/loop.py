@@ -22,7 +22,7 @@ from aumn.data.problems import StoreGoneError
 from aumn.model.losses import Objective
 from aumn.records import InputError, Step
 from aumn.runfolder.checkpoint import Checkpoint
-from aumn.runfolder.saving import RunWriter
+from aumn.runfolder.saving import RowServer, RunWriter
 from aumn.runtime import preemption
 from aumn.runtime.engines import Engine
 from aumn.runtime.patience import Patience
@@ -55,6 +55,7 @@ class Run:
     advance: Callable[[int, int], None] = lambda _done, _steps: None
     is_back: Callable[[], None] | None = None  # is told of the first new step after a launcher's restart
     patience: Patience = field(init=False)
+    rows: RowServer = field(default_factory=RowServer)
     all_stop: bool = False  # every rank has been told to stop, at the same step
     slow: SlowRanks | None = None
     left_out: set[str] = field(default_factory=set)  # damaged videos so far, the same on every rank
@@ -235,6 +236,8 @@ def _save(run: Run, *, best: bool = False) -> None:
     if run.writer:
         facts = {**progress.facts(), "optimizer": optimizer}
         run.writer.save(Checkpoint(progress.step, weights, progress.card, tensors, facts), best=best)
+    elif run.engine.data.is_first:
+        run.rows.save(weights, tensors)
 
 
 def _how_to_go_on(run: Run) -> str | None:

@@ -132,17 +132,19 @@ def open_shards(
     return shards
 
 
-def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool) -> Start:
+def find_start(config: RunConfig, card: ModelCard, ranks: Ranks, *, resume: bool, rows: slice | None = None) -> Start:
     """Go on with the run in `run.folder` if the user says so, or if a launcher has started this very launch again.
 
     `card` is that of a run which begins here. The first rank, which holds the folder's lock, looks, and the others
-    follow: a shared file system may show them different things.
+    follow: a shared file system may show them different things. Each reads its `rows` of a bank over ranks, None: all.
     """
-    resumed, status, found = _look(config.run.folder, resume=resume) if ranks.is_first else (False, Status(), None)
+    resumed, status, found = (
+        _look(config.run.folder, rows, resume=resume) if ranks.is_first else (False, Status(), None)
+    )
     path = ranks.broadcast(found and found[0])
     progress, checkpoint, lines = Progress(card), None, 0
     if path is not None:
-        checkpoint = found[1] if found else read_checkpoint(path)
+        checkpoint = found[1] if found else read_checkpoint(path, rows)
         remedy = f"remove {path}, and the run goes on from the checkpoint before it"
         facts = typed(_Facts, checkpoint.trainer_facts, path / "trainer.json", remedy)
         lines = facts.metrics_lines
@@ -205,14 +207,14 @@ def _goes_on(status: Status, *, resume: bool) -> bool:
     return resume or (is_restart(os.environ) and launch is not None and status.launch == launch)
 
 
-def _look(folder: Path, *, resume: bool) -> tuple[bool, Status, tuple[Path, Checkpoint] | None]:
+def _look(folder: Path, rows: slice | None, *, resume: bool) -> tuple[bool, Status, tuple[Path, Checkpoint] | None]:
     """Whether the folder's run goes on, its status or a new run's, and the checkpoint to go on from."""
     status = RunFolder(folder).status()
     resumed = _goes_on(status, resume=resume)
     model = folder / "model"
     if not resumed and (model.exists() or any((folder / "checkpoints").glob("step_*"))):
         raise InputError(f"{folder} already holds a run: pass --resume to go on with it, or name another run.folder.")
-    found = read_last_checkpoint(folder) if resumed else None
+    found = read_last_checkpoint(folder, rows) if resumed else None
     if found is None and model.exists():
         raise InputError(
             f"{folder} holds a finished model and no checkpoint, so there is nothing to go on from: use {model}, or "

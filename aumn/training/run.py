@@ -21,11 +21,12 @@ from aumn.data.loader import TrainingLoader, split_holdout
 from aumn.data.settings import DataSettings
 from aumn.data.shards.shard_set import Access, ShardSet
 from aumn.model.aumn import StreamNetworks
+from aumn.model.bank import Bank
 from aumn.records import InputError, Stopped
 from aumn.runfolder.checkpoint import save_model
 from aumn.runfolder.folder import RunFolder
 from aumn.runfolder.metrics import now_ms
-from aumn.runfolder.saving import RunWriter
+from aumn.runfolder.saving import RunWriter, fetching
 from aumn.runtime import preemption
 from aumn.runtime.attempts import is_restart, launch_id
 from aumn.runtime.ending import first_line
@@ -74,7 +75,8 @@ def run_training(
         weights=config.data.weights,
     )
     device = ranks.device(config.run.device)
-    _check_memory(shards, config, device)
+    bank = Bank.over(ranks.split(config.engine.bank_ranks)[0], config.model.units)
+    _check_memory(shards, config, device, bank)
     card = new_card(config, shards)
     validation = Validation.of(config, shards, held_out, card)
     if resume and not config.run.folder.exists():
@@ -86,7 +88,7 @@ def run_training(
     with folder.writing(launch_id(os.environ), wait_s) if ranks.is_first else nullcontext():
         ranks.ask(lambda: 0)()  # the first rank has the folder
         ranks.wait_at_most(config.run.start_timeout_s)
-        start = find_start(config, card, ranks, resume=resume)
+        start = find_start(config, card, ranks, resume=resume, rows=bank.rows if bank else None)
         if start.finished:
             say(
                 f"{folder.path} is finished: step {config.run.steps} of {config.run.steps}, its model is in "
@@ -96,7 +98,7 @@ def run_training(
                 push_rest(folder, say)
             return
         torch.manual_seed(config.run.seed)
-        network = _build(shards, config)
+        network = _build(shards, config, bank)
         how = config.run.engine
         engine = build_engine(how, network, ranks, device, optimizer=config.optimizer, engine=config.engine)
         start.load_into(engine)
@@ -169,9 +171,9 @@ def note_held_out(videos: list[str]) -> str:
     return f"held out: {', '.join(videos[:5])}{f' and {len(videos) - 5:,} more' * (len(videos) > 5)}" if videos else ""
 
 
-def _build(shards: ShardSet, config: RunConfig) -> StreamNetworks:
+def _build(shards: ShardSet, config: RunConfig, bank: Bank | None) -> StreamNetworks:
     labels = config.loss.pseudo_labels > 0
-    return StreamNetworks.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels)
+    return StreamNetworks.build(shards.streams, len(shards.classes), config.model, scores_snippets=labels, bank=bank)
 
 
 class _Unfilled(TorchFunctionMode):
@@ -183,14 +185,14 @@ class _Unfilled(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
-def _check_memory(shards: ShardSet, config: RunConfig, device: torch.device) -> None:
+def _check_memory(shards: ShardSet, config: RunConfig, device: torch.device, bank: Bank | None) -> None:
     """InputError where what a rank holds at the least does not fit; tensors without memory tell it at once.
 
     That is weights, gradients and Adam's two means; with DeepSpeed, which may share these out or put them elsewhere,
     the weights in host memory, where the network is made. What a step needs, `aumn train --dry-run` measures.
     """
     with torch.device("meta"), _Unfilled():
-        count = sum(parameter.numel() for parameter in _build(shards, config).parameters())
+        count = sum(parameter.numel() for parameter in _build(shards, config, bank).parameters())
     is_shared = config.run.engine == "deepspeed"
     held, there = 4 * count * (1 if is_shared else 4), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if device.type == "cuda" and not is_shared:
@@ -275,11 +277,15 @@ def _publish(run: Run, mirror: Mirror | None) -> None:
     try:
         weights = run.engine.weights()
         if run.writer is None:
+            if run.engine.data.is_first:
+                run.rows.save(weights)
+                run.rows.wait()
             return
         run.writer.wait()
         folder = run.config.run.folder / "model"
         try:
-            save_model(folder, weights, run.progress.card)
+            with fetching(weights):
+                save_model(folder, weights, run.progress.card)
         except OSError as error:
             last = run.writer.last
             again = f"run the same command with --resume, which goes on from {last}" if last else "train again"

@@ -4,15 +4,13 @@ import json
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from aumn.config.run_config import RunConfig
 from aumn.model.aumn import StreamNetworks
-from aumn.records import Batch, InputError, Step
+from aumn.records import InputError, Step
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
@@ -23,13 +21,10 @@ from aumn.training.loop import train as run_steps
 from aumn.training.resume import Progress
 from aumn.training.step import train_step
 from tests.training.footprint_steps import CARD
-from tests.training.train_ranks import CLASSES, LOSS, OBJECTIVE, SHAPE, WIDTHS, make_batch
+from tests.training.train_ranks import CLASSES, CONFIG, OBJECTIVE, SHAPE, WIDTHS, make_batch, single
 
 VIDEOS, STEPS = 7, 6
 CPU = torch.device("cpu")
-CONFIG = RunConfig.model_validate(
-    {"data": {"shards": "unused"}, "run": {"folder": "unused", "steps": 9, "log_every": 1}, "loss": LOSS.model_dump()}
-)
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 
@@ -50,11 +45,6 @@ def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -
     for scale in engine.scales.values():
         scale.value.clamp_(max=2.0**10)  # so that no step overflows and is skipped
     return engine
-
-
-def single(batch: Batch) -> Batch:
-    features = {stream: features_BTD.float() for stream, features_BTD in batch.features.items()}
-    return replace(batch, features=features, labels_BC=batch.labels_BC.float())
 
 
 def make_step(index: int, ranks: Ranks, micro_batches: int = 2) -> Step:

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from aumn.data.problems import StoreGoneError
 from aumn.records import InputError, Step, Stopped
+from aumn.runfolder.checkpoint import read_model
 from aumn.runfolder.folder import RunFolder, Status
 from aumn.runtime.engines import build_engine
 from aumn.runtime.ranks import Ranks
@@ -54,6 +55,24 @@ def test_ranks_change_nothing_even_where_a_rank_has_no_video(ranks, tmp_path):
         videos, _, streams, units, *_ = (*case.split("x"), 7)
         alone = train_ranks.run_step(int(videos), 1, Ranks(), streams, int(units))
         assert_same(torch.load(tmp_path / f"{case}x{ranks}.pt", weights_only=True), alone)
+
+
+def test_any_mesh_goes_on_from_any_others_checkpoint_and_writes_it_again_byte_for_byte(tmp_path):
+    """Of 13 units, so that ranks hold unequal numbers; one process is the first and the last."""
+    alone, ranks = tmp_path / "alone", tmp_path / "ranks"
+    curve = [train_ranks.go_on(alone, Ranks(), 1, 13) for _ in range(5)]
+    ours = [train_ranks.go_on(ranks, Ranks(), 1, 13)]
+    meshes = [f"go_onx{bank_ranks}x13" for bank_ranks in (2, 4, 1)]
+    succeed(together(4, train_ranks.__file__, ranks, *meshes))
+    ours += [json.loads((ranks / f"{mesh}.json").read_text()) for mesh in meshes]
+    ours.append(train_ranks.go_on(ranks, Ranks(), 1, 13))
+    assert_close(ours, curve, rtol=1e-5, atol=1e-6)
+    for step in range(1, 5):
+        first, again = (folder / "checkpoints" / f"step_{step:08d}" for folder in (ranks, ranks / "again"))
+        for name in ("model.safetensors", "trainer.safetensors"):
+            assert (first / name).read_bytes() == (again / name).read_bytes(), (step, name)
+    theirs, found = (read_model(folder / "checkpoints" / "step_00000005")[0] for folder in (alone, ranks))
+    assert_close(found, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
