@@ -90,6 +90,9 @@ def localize(
     scores: Annotated[
         bool, typer.Option("--scores", help="Also keep every snippet's scores, for aumn report.")
     ] = False,
+    bank_ranks: Annotated[
+        int, typer.Option(min=1, help="Ranks that share out each memory, as by engine.bank_ranks in training.")
+    ] = 1,
     tracking_uri: TrackingUri = None,
     device: Annotated[str, typer.Option(help="cpu or cuda (untested for want of a GPU).")] = "cpu",
 ) -> None:
@@ -132,7 +135,7 @@ def localize(
         count = localize_subset(
             folder, place_of(place), out, ranks, model=model, subset=subset, device=device, advance=advance,
             with_scores=scores, json_file=json_file,
-            change=partial(change_rules, overrides=rules),
+            change=partial(change_rules, overrides=rules), bank_ranks=bank_ranks,
         )  # fmt: skip
     if first:
         print(f"{out}: {count:,} detections by {model} in subset {subset} of {place}")

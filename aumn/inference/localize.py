@@ -76,17 +76,21 @@ def localize_subset(
     json_file: Path | None = None,
     change: Callable[[LocalizeSettings], LocalizeSettings] = lambda rules: rules,
     only: Collection[str] | None = None,
+    bank_ranks: int = 1,
 ) -> int:
     """Localize a subset on all ranks: `out` appears whole, with a Parquet part a rank; how many detections in all.
 
     `folder` holds the model that the user called `model`. `with_scores` also writes `out`/scores; see `snippet_scores`.
     `out` is the last to appear: where it is, there is the JSON too. `change` makes the rules of the model's own.
-    With `only`, the videos of these names are localized, and `subset` is what they are called together.
+    With `only`, the videos of these names are localized, and `subset` is what they are called together. `bank_ranks`
+    share out the model's memories, as in training.
     """
     place = ranks.device(device)
     if out.exists():
         raise InputError(f"{out} already exists: name a new folder for the detections, or remove it first.")
-    network, card = load_network(folder)
+    if with_scores and bank_ranks > 1:
+        raise InputError("--scores needs whole memories, which --bank-ranks shares out: leave one of them out.")
+    network, card = load_network(folder, ranks.split(bank_ranks)[0])
     own_rules, card = card.localize, card.model_copy(update={"localize": change(card.localize)})
     shards = ShardSet.open(shards_path)
     check_fit(card, model, shards)
@@ -111,6 +115,7 @@ def localize_subset(
         advance=lambda done: advance(done, len(own)),
         keep=keeper,
     )
+    network.serve()
     metadata = {"model": model, "subset": subset, "dataset": shards.name, "dataset_identity": shards.identity}
     if card.localize != own_rules:
         metadata["rules"] = card.localize.model_dump_json()

@@ -13,14 +13,16 @@ import torch
 
 from aumn.inference.proposals import VideoDetections, detect
 from aumn.model.aumn import StreamNetworks
+from aumn.model.bank import Bank, Group
 from aumn.records import Batch, InputError, Video
-from aumn.runfolder.checkpoint import ModelCard, read_model
+from aumn.runfolder.checkpoint import ModelCard, read_card, read_model
 
 
-def load_network(folder: Path) -> tuple[StreamNetworks, ModelCard]:
-    """The network of a model artifact or checkpoint, ready to localize, with its card."""
-    weights, card = read_model(folder)
-    network = StreamNetworks.build(card.streams, len(card.classes), card.model)
+def load_network(folder: Path, group: Group | None = None) -> tuple[StreamNetworks, ModelCard]:
+    """The network of a model artifact or checkpoint, ready to localize, with its card; its memories over a group."""
+    bank = Bank.over(group, read_card(folder).model.units) if group else None
+    weights, card = read_model(folder, bank.rows if bank else None)
+    network = StreamNetworks.build(card.streams, len(card.classes), card.model, bank=bank)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -260,6 +260,17 @@ class StreamNetworks(nn.Module):
         scores = {name: network.localize(self._features(batch, name)[0]) for name, network in self.networks.items()}  # type: ignore[operator]
         return {name: VideoScores(*(part.double().cpu().numpy() for part in parts)) for name, parts in scores.items()}
 
+    @torch.no_grad()
+    def serve(self) -> None:
+        """Once a rank has localized its videos: read for its bank's other ranks until all have.
+
+        Between two calls of `localize`, too, a rank that does not serve keeps the others waiting.
+        """
+        while self.bank:
+            others_go_on = [network.memory.serve() for network in self.networks.values()]  # type: ignore[union-attr, operator]
+            if not all(others_go_on):
+                break
+
     def similarity(self, batch: Batch, units: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """Every stream's `AUMN.similarity` of the batch's one video, on the host."""
         found = {name: self.networks[name].similarity(self._features(batch, name)[0], units[name]) for name in units}  # type: ignore[operator]

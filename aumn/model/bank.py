@@ -55,8 +55,8 @@ class Bank:
         """None where the group is one rank, which reads as without a group."""
         if units < group.size:
             raise InputError(
-                f"model.units={units} is less than the {group.size} ranks of a bank (engine.bank_ranks), each of which "
-                "holds a unit at least: take fewer ranks, or more units."
+                f"model.units={units} are too few for a memory over {group.size} ranks (engine.bank_ranks, "
+                "--bank-ranks), each of which holds a unit at least: take fewer ranks, or more units."
             )
         return cls(group, units) if group.size > 1 else None
 

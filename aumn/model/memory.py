@@ -112,6 +112,11 @@ class Memory(nn.Module):
         coefficients_BTR, attention_BT, sums_BK, _ = read
         return Reading(coefficients_BTR, self.values_RFC, attention_BT, sums_BK)
 
+    def serve(self) -> bool:
+        """`read` without a video of one's own, where a bank is over ranks; whether any other rank has one."""
+        queries_BTA = self.units_KF.new_empty(0, 0, self.encode_key.out_features)
+        return len(self.read(queries_BTA, queries_BTA.new_empty(0, 0, dtype=torch.bool)).unit_sums_BK) > 0
+
     def _read_over_ranks(
         self, bank: Bank, queries_BTA: Tensor, mask_BT: Tensor, keys_kA: Tensor, hidden_kR: Tensor
     ) -> Reading:
@@ -130,7 +135,7 @@ class Memory(nn.Module):
         return Reading(parts_NBTX[..., :-2].sum(0), self.values_RFC, attention_BT, sums_Gk)
 
     def similarity(self, queries_TA: Tensor, units: Sequence[int]) -> Tensor:
-        """Eq. 5 with some of the action units, T x len(units)."""
+        """Eq. 5 with some of the action units, T x len(units); of a bank over ranks, this one's."""
         keys_kA = self.encode_key(self.units_KF[list(units)])
         return torch.sigmoid(queries_TA @ keys_kA.T / math.sqrt(queries_TA.shape[-1]))
 

@@ -196,8 +196,8 @@ class Ranks:
             return Ranks(), self
         if self.size % bank_ranks:
             raise InputError(
-                f"engine.bank_ranks={bank_ranks} does not divide the {self.size} ranks: start a multiple of "
-                f"{bank_ranks}, or let a divisor of {self.size} share out the memory."
+                f"A memory over {bank_ranks} ranks (engine.bank_ranks, --bank-ranks) needs a multiple of so many, and "
+                f"there are {self.size}: start {bank_ranks} or {2 * bank_ranks}, say, or share it out among fewer."
             )
         if bank_ranks not in self._meshes:
             banks = [range(first, first + bank_ranks) for first in range(0, self.size, bank_ranks)]

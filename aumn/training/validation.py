@@ -84,6 +84,7 @@ class Validation:
             detections = localize(network, on_device, self.card, rules=self.card.localize)
         except StoreGoneError as error:
             gone = str(error)
+        network.serve()
         network.train()
         if problem := next(filter(None, ranks.gather(gone)), ""):
             raise StoreGoneError(problem)

@@ -183,6 +183,11 @@ def test_all_problems_are_told_at_once_and_nothing_is_merged_silently(tmp_path):
         ),
         (
             MINIMAL,
+            ["run.engine=deepspeed", "engine.bank_ranks=2"],
+            "engine.bank_ranks=2 has no effect with run.engine=deepspeed: set run.engine=ddp, or leave",
+        ),
+        (
+            MINIMAL,
             ["model.self_attention=false", "model.mixing_dropout=0.5"],
             "model.mixing_dropout=0.5 has no effect with model.self_attention=false: set model.self_attention=true, or "
             "leave model.mixing_dropout at 0.0.",

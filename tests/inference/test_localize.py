@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from torch.testing import assert_close
 
 from aumn.data.loader import whole_videos
 from aumn.data.packing.packing import pack
@@ -18,7 +19,7 @@ from aumn.inference.one_video import load_network
 from aumn.inference.remembered import RememberedScores
 from aumn.inference.settings import LocalizeSettings
 from aumn.records import InputError
-from aumn.runfolder.checkpoint import read_card, save_model
+from aumn.runfolder.checkpoint import read_card, read_model, save_model
 from aumn.runtime.ranks import Ranks
 from tests.launching import aumn, succeed, torchrun
 from tests.refusing import BrokenDisk, FullDisk
@@ -131,6 +132,27 @@ def test_a_set_of_fewer_classes_in_another_order_is_localized_and_measured_by_na
         InputError, match=r"shards has classes that the model m does not know \(2 of 3: .*use a model of"
     ):
         check_fit(card.model_copy(update={"classes": tuple(labels[:1])}), "m", ShardSet.open(tiny.shards))
+
+
+def test_a_memory_over_ranks_is_trained_followed_and_read_as_in_one_process(tiny, tmp_path):
+    """Three units over two ranks, which have unequal numbers of held-out and of testing videos."""
+    said = succeed(tiny.train("mesh", "run.steps=6", "evaluation.every=6", "engine.bank_ranks=2", ranks=2)).stderr
+    assert "mAP" in said
+    alone, mesh = (read_model(tiny.root / run / "model")[0] for run in ("run", "mesh"))
+    assert_close(mesh, alone, rtol=1e-4, atol=1e-5)
+    succeed(aumn(*command(tiny, "run/model", "--out", tmp_path / "one"), cwd=tiny.root))
+    several = command(tiny, "run/model", "--out", tmp_path / "two", "--bank-ranks", 2)
+    succeed(aumn(*several, ranks=2, cwd=tiny.root))
+    truth = read_ground_truth(tiny.root / "features" / "gt.json", "testing")
+    one, two = (read_detections(tmp_path / name)[0] for name in ("one", "two"))
+    assert len(one) == len(two) > 0
+    assert_close(np.sort(two.score_N), np.sort(one.score_N), rtol=1e-4, atol=1e-6)
+    assert evaluate(two, truth, (0.1, 0.5), Ranks()).average == pytest.approx(
+        evaluate(one, truth, (0.1, 0.5), Ranks()).average, abs=1e-6
+    )
+    how = {"model": "m", "subset": "testing", "device": "cpu", "advance": None, "with_scores": True, "bank_ranks": 2}
+    with pytest.raises(InputError, match=r"^--scores needs whole memories, which --bank-ranks shares out"):
+        localize_subset(tiny.root / "run" / "model", tiny.shards, tmp_path / "x", Ranks(0, 2), **how)
 
 
 def test_rules_of_a_trained_model_are_changed_by_a_word_each(tiny, tmp_path):

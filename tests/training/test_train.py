@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from aumn.data.problems import StoreGoneError
+from aumn.model.bank import Bank
 from aumn.records import InputError, Step, Stopped
 from aumn.runfolder.checkpoint import read_model
 from aumn.runfolder.folder import RunFolder, Status
@@ -92,6 +93,15 @@ def test_a_single_process_engine_refuses_several_ranks():
         build_engine("single", None, Ranks(0, 2), "cpu", optimizer=OptimizerSettings(), engine=EngineSettings())
 
 
+def test_a_mesh_that_cannot_be_is_refused():
+    with pytest.raises(
+        InputError, match=r"over 3 ranks \(engine\.bank_ranks, .*there are 4: start 3 or 6, say, or share"
+    ):
+        Ranks(0, 4).split(3)
+    with pytest.raises(InputError, match=r"model\.units=7 are too few for a memory over 8 ranks .*take fewer ranks"):
+        Bank.over(Ranks(0, 8), 7)
+
+
 @pytest.mark.parametrize("whose", ["mine", "another's"])
 def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on_all_ranks(whose, monkeypatch):
     def videos(*_, **__):
@@ -108,7 +118,7 @@ def test_a_store_that_is_gone_in_an_evaluation_ends_the_run_with_a_checkpoint_on
     monkeypatch.setattr(loop, "_how_to_go_on", lambda _: "here holds step 20 of 60")
     monkeypatch.setattr("aumn.training.validation.whole_videos", videos)
     monkeypatch.setattr("aumn.training.validation.localize", lambda _, batches, *__, **___: next(batches, None))
-    network = Fake(eval=lambda: None, train=lambda: None)
+    network = Fake(eval=lambda: None, train=lambda: None, serve=lambda: None)
     engine = Fake(ranks=TwoRanks(), whole_network=lambda: network, device="cpu", communication_s=lambda: None)
     loader = Fake(steps=lambda *_: (step for step in ()), wait_s=0.0, may_lack=True)
     watch, progress = Fake(settle=lambda: None), Fake(step=20, evaluation_due=True)
