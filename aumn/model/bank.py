@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from aumn.model.products import product
 from aumn.records import InputError, own_rows
 
 
@@ -84,9 +85,9 @@ class Bank:
         """The norm of a vector of which each rank has a part; no gradient."""
         return self.group.sum_(part.square().sum()).sqrt()
 
-    def sum_alike(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, of which they all make the same."""
-        found: Tensor = _SumAlike.apply(tensor, self.group)  # type: ignore[no-untyped-call]
+    def gram_alike(self, units_kF: Tensor) -> Tensor:
+        """Mᵀ M of all K rows, of which all ranks make the same."""
+        found: Tensor = _GramAlike.apply(units_kF, self.group)  # type: ignore[no-untyped-call]
         return found
 
     def rows_alike(self, units_kF: Tensor) -> Tensor:
@@ -128,15 +129,17 @@ class _Softmax(torch.autograd.Function):
         return weighted_Gk.addcmul_(shares_Gk, mean_G[:, None], value=-1), None
 
 
-class _SumAlike(torch.autograd.Function):
+class _GramAlike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, units_kF: Tensor, group: Group) -> Tensor:
         ctx.ranks = group.size
-        return group.sum_(tensor.clone())
+        ctx.save_for_backward(units_kF)
+        return group.sum_(product(units_kF.T, units_kF))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] * ctx.ranks, None
+        (units_kF,) = ctx.saved_tensors
+        return product(units_kF, (grads[0] + grads[0].T) * ctx.ranks), None
 
 
 class _RowsAlike(torch.autograd.Function):

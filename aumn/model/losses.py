@@ -158,7 +158,6 @@ def diversity(units_KF: Tensor, bank: Bank | None = None) -> Tensor:
         units_KF = bank.rows_alike(units_KF) if bank else units_KF
         small = product(units_KF, units_KF.T)
     else:
-        small = product(units_KF.T, units_KF)
-        small = bank.sum_alike(small) if bank else small
+        small = bank.gram_alike(units_KF) if bank else product(units_KF.T, units_KF)
     norm: Tensor = torch.linalg.matrix_norm(small - torch.eye(len(small), dtype=small.dtype, device=small.device))
     return norm if num_units <= width else torch.sqrt(norm.square() + (num_units - width))
