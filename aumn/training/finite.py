@@ -81,7 +81,7 @@ def _videos_not_finite(engine: Engine, step: Step) -> list[str]:
     found = []
     for batch in step.micro_batches:
         for score in engine.forward(batch.to(engine.device)).values():
-            sums_B = score.logits_BC.sum(1) + score.attention_BT.sum(1) + score.unit_sums_BK.sum(1)
+            sums_B = score.logits_BC.sum(1) + score.attention_BT.sum(1)
             found += [
                 video.id for video, sum_ in zip(batch.videos, sums_B.tolist(), strict=True) if not math.isfinite(sum_)
             ]

@@ -208,7 +208,8 @@ class _LiveBytes(TorchDispatchMode):
 class _OneProcess:
     """As much of an engine as `train_step` needs."""
 
-    ranks, device = Ranks(), torch.device("cpu")
+    ranks = data = Ranks()
+    device = torch.device("cpu")
 
     def __init__(self, network: StreamNetworks, precision: str) -> None:
         self.network, self._precision, self.own_time = network, precision, OwnTime(self.device)

@@ -10,10 +10,11 @@ from .stages import STAGES, STEPS, Stage
 
 SHARES = {
     "pack": 0.15,
-    "train": 0.15,
+    "train": 0.1,
     "train over two nodes": 0.15,
     "train alone": 0.05,
     "train deepspeed": 0.05,
+    "train on a mesh": 0.05,
     "localize": 0.1,
     "evaluate": 0.05,
 }
@@ -28,6 +29,7 @@ KINDS = {
     "pack": SEVERAL,
     "train": (*SEVERAL, *TRACKED, "kill -9 of one", "SIGSTOP"),
     "train deepspeed": (*SEVERAL, *TRACKED),
+    "train on a mesh": (*SEVERAL, "kill -9 of one", "SIGUSR1", "SIGSTOP"),
     "train over two nodes": (*LINKS, "kill -9 of one", "kill -9 of all", "SIGTERM", "SIGUSR1"),
     "train alone": (*ALONE, *TRACKED),
     "train remote": (*STORE, *CACHED, *SEVERAL, "SIGUSR1", "SIGSTOP"),

@@ -93,6 +93,11 @@ def _train_deepspeed(inputs: Inputs) -> list[object]:
     return _train(inputs, "run.engine=deepspeed")
 
 
+def _train_on_a_mesh(inputs: Inputs) -> list[object]:
+    """Two banks of two ranks, with three and two units."""
+    return _train(inputs, "engine.bank_ranks=2")
+
+
 def _localize(inputs: Inputs) -> list[object]:
     model, shards = inputs.of("train") / "run" / "model", inputs.of("pack") / "shards"
     return ["localize", model, shards, "--subset", "testing", "--out", "detections", "--json", "results.json"]
@@ -115,6 +120,7 @@ STAGES = {
         Stage("train", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("train alone", 1, _train, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("train deepspeed", 2, _train_deepspeed, _RUN, _RUN_WRITING, ("pack",), "step "),
+        Stage("train on a mesh", 4, _train_on_a_mesh, _RUN, _RUN_WRITING, ("pack",), "step "),
         Stage("train over two nodes", 2, _train_over_nodes, _RUN, _RUN_WRITING, ("pack",), "step ", is_networked=True),
         Stage("train remote", 2, _train, _RUN, _RUN_WRITING, ("pack",), "step ", True),
         Stage("train remote by shards", 2, _train_by_shards, _RUN, _RUN_WRITING, ("pack",), "step ", True),

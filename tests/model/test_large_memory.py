@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from aumn.model import losses, memory
-from aumn.model.memory import Memory
+from aumn.model.memory import Memory, _draw_rows
 from aumn.model.settings import ModelSettings
+from aumn.records import own_rows
 
 UNITS = 65_536
 
@@ -138,3 +139,17 @@ def test_the_size_of_a_chunk_changes_nothing_beyond_rounding(monkeypatch):
         monkeypatch.setitem(memory.CHUNK_ELEMENTS, "cpu", mask_BT.numel() * chunk_units)
         again = read_with_gradients(bank, queries_BTA, mask_BT)
         assert max(relative_error(*pair) for pair in zip(again, ours, strict=True)) < 2e-6
+
+
+@pytest.mark.parametrize(("units", "width"), [(13, 12), (37, 5), (64, 8), (3, 5)])
+def test_rows_over_ranks_are_those_that_are_drawn_at_once(units, width, monkeypatch):
+    monkeypatch.setattr("aumn.model.memory.DRAWN_ELEMENTS", 32)
+    torch.manual_seed(3)
+    whole_KF, behind = torch.randn(units, width), torch.rand(3)
+    for ranks in (2, 3):
+        parts = []
+        for place in range(ranks):
+            torch.manual_seed(3)
+            parts.append(_draw_rows(units, width, own_rows(units, place, ranks)))
+            assert torch.equal(torch.rand(3), behind)
+        assert torch.equal(torch.cat(parts), whole_KF)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from aumn.model.aumn import StreamNetworks
-from aumn.records import InputError, Step
+from aumn.model.bank import Bank
+from aumn.records import InputError, Rows, Step
 from aumn.runtime.engines import Engine, build_engine
 from aumn.runtime.preemption import leave
 from aumn.runtime.ranks import Ranks, connect
@@ -25,22 +26,24 @@ from tests.training.train_ranks import CLASSES, CONFIG, OBJECTIVE, SHAPE, WIDTHS
 
 VIDEOS, STEPS = 7, 6
 CPU = torch.device("cpu")
+BANK = "ddp-0-fp32-none-2"
 OFFLOADS = ("deepspeed-1-fp32-optimizer", "deepspeed-2-fp32-optimizer", "deepspeed-3-fp32-all")
 
 
 def cases(precision: str) -> list[str]:
-    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded."""
+    """Every engine and stage: `engine-stage-precision`; behind it may stand what is offloaded, and a bank's ranks."""
     return [f"ddp-0-{precision}", *(f"deepspeed-{stage}-{precision}" for stage in range(4))]
 
 
 def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -> Engine:
     """A case's engine on a network that is the same for every case."""
-    name, stage, precision, *offload = case.split("-")
+    name, stage, precision, offload, bank_ranks = (*case.split("-"), "none", "1")[:5]
     torch.manual_seed(0)
     shape = SHAPE.model_copy(update={"units": units})
-    network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True)
+    bank = Bank.over(ranks.split(int(bank_ranks))[0], units)
+    network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True, bank=bank)
     optimizer = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
-    settings = EngineSettings(precision=precision, zero_stage=int(stage), offload=(offload or ["none"])[0])
+    settings = EngineSettings(precision=precision, zero_stage=int(stage), offload=offload, bank_ranks=int(bank_ranks))
     engine = build_engine(name, network, ranks, device, optimizer=optimizer, engine=settings)
     for scale in engine.scales.values():
         scale.value.clamp_(max=2.0**10)  # so that no step overflows and is skipped
@@ -71,6 +74,8 @@ def curves(ranks: Ranks, names: list[str]) -> dict[str, list[list[float]]]:
 def save(engine: Engine) -> tuple:
     """What a checkpoint holds, on every rank; facts pass through JSON as they do there."""
     weights, (tensors, facts) = engine.weights(), engine.trainer_state()
+    weights = {name: one.own if isinstance(one, Rows) else one for name, one in weights.items()}
+    tensors = {name: one.own if isinstance(one, Rows) else one for name, one in tensors.items()}
     return deepcopy(engine.ranks.broadcast((weights, tensors, json.dumps(facts))))
 
 
@@ -141,6 +146,7 @@ def scored(ranks: Ranks, case: str) -> list[list[list[float]]]:
     network = engine.whole_network().eval()
     batches = [single(make_batch(np.array([video]))) for video in range(3 * ranks.rank, 1 + 5 * ranks.rank)]
     found = [network.localize(batch)["flow"].video_C.tolist() for batch in batches]
+    network.serve()
     network.train()
     train(engine, 1, 2)  # it can still be trained
     return ranks.gather(found)

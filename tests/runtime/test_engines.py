@@ -25,9 +25,9 @@ from tests.training.train_ranks import OBJECTIVE
 CPU = torch.device("cpu")
 HALF = engine_ranks.STEPS // 2
 RESUMED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
-SCORED = ["ddp-0-fp32", "deepspeed-1-fp32", "deepspeed-3-fp32"]
+SCORED = ["ddp-0-fp32", engine_ranks.BANK, "deepspeed-1-fp32", "deepspeed-3-fp32"]
 AGAIN = ["ddp-0-fp32", "deepspeed-3-fp32"]  # on three ranks
-DAMAGED = ["ddp-0-fp32", "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
+DAMAGED = ["ddp-0-fp32", engine_ranks.BANK, "deepspeed-0-fp32", "deepspeed-3-bf16", "deepspeed-2-fp16"]
 ROOT = engine_ranks.Path(__file__).parents[2]
 
 
@@ -44,7 +44,12 @@ def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     curves = [case for precision in ("fp32", "bf16", "fp16") for case in engine_ranks.cases(precision)]
     return folder, launch(
-        2, folder, curves=[*curves, *engine_ranks.OFFLOADS], resume=RESUMED, damage=DAMAGED, scored=SCORED
+        2,
+        folder,
+        curves=[*curves, engine_ranks.BANK, *engine_ranks.OFFLOADS],
+        resume=RESUMED,
+        damage=DAMAGED,
+        scored=SCORED,
     )
 
 
@@ -52,7 +57,8 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_stage_gives_the_loss_curve_of_ddp(two_ranks, precision):
     curves = two_ranks[1]["curves"]
-    for case in [*engine_ranks.cases(precision), *(engine_ranks.OFFLOADS if precision == "fp32" else ())]:
+    more = (engine_ranks.BANK, *engine_ranks.OFFLOADS) if precision == "fp32" else ()
+    for case in [*engine_ranks.cases(precision), *more]:
         assert_close(
             curves[case], curves[f"ddp-0-{precision}"], rtol=1e-5, atol=1e-6, msg=lambda m, c=case: f"{c}: {m}"
         )

@@ -1,5 +1,6 @@
 """Run under torchrun by test_train: training steps in float64 on made-up videos; the first rank saves what came out."""
 
+import gc
 import json
 import sys
 from contextlib import ExitStack, closing
@@ -118,6 +119,12 @@ def go_on(folder: Path, ranks: Ranks, bank_ranks: int, units: int) -> list[float
     step = replace(step, micro_batches=tuple(map(single, step.micro_batches)))
     report = train_step(engine, step, OBJECTIVE)
     norms = engine.update(1e-2)
+    if bank:
+        held = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.dim() == 2]
+        assert not any(units in one.shape for one in held), "no rank holds all rows"
+        memory = engine.network.networks["rgb"].memory.units_KF
+        own = [memory, *(slot for slot in engine._adams["rgb"].state[memory].values() if slot.dim())]
+        assert [tuple(one.shape) for one in own] == 3 * [(bank.rows.stop - bank.rows.start, SHAPE.embedding_width)]
     save(engine, folder, index + 1)
     return [*ranks.sum_(torch.stack([report["rgb/total"], report["flow/total"]])).tolist(), *map(float, norms.values())]
 
