@@ -73,9 +73,11 @@ class QuickLinear(nn.Linear):
 class Memory(nn.Module):
     """K learned action units with a key encoder (one linear) and a value encoder (two linears, ReLU, bottleneck R).
 
-    Units start as N(0, 1/F) rows, so that Eq. 10 starts small. Values start 7/K as large as at K = 7: Eq. 6 sums over
-    units whose similarity starts near 1/2, so Eq. 8's logits would else grow with K. At K = 512 they wrecked training
-    (docs/large_memory.md); at K = 1 smaller ones lost the attention to Eq. 13. The paper does not say.
+    Units start as N(0, 1/F) rows, so that Eq. 10 starts small, and values 7/K as large as at K = 7, since Eq. 6 sums
+    over units whose similarity starts near 1/2. The paper does not say. With `unit_rates` Adam moves them as at K = 7,
+    too (docs/large_memory.md, "One configuration for any K"): parameters have the size that they have there, and count
+    for less in what follows, h and the 1 beside it 7/K in Eq. 6, units sqrt(7/K) in Eq. 10; which is as if units, their
+    encoders and values had initial sizes and rates of their own.
 
     With a bank over ranks, `units_KF` are the rows of this one, and a reading's `unit_sums_BK` are those of the whole
     group's videos with this rank's units; all else that is read is the rank's own videos', with all units.
@@ -90,7 +92,15 @@ class Memory(nn.Module):
         self.encode_key = QuickLinear(width, settings.key_width, settings.attention_rate)
         self.encode_hidden = nn.Linear(width, bottleneck)
         values_RFC = torch.empty(bottleneck + 1, width, num_classes)  # W2's R matrices, then b2
-        self.values_RFC = nn.Parameter(values_RFC.uniform_(-1, 1) / math.sqrt(bottleneck) * (PAPER_UNITS / units))
+        share, rates = PAPER_UNITS / units, settings.unit_rates
+        start = 1.0 if rates else share
+        self.values_RFC = nn.Parameter(values_RFC.uniform_(-1, 1) / math.sqrt(bottleneck) * start)
+        self.value_scale, self.unit_scale = (share, min(1.0, math.sqrt(share))) if rates else (1.0, 1.0)
+
+    @property
+    def scaled_units_KF(self) -> Tensor:
+        """M as Eq. 10 sees it."""
+        return self.units_KF if self.unit_scale == 1 else self.units_KF * self.unit_scale
 
     def read(self, queries_BTA: Tensor, mask_BT: Tensor) -> Reading:
         """Compare every snippet with every action unit (Eq. 5).
@@ -101,6 +111,8 @@ class Memory(nn.Module):
         keys_KA = self.encode_key(self.units_KF) / math.sqrt(queries_BTA.shape[-1])
         hidden_KR = torch.relu(self.encode_hidden(self.units_KF))
         hidden_KR = nn.functional.pad(hidden_KR, (0, 1), value=1.0)  # the last column reads b2
+        if self.value_scale != 1:
+            hidden_KR = hidden_KR * self.value_scale
         if self.bank is not None:
             return self._read_over_ranks(self.bank, queries_BTA, mask_BT, keys_KA, hidden_KR)
         if len(keys_KA) <= len(self.values_RFC):

@@ -31,6 +31,11 @@ class ModelSettings(Section):
     kernel: Size = setting(3, "Taps of Eq. 1's convolution, in snippets (the paper does not say).")
     key_ratio: Size = setting(4, "m of Eq. 2, 4, 5: keys are F/m wide (the paper does not say).")
     units: Count = setting(7, "K, the memory's action units (paper: 7).")
+    unit_rates: bool = setting(
+        True,
+        "Adam moves units, their encoders and values by what suits their number, so that other settings serve any "
+        "model.units alike; at 7 nothing differs. Off: as models that were begun up to commit b3b6a4d.",
+    )
     bottleneck: Size = setting(64, "R of Eq. 3's value encoder (the paper does not say).")
     self_attention: bool = setting(True, "Eq. 4; off: X = E, as in the ablation.")
     dropout: ShareBelowOne = setting(0.0, "Share of embedding values dropped while training (paper: none).")

@@ -50,10 +50,11 @@ from aumn.records import Clock, InputError, Rows, is_bank
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of every JSON here. It goes up when a field, a setting of the card among them, is removed or means something else;
 what an older aumn wrote is then read by code of its own, or refused in one sentence. 1: up to commit 497c31b, with
-settings that `Section.modern` knows by today's names."""
+settings that `Section.modern` knows by today's names. 2: up to commit b3b6a4d, without `model.unit_rates`,
+which were off."""
 
 Read = TypeVar("Read")
 
@@ -360,6 +361,9 @@ def _read_facts(folder: Path, name: str, *, kind: str) -> dict[str, Any]:
             f"{folder / name} has format version {version}, and this aumn reads up to {FORMAT_VERSION}: use the "
             "aumn that wrote it, or a newer one."
         )
+    for settings in (facts, facts.get("config")):
+        if version < 3 and isinstance(settings, dict) and isinstance(settings.get("model"), dict):
+            settings["model"].setdefault("unit_rates", False)
     return facts
 
 

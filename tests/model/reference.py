@@ -30,7 +30,8 @@ def keys_and_values(net: AUMN) -> tuple[Tensor, Tensor]:  # Eq. 2, 3
     keys_KA = (memory.units_KF @ key.weight.T + key.bias) * key.rate
     hidden_KR = torch.relu(memory.units_KF @ memory.encode_hidden.weight.T + memory.encode_hidden.bias)
     w2_RFC, b2_FC = memory.values_RFC[:-1], memory.values_RFC[-1]
-    return keys_KA, torch.einsum("kr,rfc->kfc", hidden_KR, w2_RFC) + b2_FC
+    values_KFC = torch.einsum("kr,rfc->kfc", hidden_KR, w2_RFC) + b2_FC
+    return keys_KA, values_KFC * (7 / net.settings.units) if net.settings.unit_rates else values_KFC
 
 
 def video(net: AUMN, features_TD: Tensor, mixing: float = 1.0) -> dict[str, Tensor]:
@@ -105,6 +106,8 @@ def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reductio
             for label, out in zip(labels_BC, outs, strict=True)
         ]
     units_KF = net.memory.units_KF
+    if net.settings.unit_rates and net.settings.units > 7:
+        units_KF = units_KF * (7 / net.settings.units) ** 0.5
     gram_KK = units_KF @ units_KF.T - torch.eye(len(units_KF), dtype=units_KF.dtype)
     l1 = [out["attention_T"].abs() for out in outs]
     return {

@@ -103,7 +103,7 @@ def as_written(bank: Memory, queries_BTA: Tensor, mask_BT: Tensor) -> list[Tenso
     """Eq. 2, 3, 5, 7, 11, all of B x T x K at once."""
     keys_KA = bank.encode_key(bank.units_KF)
     hidden_KR = torch.relu(bank.encode_hidden(bank.units_KF))
-    hidden_KR = torch.cat([hidden_KR, torch.ones_like(hidden_KR[:, :1])], 1)
+    hidden_KR = torch.cat([hidden_KR, torch.ones_like(hidden_KR[:, :1])], 1) * (7 / UNITS)
     s_BTK = torch.sigmoid(queries_BTA @ keys_KA.T / queries_BTA.shape[2] ** 0.5)
     sums_BK = (s_BTK * mask_BT[..., None]).sum(1)
     return with_gradients_of_a_scalar(bank, queries_BTA, mask_BT, s_BTK @ hidden_KR, s_BTK.max(2).values, sums_BK)
