@@ -292,8 +292,8 @@ def test_a_checkpoint_that_was_rewritten_with_its_checksums_is_told(name, data, 
     [
         *((text, "model.json is not the JSON of a model artifact or checkpoint. ") for text in ("[1]", "{", "{}")),
         (
-            '{"format_version": 3}',
-            "has format version 3, and this aumn reads up to 2: use the aumn that wrote it, or a newer",
+            '{"format_version": 4}',
+            "has format version 4, and this aumn reads up to 3: use the aumn that wrote it, or a newer",
         ),
     ],
 )
@@ -341,7 +341,7 @@ def test_a_model_of_the_first_format_is_read_with_every_setting_it_had(tmp_path)
     rewrite_card(folder, json.dumps({**facts, "format_version": 1, "model": network, "localize": rules}))
     card = read_card(folder)
     weights = {"rgb": rules.pop("theta"), "flow": 0.6}
-    assert card.model.model_dump() == ModelSettings().model_dump() | network
+    assert card.model.model_dump() == ModelSettings(unit_rates=False).model_dump() | network
     assert card.localize.model_dump() == LocalizeSettings().model_dump() | {"weights": weights, **rules}
 
 
