@@ -142,14 +142,18 @@ class RowServer:
         rows = [one for of_file in tensors for one in of_file.values() if isinstance(one, Rows)]
         copies = HostCopy({str(number): one.own for number, one in enumerate(rows)})
         if rows:
-            serve = rows[0].serve
-            self._thread = threading.Thread(target=lambda: serve(list(copies.read().values())), daemon=True)
+            self._thread = threading.Thread(target=_serve, args=(rows[0], copies), name="aumn-rows", daemon=True)
             self._thread.start()
 
-    def wait(self) -> None:
+    def wait(self, most_s: float | None = None) -> None:
         """Until nothing more is asked for."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(most_s)
+
+
+def _serve(rows: Rows, copies: HostCopy) -> None:
+    with suppress(RuntimeError):  # a lost rank is found where training waits for it
+        rows.serve(list(copies.read().values()))
 
 
 @contextmanager

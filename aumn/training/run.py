@@ -211,7 +211,10 @@ def _recorded(run: Run, start: Start) -> Iterator[Mirror | None]:
     config, ranks, mirror = run.config, run.engine.ranks, None
     if not ranks.is_first:
         with _verdict(RunFolder(config.run.folder), ranks):
-            yield None
+            try:
+                yield None
+            finally:
+                run.rows.wait(ATTEMPT_ENDS_S)  # what the first rank is still writing, it finishes
         return
     if config.tracking.enabled:  # before anything is replaced in the folder
         mirror = Mirror(config.run.folder, config.tracking, resumed=start.resumed, say=run.say)
