@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from aumn.files import CHECKSUMS
+from aumn.files import CHECKSUMS, whole_file
 from aumn.records import InputError
 from aumn.runfolder.checkpoint import ModelCard, read_card
 from aumn.tracking.model_card import summarize, write_model_card
@@ -40,6 +41,7 @@ SHIPPED = ("__init__.py", "files.py", "records.py", "config", "inference", "mode
 
 _PACKAGE = Path(__file__).parents[1]
 _DIGEST = "files_sha256"
+_LINKS = "mlflow.modelVersions"
 
 
 def register(
@@ -92,15 +94,51 @@ def _upload(
     run_id: str,
     tags: dict[str, str],
 ) -> LoggedModel:
-    from mlflow.entities import LoggedModelOutput
+    """The logged model of these files. One that an earlier attempt began gets what it lacks."""
+    import yaml
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    experiment_id = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment_id, "localizer", run_id, tags, model_type="AUMN")
-    with _packaged(artifact, card, config, run_id=run_id, model_id=model.model_id) as files:
-        client.log_model_artifacts(model.model_id, str(files))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    run = client.get_run(run_id)
+    experiment_id = run.info.experiment_id
+    these = f"source_run_id = '{run_id}' AND tags.{_DIGEST} = '{tags[_DIGEST]}'"
+    begun = client.search_logged_models([experiment_id], these, max_results=1)
+    model = begun[0] if begun else client.create_logged_model(experiment_id, "localizer", run_id, tags, None, "AUMN")
+    if model.status != LoggedModelStatus.READY:
+        there = {file.path: file.file_size for file in client.list_logged_model_artifacts(model.model_id)}
+        for file in sorted(artifact.iterdir()):
+            if file.is_file() and there.get(file.name) != file.stat().st_size:
+                _send(client, model, file)
+        with tempfile.TemporaryDirectory() as made:
+            _save_pyfunc(Path(made), card, run_id, model.model_id)
+            settings = yaml.safe_dump(dict(config or {}), sort_keys=False)
+            (Path(made) / "config.yaml").write_text(settings, encoding="utf-8")
+            (Path(made) / "MODEL_CARD.md").write_text(write_model_card(card, config), encoding="utf-8")
+            client.log_model_artifacts(model.model_id, made)
+        if model.model_id not in [output.model_id for output in run.outputs.model_outputs]:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        client.finalize_logged_model(model.model_id, "READY")
     return model
+
+
+def _send(client: MlflowClient, model: LoggedModel, file: Path) -> None:
+    """Put a file, which may be large, where the logged model's files are, whole or not at all.
+
+    A server gets it as it is read. In a folder of this machine it gets a second name, where the file system can give
+    one: no byte is copied. Nobody may write into it from then on, so that the version stays what it is; whoever
+    replaces or removes one of the two leaves the other as it was.
+    """
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    if urlsplit(model.artifact_location).scheme not in {"", "file"}:
+        client.log_model_artifact(model.model_id, str(file))
+        return
+    with whole_file(Path(local_file_uri_to_path(model.artifact_location)) / file.name) as partial:
+        partial.unlink(missing_ok=True)  # of a process that was killed here
+        try:
+            file.chmod(0o444)
+            os.link(file, partial)
+        except OSError:
+            shutil.copyfile(file, partial)
 
 
 def _add_version(client: MlflowClient, name: str, model: LoggedModel, **facts: Any) -> None:
@@ -112,28 +150,10 @@ def _add_version(client: MlflowClient, name: str, model: LoggedModel, **facts: A
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     found = client.create_model_version(name, model.artifact_location, model_id=model.model_id, **facts)
-    # As mlflow.register_model does: its UI leads from the logged model to the version by this.
-    link = json.dumps([{"name": name, "version": found.version}])
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
-
-
-@contextmanager
-def _packaged(
-    artifact: Path, card: ModelCard, config: Mapping[str, Any] | None, *, run_id: str, model_id: str
-) -> Iterator[Path]:
-    """A folder beside the artifact with all of a version's files, for as long as the block lasts."""
-    import yaml
-
-    folder = artifact.with_name(f".{artifact.name}.version.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
-    try:
-        _save_pyfunc(folder, card, run_id, model_id)
-        shutil.copytree(artifact, folder, dirs_exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config or {}), sort_keys=False), encoding="utf-8")
-        (folder / "MODEL_CARD.md").write_text(write_model_card(card, config), encoding="utf-8")
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    # As mlflow.register_model does: its UI leads from the logged model to its versions by this.
+    links = json.loads(model.tags.get(_LINKS, "[]"))
+    links = json.dumps([*links, {"name": name, "version": found.version}])
+    client.set_logged_model_tags(model.model_id, {_LINKS: links})
 
 
 def _save_pyfunc(folder: Path, card: ModelCard, run_id: str, model_id: str) -> None:

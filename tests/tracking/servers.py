@@ -18,7 +18,7 @@ MLFLOW = "mlflow"
 class Server:
     def __init__(self, folder: Path, database: Path, net: Network | None = None) -> None:
         """Serve a copy of a database, on a network as the node MLFLOW; the server's files stay with it in `folder`."""
-        self._folder, self._net = folder, net
+        self._folder, self._net, self.kept = folder, net, folder / "kept"
         (folder / "server.db").write_bytes(database.read_bytes())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -30,7 +30,7 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", self._host]
         store = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
-        places = [*store, "--artifacts-destination", str(self._folder / "kept"), "--port", str(self._port)]
+        places = [*store, "--artifacts-destination", str(self.kept), "--port", str(self._port)]
         command = [*command, *places]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # halves the start
         with (self._folder / "server.log").open("a") as log:

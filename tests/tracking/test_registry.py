@@ -1,21 +1,25 @@
 """The registry in a real sqlite store; test_server.py does the same through a server."""
 
+import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from aumn.records import InputError
-from aumn.runfolder.checkpoint import read_model
+from aumn.runfolder.checkpoint import read_card, read_model, save_model
+from aumn.tracking import registration
 from aumn.tracking.job_run import attach
 from aumn.tracking.mirror import push
 from aumn.tracking.promotion import promote
 from aumn.tracking.registry import check_names, list_models, resolve, show_model
 from tests.answering import answer
 from tests.tracking.conftest import add_version, aliases, save_card
-from tests.tracking.runs import TrackedRun
+from tests.tracking.runs import TrackedRun, read_run
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,73 @@ def test_a_run_registers_the_same_files_once(store, track, artifact, tmp_path):
     assert resumed.publish(2) == "models:/aumn/2"
     resumed.end()
     assert add_version(artifact, track()) == 3
+
+
+INTERRUPTIONS = [
+    ("_send", False),
+    ("log_model_artifacts", False),
+    ("log_outputs", True),
+    ("finalize_logged_model", True),
+    ("create_model_version", True),
+]
+
+
+@pytest.mark.parametrize(("call", "after"), INTERRUPTIONS)
+def test_an_interrupted_registration_goes_on_and_sends_no_file_twice(call, after, store, track, artifact, monkeypatch):
+    """Whether the store did what it was asked or not; as after a kill, which leaves a part of a file too."""
+    run, sent, of = track(), [], registration if call == "_send" else MlflowClient
+    send, ask = registration._send, getattr(of, call)
+
+    def fail(*arguments, **options):
+        if after:
+            ask(*arguments, **options)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def note(client, model, file):
+        sent.append(file.name)
+        send(client, model, file)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(registration, "_send", note)
+        broken.setattr(of, call, fail)
+        with pytest.raises(InputError, match="Connection reset by peer"):
+            add_version(artifact, run)
+    (begun,) = MlflowClient(store).search_logged_models([read_run(run.path, store).info.experiment_id])
+    kept = Path(begun.artifact_location.removeprefix("file://").replace("%20", " "))
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / ".model.safetensors.partial").write_bytes(b"half")
+    monkeypatch.setattr(registration, "_send", note)
+    assert add_version(artifact, run) == 1
+    assert sorted(sent) == ["SHA256SUMS", "model.json", "model.safetensors"]
+    (version,) = show_model("aumn", store)
+    (model,) = MlflowClient(store).search_logged_models([begun.experiment_id])
+    assert (version.source, str(model.status)) == (model.artifact_location, "READY")
+    assert torch.equal(read_model(resolve("models:/aumn/1", store))[0]["memory"], torch.arange(6.0).reshape(3, 2))
+    assert read_run(run.path, store).outputs.model_outputs[0].model_id == model.model_id
+    assert add_version(artifact, run, name="other") == 1
+    assert len(sent) == 3
+    (model,) = MlflowClient(store).search_logged_models([begun.experiment_id])
+    assert [link["name"] for link in json.loads(model.tags["mlflow.modelVersions"])][-1] == "other"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_folder_in_reach_gets_the_files_under_a_second_name_or_else_copies(
+    links, store, track, artifact, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(18, os.strerror(18))
+
+    with monkeypatch.context() as patched:
+        if not links:
+            patched.setattr(registration.os, "link", refuse)
+        add_version(artifact, track())
+    kept = resolve("models:/aumn/1", store) / "model.safetensors"
+    assert kept.samefile(artifact / "model.safetensors") == links
+    assert not links or kept.stat().st_mode & 0o222 == 0  # what is written into one would change the other
+    save_model(artifact, {"memory": torch.zeros(2)}, read_card(artifact))
+    assert torch.equal(read_model(kept.parent)[0]["memory"], torch.arange(6.0).reshape(3, 2))
+    shutil.rmtree(artifact)
+    assert torch.equal(read_model(kept.parent)[0]["memory"], torch.arange(6.0).reshape(3, 2))
 
 
 def test_a_local_store_is_not_copied(versions, tmp_path, monkeypatch):
@@ -110,8 +181,6 @@ def test_models_are_listed_and_their_versions_shown_newest_first(versions):
 
 
 def test_mlflow_itself_finds_the_files_and_ties_them_to_the_run(store, track, artifact):
-    from mlflow import MlflowClient
-
     run = track()
     add_version(artifact, run, "champion")
     client = MlflowClient(store)

@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 
 from aumn.inference.one_video import load_network, localize_video
 from aumn.records import InputError
-from aumn.runfolder.checkpoint import read_model
-from aumn.tracking.mirror import push
+from aumn.runfolder.checkpoint import read_card, read_model, save_model
+from aumn.tracking.mirror import push, registered
 from aumn.tracking.promotion import compare, promote
 from aumn.tracking.registry import resolve, show_model
 from tests.answering import answer
-from tests.tracking.conftest import add_version, aliases
+from tests.tracking.conftest import add_version, aliases, save_card
 from tests.tracking.runs import read_run
 from tests.tracking.servers import Server
 from tests.tracking.test_outages import STEPS, assert_complete, log_steps, wait_until
@@ -86,6 +86,15 @@ def test_mlflow_loads_a_model_through_a_server(server, track, tmp_path, monkeypa
     assert list(frame.score) == list(localize_video(network, card, arrays, fps=25.0).score_N)
 
 
+def test_a_folder_in_reach_that_a_server_names_gets_a_models_files_itself(server, track, artifact, tmp_path):
+    """As with `mlflow server --default-artifact-root FOLDER`: nothing goes through the server."""
+    MlflowClient(server).create_experiment("in reach", (tmp_path / "kept").as_uri())
+    add_version(artifact, track(uri=server, experiment="in reach"), name="in-reach")
+    found = resolve("models:/in-reach/1", server)
+    assert found.is_relative_to(tmp_path / "kept")
+    assert (found / "model.safetensors").samefile(artifact / "model.safetensors")
+
+
 class Refusing(BaseHTTPRequestHandler):
     """Answers nobody, and remembers who asked."""
 
@@ -119,6 +128,7 @@ def test_credentials_reach_the_server_and_nobody_else(where, track, monkeypatch)
 
 
 def test_a_server_that_is_killed_or_hangs_stalls_no_step_and_misses_nothing(running, track, tmp_path, monkeypatch):
+    """It is killed while it takes a large model, too, which has no version before all of it is there."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     said = []
     run = track(tmp_path / "run", uri=running.address, say=said.append)
@@ -128,9 +138,17 @@ def test_a_server_that_is_killed_or_hangs_stalls_no_step_and_misses_nothing(runn
     wait_until(lambda: len(said) == 1)
     running.go_on()
     wait_until(lambda: len(said) == 2)
+    weights = {"memory": torch.arange(20e6)}
+    other = track(tmp_path / "other", uri=running.address, experiment="large", model_name="large", say=print)
+    save_model(other.path / "model", weights, read_card(save_card(tmp_path / "card")))
+    other.note(published_step=1)
+    wait_until(lambda: [*running.kept.rglob(".artifact.uploading.*")])
     running.kill()
     assert log_steps(run, range(20, 30)) < 1
     wait_until(lambda: len(said) == 3)
+    monkeypatch.setattr("aumn.tracking.mirror.END_GRACE_S", 0)
+    other.end()
+    assert registered(other.path, "large") is None
     running.start()
     wait_until(lambda: len(said) == 4)
     log_steps(run, range(30, STEPS))
@@ -144,3 +162,8 @@ def test_a_server_that_is_killed_or_hangs_stalls_no_step_and_misses_nothing(runn
         assert "The tracking store is back after" in back
         assert "the metrics of step" in back
     assert push(run.path) is None
+    client = MlflowClient(running.address)
+    assert not client.search_registered_models("name = 'large'")
+    assert str(push(other.path)) == "the model large and how the run ended"
+    assert torch.equal(read_model(resolve("models:/large/1", running.address))[0]["memory"], weights["memory"])
+    assert len(client.search_logged_models([client.get_experiment_by_name("large").experiment_id])) == 1
