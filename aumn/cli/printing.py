@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aumn.evaluation.evaluate import Evaluation
     from aumn.inference.settings import LocalizeSettings
     from aumn.training.footprint import Footprint
+    from aumn.training.plan import Rates
     from aumn.tuning.trained import Chosen
 
 
@@ -51,15 +52,62 @@ def print_packing(report: PackingReport) -> None:
             print(f"Left out: {len(names):,} {text}: {', '.join(shown)}{', ...' * (len(names) > len(shown))}")
 
 
-def print_footprint(found: Footprint, what: str) -> None:
-    """Parameters, and what a rank holds and sends."""
+def print_footprint(found: Footprint, what: str, rates: Rates | None) -> None:
+    """Parameters, what a rank holds and sends, and at given rates what a step's time is made of."""
     print(f"{what}: {found.micro_batches} micro-batch{'es' * (found.micro_batches > 1)} a step on each rank")
     parts = {part: None for counts in found.parameters.values() for part in counts}
     rows = [(part, *(f"{counts[part]:,}" for counts in found.parameters.values())) for part in parts]
     rows.append(("together", *(f"{sum(counts.values()):,}" for counts in found.parameters.values())))
     print_table(("parameters", *found.parameters), rows)
-    print_table(("a rank holds at its peak", "MB"), [(name, f"{size / 1e6:,.1f}") for name, size in found.rows()])
-    print(f"Python and torch themselves take about 300 MB more. A rank sends {found.moved_bytes / 1e6:,.1f} MB a step.")
+
+    def held(name: str, *sizes: int) -> tuple[str, ...]:
+        return name, *(f"{size / 1e6:,.1f}" for size in sizes), *[""] * (3 - len(sizes)), f"{sum(sizes) / 1e6:,.1f}"
+
+    rows = [held("memory's units", *found.bank), held("all other parameters", *found.rest)]
+    name = f"activations, {found.micro_videos} videos x {found.snippets} snippets"
+    alone = {
+        name: found.activations_bytes,
+        f"features of {found.steps_in_flight} steps, read ahead": found.features_bytes,
+        "together": found.held_bytes,
+        "together on the first rank while it keeps a checkpoint": found.first_rank_bytes,
+    }
+    rows += [(name, "", "", "", f"{size / 1e6:,.1f}") for name, size in alone.items()]
+    print_table(("a rank holds at its peak, MB", "weights", "gradients", "Adam", "together"), rows)
+    print("Python and torch themselves take about 300 MB more.")
+    sent = [
+        (one.what, f"{one.ranks:,}", f"{one.within / 1e6:,.1f}", f"{one.between / 1e6:,.1f}")
+        + ((f"{1e3 * one.seconds(rates):,.1f}",) if rates else ())
+        for one in found.collectives
+    ]
+    if sent:
+        print_table(("a rank sends in a step, MB", "among", "in its node", "to others", *["ms"] * bool(rates)), sent)
+    epoch = f" An epoch of {found.videos:,} videos has {found.steps_an_epoch:,} steps." if found.steps_an_epoch else ""
+    print(f"A rank's step has {found.flops / 1e12:,.3g} TFLOP of matrix products.{epoch}")
+    if rates:
+        print_time(found, rates)
+
+
+def print_time(found: Footprint, rates: Rates) -> None:
+    """What a step's time is made of, and what it is bound by."""
+    parts, reading_s = found.seconds(rates), found.reading_s(rates)
+    rows = [(f"bound by {name}", f"{1e3 * seconds:,.1f}") for name, seconds in parts.items()]
+    step_s = sum(parts.values())
+    rows += [("together", f"{1e3 * step_s:,.1f}"), ("meanwhile a node's disk reads for", f"{1e3 * reading_s:,.1f}")]
+    print_table(("a step's time at these rates", "ms"), rows)
+    limit = "the disk" if reading_s > step_s else max(parts, key=parts.__getitem__)
+    taken_s = max(step_s, reading_s)
+    epoch = f"; an epoch {duration(taken_s * found.steps_an_epoch)}" if found.steps_an_epoch else ""
+    videos = found.ranks * found.micro_batches * found.micro_videos
+    print(f"What binds is {limit}: {1e3 * taken_s:,.1f} ms a step, {videos / taken_s:,.0f} videos/s{epoch}.")
+    print(f"At {rates}. Latency and waiting for slow ranks are left out, so no step can be faster.")
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} s"
 
 
 def print_evaluation(result: Evaluation, what: str, per_class: bool) -> None:

@@ -19,10 +19,16 @@ def train(
     config: Annotated[Path, typer.Argument(help="Run configuration, one of configs/*.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what a rank would hold and move.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what a rank would hold, send and take.")] = False,
     num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="With --dry-run: how many ranks.")] = 1,
+    per_node: Annotated[int, typer.Option("--ranks-per-node", min=1, help="With --dry-run.")] = 8,
     classes: Annotated[int | None, typer.Option(min=1, help="With --dry-run, in place of the shard set's.")] = None,
     widths: Annotated[str | None, typer.Option(help="The same; e.g. rgb=1024,flow=1024.")] = None,
+    videos: Annotated[int | None, typer.Option(min=1, help="The same.")] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: say a step's time at these, e.g. flops=4e14,network=5e10, or default."),
+    ] = None,
 ) -> None:
     """Train a network a stream: alone, or on every rank that torchrun or srun starts.
 
@@ -33,15 +39,32 @@ def train(
     settings = load_config(config, overrides or [])
     if dry_run:
         from aumn.training.footprint import parse_widths, predict
+        from aumn.training.plan import Rates
 
-        zero = settings.engine.zero_stage if settings.run.engine == "deepspeed" else 0
+        is_zero = settings.run.engine == "deepspeed"
+        zero, bank = settings.engine.zero_stage if is_zero else 0, settings.engine.bank_ranks
+        found = predict(
+            settings,
+            ranks=num_ranks,
+            zero=zero,
+            per_node=per_node,
+            num_classes=classes,
+            widths=parse_widths(widths),
+            videos=videos,
+        )
+        shared = f"ZeRO {zero}" if is_zero else f"a bank over {bank} ranks" if bank > 1 else "DDP"
+        nodes = f" on {-(-num_ranks // per_node)} nodes" * (num_ranks > per_node)
         print_footprint(
-            predict(settings, ranks=num_ranks, zero=zero, num_classes=classes, widths=parse_widths(widths)),
-            f"{config}: K={settings.model.units}, {num_ranks} rank{'s' * (num_ranks > 1)}, ZeRO {zero}",
+            found,
+            f"{config}: K={settings.model.units:,}, {num_ranks:,} rank{'s' * (num_ranks > 1)}{nodes}, {shared}",
+            Rates.parse(rates) if rates else None,
         )
         return
-    if (num_ranks, classes, widths) != (1, None, None):
-        raise InputError("--ranks, --classes and --widths belong to --dry-run: start ranks with torchrun or srun.")
+    if (num_ranks, per_node, classes, widths, videos, rates) != (1, 8, None, None, None, None):
+        raise InputError(
+            "--ranks, --ranks-per-node, --classes, --widths, --videos and --rates belong to --dry-run: start ranks "
+            "with torchrun or srun."
+        )
     from aumn.runtime.ranks import connect, read_environment
     from aumn.training.run import run_training
 

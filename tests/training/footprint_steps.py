@@ -4,7 +4,7 @@
 noise and no blind spot, since a step allocates nothing else of size. `process`: how far the resident memory of this
 process has grown since before the network was built (a tiny one has been trained then), at the highest moment of a
 step; the caller sets MALLOC_MMAP_THRESHOLD_ so that freed tensors go back to the system at once. `saving`: the same,
-of a step during which a checkpoint is written.
+of a step during which a checkpoint is written. Several ranks tell the bytes of a step's collectives, too.
 """
 
 import gc
@@ -16,10 +16,12 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from aumn.config.run_config import RunConfig
 from aumn.model.aumn import StreamNetworks
+from aumn.model.bank import Bank
 from aumn.model.losses import Objective
 from aumn.records import Batch, Step
 from aumn.runfolder.checkpoint import Checkpoint, ModelCard
@@ -54,7 +56,11 @@ def make_batch(videos: int, snippets: int, classes: int) -> Batch:
 
 
 def build(config: RunConfig, classes: int, ranks: Ranks) -> Engine:
-    network = StreamNetworks.build(WIDTHS, classes, config.model, scores_snippets=config.loss.pseudo_labels > 0)
+    bank, labels = (
+        Bank.over(ranks.split(config.engine.bank_ranks)[0], config.model.units),
+        config.loss.pseudo_labels > 0,
+    )
+    network = StreamNetworks.build(WIDTHS, classes, config.model, scores_snippets=labels, bank=bank)
     place = torch.device("cpu")
     return build_engine("ddp", network, ranks, place, optimizer=config.optimizer, engine=config.engine)
 
@@ -98,6 +104,26 @@ def process_bytes(config: RunConfig, classes: int, ranks: Ranks, writer: RunWrit
     return resident_bytes("VmHWM") - before
 
 
+def sent_bytes(config: RunConfig, classes: int, ranks: Ranks) -> float:
+    """By a rank in a step, rings' and messages' to each other rank; whole numbers, which cross on the host, apart."""
+    engine, step, sent = build(config, classes, ranks), make_step(config, classes, ranks), []
+
+    def all_reduce(tensor, *_, group=None, **options):
+        if tensor.is_floating_point():
+            sent.append(2 * tensor.nbytes * (1 - 1 / dist.get_world_size(group)))
+        return ask_all(tensor, *_, group=group, **options)
+
+    def all_to_all(found, tensor, received, given, group=None):
+        sent.append(tensor.nbytes * (1 - given[dist.get_rank(group)] / sum(given)))
+        return ask_each(found, tensor, received, given, group=group)
+
+    ask_all, ask_each = dist.all_reduce, dist.all_to_all_single
+    dist.all_reduce, dist.all_to_all_single = all_reduce, all_to_all
+    train_step(engine, step, Objective(config.loss, 1))
+    dist.all_reduce, dist.all_to_all_single = ask_all, ask_each
+    return sum(sent)
+
+
 def make_writer(folder: Path) -> RunWriter:
     """Its thread waits until a step has been taken, so that the step's peak meets the snapshot."""
     writer = RunWriter(folder, keep_last=1, say=print)
@@ -123,6 +149,8 @@ def main() -> None:
                 assert writer.wait()
         else:
             found = [process_bytes(config, classes, ranks) for config, classes in configs]
+        if ranks.size > 1:
+            found += [sent_bytes(config, classes, ranks) for config, classes in configs]
         if ranks.is_first:
             print(json.dumps(found))
 
