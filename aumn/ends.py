@@ -13,6 +13,7 @@ DURATION_SLACK = 0.1  # of the duration; and two snippets, which extractors lose
 COMMON_RATES = (25, 30, 50, 60, 1000)  # the last: milliseconds
 RATES = (60, 50, 30, 25, 24, 20, 15, 12, 10)  # frames a second, as videos have them
 LEAST_FPS = 5.0  # no video has fewer
+BLOCK_ROWS = 2**18  # of long columns, which fit into a core's cache
 LIKE_FRAMES = 5.0  # times that reach so many times as far as their video are no seconds
 COVERED = "what their video's features cover"
 TOLD = "their video's duration in the ground truth"
@@ -65,17 +66,21 @@ class Ends:
         )
 
 
-def measure_ends(video_N: np.ndarray, start_s_N: np.ndarray, end_s_N: np.ndarray, ends_s: Sequence[float]) -> Ends:
+def measure_ends(
+    video_N: np.ndarray, start_s_N: np.ndarray, end_s_N: np.ndarray, ends_s: Sequence[float] | np.ndarray
+) -> Ends:
     """Rows against the end of each one's video, which is NaN where nobody tells it."""
     end_s_V = np.asarray(ends_s, float)
-    last_s_N = end_s_V[video_N]
-    is_starting_N = start_s_N > last_s_N
-    reached_s_V = np.zeros(len(end_s_V))
-    np.maximum.at(reached_s_V, video_N[is_starting_N], end_s_N[is_starting_N])
-    return Ends(
-        rows=int(np.isfinite(last_s_N).sum()),
-        starting=int(is_starting_N.sum()),
-        ending=int((end_s_N > last_s_N).sum()),
-        videos=int((np.isfinite(end_s_V) & (np.bincount(video_N, minlength=len(end_s_V)) > 0)).sum()),
-        reaches=tuple((reached_s_V / end_s_V)[reached_s_V > 0].tolist()),
-    )
+    reached_s_V, has_rows_V = np.zeros(len(end_s_V)), np.zeros(len(end_s_V), bool)
+    rows = starting = ending = 0
+    for first in range(0, len(video_N), BLOCK_ROWS):
+        video_n, start_s_n, end_s_n = (column[first : first + BLOCK_ROWS] for column in (video_N, start_s_N, end_s_N))
+        last_s_n = end_s_V[video_n]
+        is_starting_n = start_s_n > last_s_n
+        np.maximum.at(reached_s_V, video_n[is_starting_n], end_s_n[is_starting_n])
+        has_rows_V[video_n] = True
+        rows += int(np.isfinite(last_s_n).sum())
+        starting += int(is_starting_n.sum())
+        ending += int((end_s_n > last_s_n).sum())
+    reaches = tuple((reached_s_V / end_s_V)[reached_s_V > 0].tolist())
+    return Ends(rows, starting, ending, int((np.isfinite(end_s_V) & has_rows_V).sum()), reaches)

@@ -227,6 +227,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.score_N)
 
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """In the order in which the class takes them."""
+        return self.video_N, self.label_N, self.score_N, self.start_s_N, self.end_s_N
+
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:

@@ -17,7 +17,8 @@ tIoU is computed as the devkit does, `overlap / (length + length - overlap)` in 
 So an instance of zero length (ActivityNet 1.2 and 1.3 have some) counts among the instances and is never found. The
 devkit agrees for any detection that has a length; two zero lengths give it a NaN, which it takes for a match.
 
-Here the loop runs in all videos, classes and thresholds at once.
+Here the loop runs in all videos, classes and thresholds at once, a block of videos at a time: beside the detections
+themselves, a row of theirs takes 16 bytes, what it matched and its place in the order. Blocks keep the rest in cache.
 
 Letters: N detections, G instances of the ground truth, P pairs of the two that share video and class, T tIoU
 thresholds, C classes, M matched detections.
@@ -26,7 +27,8 @@ thresholds, C classes, M matched detections.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -34,46 +36,39 @@ import numpy as np
 from aumn.records import Detections, GroundTruth
 
 MOST_TIOUS = 63  # a bit each, and one to spare for the shift that makes them
-MATCHED = np.dtype(
-    [("label", np.int32), ("video", np.int32), ("score", float), ("start_s", float), ("end_s", float),
-     ("matched", np.uint64)], align=True
-)  # fmt: skip
+BLOCK_ROWS = 2**19
 POSITIVE = np.dtype(
     [("label", np.int32), ("video", np.int32), ("score", float), ("matched", np.uint64), ("above", int)]
 )
 
 
-def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> np.ndarray:
-    """The detections as rows that carry what they matched, in the table's order; `rank` puts them into their own.
+def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections take an instance and which instances are taken, in the tables' own order.
 
-    Both tables must number videos and labels alike. Any share of the videos may be matched on its own, but all
-    detections of a video together. `tious` ascend, at most MOST_TIOUS; bit t of a row's `matched` is threshold t.
-    """
-    assert len(tious) <= MOST_TIOUS
-    assert (np.diff(tious) > 0).all()
-    assert np.isfinite([detections.score_N, detections.start_s_N, detections.end_s_N]).all()
-    rows = np.empty(len(detections), MATCHED)
-    for name in ("label", "video", "score", "start_s", "end_s"):
-        rows[name] = getattr(detections, f"{name}_N")
-    rows["matched"], _ = meet(detections, ground_truth, tious)
-    return rows
-
-
-def meet(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections take an instance and which instances are taken, in the tables' own order; bits as in `match`.
+    Bit t of either is threshold t. Both tables must number videos and labels alike; detections may have more of both.
+    Any share of the videos may be matched on its own, but all detections of a video together. `tious` ascend, at most
+    MOST_TIOUS.
 
     A step of the loop holds at most one pair of each detection and of each instance, so its pairs cannot disturb each
     other. There are hundreds of steps, most of a few pairs, so a step is a handful of operations on whole numbers.
     """
-    detection_P, instance_P, tiou_P, step_P = _pairs_by_step(detections, ground_truth, min(tious))
+    assert len(tious) <= MOST_TIOUS
+    assert (np.diff(tious) > 0).all()
+    group_G = _group(ground_truth, ground_truth)
+    by_time_G = np.lexsort((ground_truth.end_s_N, ground_truth.start_s_N, group_G))
+    group_G = group_G[by_time_G]
     matched_N, taken_G = np.zeros(len(detections), np.uint64), np.zeros(len(ground_truth), np.uint64)
-    reached_P = np.searchsorted(tious, tiou_P, side="right").astype(np.uint64)  # how many thresholds
-    reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)  # a bit each
-    for start, end in pairwise(np.flatnonzero(np.diff(step_P, prepend=-1, append=-1))):
-        detection, instance = detection_P[start:end], instance_P[start:end]
-        takes_P = reaches_P[start:end] & ~(matched_N[detection] | taken_G[instance])
-        matched_N[detection] |= takes_P
-        taken_G[instance] |= takes_P
+    for rows in _blocks(detections.video_N):
+        block, matched_n = take(detections, rows), matched_N[rows]
+        detection_P, instance_P, tiou_P, step_P = _pairs_by_step(block, ground_truth, group_G, by_time_G, min(tious))
+        reached_P = np.searchsorted(tious, tiou_P, side="right").astype(np.uint64)  # how many thresholds
+        reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)  # a bit each
+        for start, end in pairwise(np.flatnonzero(np.diff(step_P, prepend=-1, append=-1))):
+            detection, instance = detection_P[start:end], instance_P[start:end]
+            takes_P = reaches_P[start:end] & ~(matched_n[detection] | taken_G[instance])
+            matched_n[detection] |= takes_P
+            taken_G[instance] |= takes_P
+        matched_N[rows] = matched_n  # of a slice, this very memory
     return matched_N, taken_G
 
 
@@ -83,49 +78,55 @@ def bits(bits_N: np.ndarray, count: int) -> np.ndarray:
     return bit_NT
 
 
-def rank(rows: np.ndarray) -> np.ndarray:
-    """The rows of `match` as each class ranks them, by label and then by falling score; see `ranking`."""
-    return rows.take(ranking(rows))  # rows[...] is thirty times slower
-
-
-def ranking(rows: np.ndarray) -> np.ndarray:
-    """The order that ranks each class: (label, -score, video, start, end).
+def ranking(detections: Detections, matched_N: np.ndarray) -> np.ndarray:
+    """The rows in the order that ranks each class: (label, -score, video, start, end).
 
     Rows alike in all of these differ at most in what they matched: the one whose turn came first has the more.
     """
-    fewer_matches_N = -np.bitwise_count(rows["matched"]).astype(np.int8)
-    return _order(rows["label"], rows["score"], rows["video"], rows["start_s"], rows["end_s"], fewer_matches_N)
+    fewer_matches_N = -np.bitwise_count(matched_N).astype(np.int8)
+    ties = (detections.video_N, detections.start_s_N, detections.end_s_N, fewer_matches_N)
+    return _order(detections.label_N, detections.score_N, *ties)
 
 
-def true_positives(ranked: np.ndarray) -> np.ndarray:
-    """What `average_precisions` needs of ranked rows: those that matched at some threshold.
+def true_positives(detections: Detections, matched_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
+    """What `average_precisions` needs of rows in the order of `ranking`: those that matched at some threshold.
 
     `above` counts the rows above it in its class here, so its place is one more (1 is the first).
     """
-    found_M = np.flatnonzero(ranked["matched"])
-    positives = np.empty(len(found_M), POSITIVE)
-    for name in ("label", "video", "score", "matched"):
-        positives[name] = ranked[name][found_M]
-    positives["above"] = found_M - np.searchsorted(ranked["label"], positives["label"])
+    place_M = np.flatnonzero((matched_N > 0)[order_N])
+    row_M = order_N[place_M]
+    positives = np.empty(len(row_M), POSITIVE)
+    for name in ("label", "video", "score"):
+        positives[name] = getattr(detections, f"{name}_N")[row_M]
+    positives["matched"] = matched_N[row_M]
+    positives["above"] = place_M - _first(detections, order_N, positives["label"])
     return positives
 
 
-def count_above(ranked: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """How many of the ranked rows stand above each of these true positives, which are of other videos.
+def count_above(detections: Detections, order_N: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """How many of the rows, in the order of `ranking`, stand above each of these true positives of other videos.
 
     A binary search in the rows of each one's class, for all of them at once.
     """
-    low_M, high_M = (np.searchsorted(ranked["label"], positives["label"], side=side) for side in ("left", "right"))
-    first_M = low_M.copy()
+    first_M = _first(detections, order_N, positives["label"])
+    low_M, high_M = first_M.copy(), _first(detections, order_N, positives["label"] + 1)
     while (open_M := np.flatnonzero(low_M < high_M)).size:
         middle_M = (low_M[open_M] + high_M[open_M]) // 2
-        row, positive = ranked.take(middle_M), positives.take(open_M)
-        ties = (row["score"] == positive["score"]) & (row["video"] < positive["video"])
-        is_above = (row["score"] > positive["score"]) | ties
+        row_M, positive = order_N[middle_M], positives[open_M]
+        score_M, video_M = detections.score_N[row_M], detections.video_N[row_M]
+        is_above = (score_M > positive["score"]) | ((score_M == positive["score"]) & (video_M < positive["video"]))
         low_M[open_M] = np.where(is_above, middle_M + 1, low_M[open_M])
         high_M[open_M] = np.where(is_above, high_M[open_M], middle_M)
     above_M: np.ndarray = low_M - first_M
     return above_M
+
+
+def _first(detections: Detections, order_N: np.ndarray, label_M: np.ndarray) -> np.ndarray:
+    """Where each label's rows begin in the order of `ranking`."""
+    every = range(int(label_M.max(initial=0)) + 1)
+    label_of = detections.label_N.__getitem__
+    first_L = np.array([bisect_left(order_N, label, key=label_of) for label in every])
+    return np.asarray(first_L[label_M])
 
 
 def average_precisions(positives: np.ndarray, instances_C: np.ndarray, num_tious: int) -> np.ndarray:
@@ -154,16 +155,42 @@ def true_positive_places(positives: np.ndarray, num_labels: int, num_tious: int)
     return [[place_M[start:end][matched_M] for matched_M in matched_MT[start:end].T] for start, end in pairwise(bounds)]
 
 
+def take(table: Detections, rows: slice | np.ndarray) -> Detections:
+    """Some rows of a table; with a slice, nothing is copied."""
+    return Detections(table.videos, table.labels, *(column_N[rows] for column_N in table.columns))
+
+
+def _group(table: Detections | GroundTruth, ground_truth: GroundTruth) -> np.ndarray:
+    """Video and class as one number; detections of labels that the ground truth has not are of none of its groups."""
+    group_N: np.ndarray = table.video_N.astype(np.int64) * (len(ground_truth.labels) + 1)
+    group_N += table.label_N
+    return group_N
+
+
+def _blocks(video_N: np.ndarray) -> Iterator[slice | np.ndarray]:
+    """All rows, a few whole videos at a time: as slices where a video's rows lie together, as they mostly do."""
+    order_N = None
+    starts = np.flatnonzero(np.diff(video_N, prepend=-1))
+    if len(np.unique(video_N[starts])) < len(starts):
+        order_N = _argsort(video_N)
+        starts = np.flatnonzero(np.diff(video_N[order_N], prepend=-1))
+    starts = np.append(starts, len(video_N))
+    cuts = starts[np.searchsorted(starts, np.arange(0, len(video_N) + BLOCK_ROWS, BLOCK_ROWS), side="right") - 1]
+    for start, end in pairwise(np.unique(cuts)):
+        yield slice(start, end) if order_N is None else order_N[start:end]
+
+
 def _pairs_by_step(
-    detections: Detections, ground_truth: GroundTruth, lowest_tiou: float
+    detections: Detections,
+    ground_truth: GroundTruth,
+    sorted_group_G: np.ndarray,
+    by_time_G: np.ndarray,
+    lowest_tiou: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Detection, instance, tIoU and step of each pair that reaches the lowest threshold, step by step."""
-    num_labels = len(ground_truth.labels)
-    tables = (detections, ground_truth)
-    group_N, group_G = (table.video_N.astype(np.int64) * num_labels + table.label_N for table in tables)
-    by_time_G = np.lexsort((ground_truth.end_s_N, ground_truth.start_s_N, group_G))
-
-    detection_P, nth_P = pair_up(group_N, group_G[by_time_G])
+    assert all(np.isfinite(column_N).all() for column_N in detections.columns[2:])
+    group_N = _group(detections, ground_truth)
+    detection_P, nth_P = pair_up(group_N, sorted_group_G)
     tiou_P = tiou(detections, detection_P, ground_truth, by_time_G[nth_P])
     kept = np.flatnonzero(tiou_P >= lowest_tiou)
     detection_P, nth_P, tiou_P = detection_P[kept], nth_P[kept], tiou_P[kept]
@@ -218,28 +245,45 @@ def _repeat(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _order(group_N: np.ndarray, score_N: np.ndarray, *tie_keys_N: np.ndarray) -> np.ndarray:
     """The order by (group, -score, tie keys...), many times faster than a lexsort of all keys.
 
-    Whole numbers hold the group and as many leading bits of the score as there is room for. Few rows share one.
+    A whole number a row holds, from its first bit on, the group, as much of the score as there is room for, and the
+    row; sorted, they are the order, but for the few rows whose groups and leading bits of the score are the same.
     """
-    # A float's bits, read as a whole number, rise with a positive float and with a negative one's size. These fall.
-    bits_N = (score_N + 0.0).view(np.int64)  # -0.0 becomes 0.0
-    falling_N = np.where(bits_N < 0, bits_N, bits_N ^ np.int64(2**63 - 1)).view(np.uint64)
-    falling_N -= falling_N.min(initial=2**64 - 1)
-
-    # Group, score, row: the room for the score is what the others leave.
-    room = 64 - _bit_length(group_N) - len(score_N).bit_length()
-    excess = max(_bit_length(falling_N) - room, 0)
+    count = len(score_N)
+    row_bits = count.bit_length()
+    room = 64 - _bit_length(group_N) - row_bits
     assert room > 0
-    key_N = (group_N.astype(np.uint64) << np.uint64(room)) | (falling_N >> np.uint64(excess))
-    order = _argsort(key_N)
+    ends = np.array([score_N.max(initial=-np.inf), score_N.min(initial=np.inf)]) if count else np.zeros(2)
+    least, most = (int(bits) for bits in _falling(ends))
+    excess = np.uint64(max((most - least).bit_length() - room, 0))
+    order_N = np.empty(count, np.uint64)
+    for start in range(0, count, BLOCK_ROWS):
+        block = slice(start, min(start + BLOCK_ROWS, count))
+        key_n = group_N[block].astype(np.uint64) << np.uint64(room)
+        key_n |= (_falling(score_N[block]) - np.uint64(least)) >> excess
+        order_N[block] = (key_n << np.uint64(row_bits)) | np.arange(block.start, block.stop, dtype=np.uint64)
+    order_N.sort()
 
-    # Rows whose numbers are equal, by all keys; none of them leaves its run of equal ones.
-    same = np.diff(key_N[order]) == 0
-    shared = np.zeros(len(order), dtype=bool)
-    shared[1:] |= same
-    shared[:-1] |= same
-    rows = order[shared]
-    order[shared] = rows[np.lexsort([key[rows] for key in (*reversed(tie_keys_N), -score_N, group_N)])]
+    shared = []  # places of rows whose key the next one has too
+    for start in range(0, count, BLOCK_ROWS):
+        key_n = order_N[start : start + BLOCK_ROWS + 1] >> np.uint64(row_bits)
+        shared.append(start + np.flatnonzero(key_n[1:] == key_n[:-1]))
+    order_N &= np.uint64(2**row_bits - 1)
+    order: np.ndarray = order_N.view(np.intp)
+
+    # These rows by all keys; none of them leaves its run of equal ones.
+    first = np.concatenate([*shared, np.empty(0, np.intp)])
+    places = np.union1d(first, first + 1)
+    rows = order[places]
+    order[places] = rows[np.lexsort([*(key[rows] for key in reversed(tie_keys_N)), -score_N[rows], group_N[rows]])]
     return order
+
+
+def _falling(score_N: np.ndarray) -> np.ndarray:
+    """Whole numbers that fall as scores rise."""
+    # A float's bits, read as a whole number, rise with a positive float and with a negative one's size.
+    bits_N = (score_N + 0.0).view(np.int64)  # -0.0 becomes 0.0
+    falling_N: np.ndarray = np.where(bits_N < 0, bits_N, bits_N ^ np.int64(2**63 - 1)).view(np.uint64)
+    return falling_N
 
 
 def _argsort(key_N: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from aumn.ends import TOLD, Ends, measure_ends
 from aumn.records import Detections, GroundTruth, InputError
 
 SHORT_S = 0.02
+NO_ENDS = Ends()
 
 Table = TypeVar("Table", Detections, GroundTruth)
 
@@ -37,29 +38,31 @@ class Population:
 class Counts:
     """How detections and ground truth met, over all ranks."""
 
-    detections: int
-    outside_population: dict[str, int]  # detections of each video that is not of the population
-    unknown_labels: dict[str, int]  # detections of each label without ground truth
-    classes_without_detections: tuple[str, ...]
-    videos_without_detections: int
-    renamed_videos: int  # with detections: those that the ground truth names with v_ before them, or without
-    untimed_videos: int  # left out, with their detections: nobody annotated when their actions happen
-    is_apart: bool  # no detection matches any instance
-    detection_ends: Ends
-    instance_ends: Ends
-    zero_length_instances: int
-    short_instances: int  # of SHORT_S at most, those of no length among them
-    duplicate_instances: int  # that are another's double, to the last bit
-    left_out_instances: int  # that end before they start, where the user chose so
-    swapped_instances: int
-    similar_labels: tuple[tuple[str, ...], ...]  # that only their spelling keeps apart
+    detections: int = 0
+    outside_population: dict[str, int] = field(default_factory=dict)  # of each video that is not of the population
+    unknown_labels: dict[str, int] = field(default_factory=dict)  # detections of each label without ground truth
+    classes_without_detections: tuple[str, ...] = ()
+    videos_without_detections: int = 0
+    renamed_videos: int = 0  # with detections: those that the ground truth names with v_ before them, or without
+    untimed_videos: int = 0  # left out, with their detections: nobody annotated when their actions happen
+    is_apart: bool = True  # no detection matches any instance
+    detection_ends: Ends = NO_ENDS
+    instance_ends: Ends = NO_ENDS
+    zero_length_instances: int = 0
+    short_instances: int = 0  # of SHORT_S at most, those of no length among them
+    duplicate_instances: int = 0  # that are another's double, to the last bit
+    left_out_instances: int = 0  # that end before they start, where the user chose so
+    swapped_instances: int = 0
+    similar_labels: tuple[tuple[str, ...], ...] = ()  # that only their spelling keeps apart
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one rank's detections add to the counts."""
+    """What one rank's detections add to the counts; no other rank has any of these videos."""
 
-    videos: Counter[str]
+    detections: int
+    outside: Counter[str]
+    videos: int  # of the population, that have detections
     labels: Counter[str]
     renamed_videos: int
     ends: Ends
@@ -110,74 +113,73 @@ def _notes_of_detections(counts: Counts, population: Population) -> Iterator[str
         yield from counts.detection_ends.say("detection", TOLD)
 
 
-def meet(detections: Detections, ground_truth: GroundTruth) -> Detections:
-    """The detections that can be measured, by the ground truth's names of videos, some with v_ before."""
+def met_names(names: Sequence[str], ground_truth: GroundTruth) -> list[str]:
+    """The ground truth's names of the detections' videos, some with v_ before."""
     known = {*ground_truth.videos, *ground_truth.untimed}
 
     def met(name: str) -> str:
         names = (name, f"v_{name}", name.removeprefix("v_"))
         return next((known_name for known_name in names if known_name in known), name)
 
-    videos = [met(name) for name in detections.videos]
-    is_timed_V = np.array([name not in ground_truth.untimed for name in videos], dtype=bool)
-    return keep_rows(replace(detections, videos=videos), is_timed_V[detections.video_N])
+    return [name if name in known else met(name) for name in names]
 
 
 def keep_rows(table: Table, is_kept_N: np.ndarray) -> Table:
     """Some of the rows."""
     if is_kept_N.all():
         return table
-    columns = [field.name for field in fields(table) if field.name.endswith("_N")]
+    columns = [column.name for column in fields(table) if column.name.endswith("_N")]
     return replace(table, **{name: getattr(table, name)[is_kept_N] for name in columns})
 
 
-def count_share(names: Sequence[str], met: Detections, ground_truth: GroundTruth) -> Share:
-    """Of one rank's own detections, as `meet` gave them back; `names` are those that their videos came with."""
-    return Share(
-        videos=_tally(met.videos, met.video_N),
-        labels=_tally(met.labels, met.label_N),
-        renamed_videos=sum(name != now for name, now in zip(names, met.videos, strict=True)),
-        ends=_measure_ends(met, ground_truth),
+def count_truth(ground_truth: GroundTruth) -> Counts:
+    """What is to be told of the ground truth, as if there were no detections."""
+    length_s_N = ground_truth.end_s_N - ground_truth.start_s_N
+    ends_s = [ground_truth.durations_s.get(name, math.nan) for name in ground_truth.videos]
+    columns = (ground_truth.video_N, ground_truth.label_N, ground_truth.start_s_N, ground_truth.end_s_N)
+    order = np.lexsort(columns)
+    is_double = np.logical_and.reduce([column_N[order][1:] == column_N[order][:-1] for column_N in columns])
+    return Counts(
+        untimed_videos=len(ground_truth.untimed),
+        instance_ends=measure_ends(ground_truth.video_N, ground_truth.start_s_N, ground_truth.end_s_N, ends_s),
+        zero_length_instances=int((length_s_N == 0).sum()),
+        short_instances=int((length_s_N <= SHORT_S).sum()),
+        duplicate_instances=int(is_double.sum()),
+        left_out_instances=ground_truth.left_out,
+        swapped_instances=ground_truth.swapped,
     )
 
 
 def count(
-    shares: Sequence[Share], ground_truth: GroundTruth, population: list[str], labels: list[str], *, is_apart: bool
+    truth: Counts,
+    shares: Sequence[Share],
+    population: Population,
+    labels: Sequence[str],
+    *,
+    example: str,
+    is_apart: bool,
 ) -> Counts:
-    """Of all ranks' shares; InputError where no video is of the population."""
-    videos, seen = (sum((getattr(share, name) for share in shares), Counter[str]()) for name in ("videos", "labels"))
-    outside = {name: videos[name] for name in sorted(videos.keys() - set(population))}
-    if videos and len(outside) == len(videos):  # the wrong annotations, not a bad detector
+    """Of all ranks' shares; InputError where no video is of the population, of which there is an `example`."""
+    outside, seen = (sum((getattr(share, name) for share in shares), Counter[str]()) for name in ("outside", "labels"))
+    detections, videos = (sum(getattr(share, name) for share in shares) for name in ("detections", "videos"))
+    if outside and not videos:  # the wrong annotations, not a bad detector
         raise InputError(
-            f"None of the {videos.total():,} detections is of a video of the ground truth: they are of videos such "
-            f"as {min(outside)!r}, it has videos such as {population[0]!r}; "
+            f"None of the {detections:,} detections is of a video of the ground truth: they are of videos such "
+            f"as {min(outside)!r}, it has videos such as {example!r}; "
             "give the annotations and the subset of the videos that were localized."
         )
-    length_s_N = ground_truth.end_s_N - ground_truth.start_s_N
-    columns = (ground_truth.video_N, ground_truth.label_N, ground_truth.start_s_N, ground_truth.end_s_N)
-    return Counts(
-        detections=videos.total(),
-        outside_population=outside,
+    return replace(
+        truth,
+        detections=detections,
+        outside_population=dict(sorted(outside.items())),
         unknown_labels={name: seen[name] for name in sorted(seen.keys() - set(labels))},
         classes_without_detections=tuple(label for label in labels if label not in seen),
-        videos_without_detections=len(population) - (len(videos) - len(outside)),
+        videos_without_detections=population.videos - videos,
         renamed_videos=sum(share.renamed_videos for share in shares),
-        untimed_videos=len(ground_truth.untimed),
         is_apart=is_apart,
-        detection_ends=sum((share.ends for share in shares), Ends()),
-        instance_ends=_measure_ends(ground_truth, ground_truth),
-        zero_length_instances=int((length_s_N == 0).sum()),
-        short_instances=int((length_s_N <= SHORT_S).sum()),
-        duplicate_instances=len(ground_truth) - len(np.unique(np.stack(columns), axis=1).T),
-        left_out_instances=ground_truth.left_out,
-        swapped_instances=ground_truth.swapped,
+        detection_ends=sum((share.ends for share in shares), NO_ENDS),
         similar_labels=_find_similar({*labels, *seen}),
     )
-
-
-def _measure_ends(table: Detections | GroundTruth, ground_truth: GroundTruth) -> Ends:
-    ends_s = [ground_truth.durations_s.get(name, math.nan) for name in table.videos]
-    return measure_ends(table.video_N, table.start_s_N, table.end_s_N, ends_s)
 
 
 def _find_similar(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -186,14 +188,6 @@ def _find_similar(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     for label in sorted(labels):
         spelled[re.sub(r"[\W_]+", "", label.casefold().removeprefix("playing"))].append(label)
     return tuple(tuple(names) for key, names in spelled.items() if key and len(names) > 1)
-
-
-def _tally(names: Sequence[str], index_N: np.ndarray) -> Counter[str]:
-    """How many rows there are of each name that has any."""
-    tally = Counter[str]()
-    for name, rows in zip(names, np.bincount(index_N, minlength=len(names)).tolist(), strict=True):
-        tally[name] += rows
-    return +tally
 
 
 def _some(names: Iterable[str]) -> str:

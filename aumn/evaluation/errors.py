@@ -33,7 +33,6 @@ from aumn.evaluation.average_precision import (
     average_precisions,
     bits,
     match,
-    meet,
     pair_up,
     ranking,
     tiou,
@@ -59,7 +58,7 @@ class Diagnosis:
 
 def diagnose(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> Diagnosis:
     """Judge every detection and every instance; both tables must number videos and labels alike, thresholds ascend."""
-    matched_N, taken_G = meet(detections, ground_truth, tious)
+    matched_N, taken_G = match(detections, ground_truth, tious)
     nearest_N, tiou_N = _nearest(detections, ground_truth)
     own_class_N1 = (ground_truth.label_N[nearest_N] == detections.label_N)[:, None]
     reaches_NT, is_near_N1 = tiou_N[:, None] >= np.asarray(tious), tiou_N[:, None] >= NEAR_TIOU
@@ -76,18 +75,17 @@ def removal_gains(
     A kind's detections are dropped and the rest ranked again; missed instances no longer count among the instances (a
     class that has none left then counts as perfect). The gains do not add up to what is missing to 1.
     """
-    rows = match(detections, ground_truth, tious)
-    order = ranking(rows)
-    ranked, kind_NT = rows.take(order), diagnosis.kind_NT[order]
+    matched_N, _ = match(detections, ground_truth, tious)
+    order_N = ranking(detections, matched_N)
+    kind_NT = diagnosis.kind_NT[order_N]
     instances_C = np.bincount(ground_truth.label_N, minlength=len(ground_truth.labels))
     present_C = instances_C > 0
     gain_TE = np.zeros((len(tious), len(KINDS) + 1))
     for t in range(len(tious)):
-        here = ranked.copy()
-        here["matched"] = (ranked["matched"] >> np.uint64(t)) & np.uint64(1)
-        ap_C = average_precisions(true_positives(here), instances_C, 1)[:, 0]
+        here_N = (matched_N >> np.uint64(t)) & np.uint64(1)
+        ap_C = average_precisions(true_positives(detections, here_N, order_N), instances_C, 1)[:, 0]
         for kind in range(1, len(KINDS)):
-            without = true_positives(here.compress(kind_NT[:, t] != kind))
+            without = true_positives(detections, here_N, order_N[kind_NT[:, t] != kind])
             gain_TE[t, kind] = (average_precisions(without, instances_C, 1)[:, 0] - ap_C)[present_C].mean()
         taken_C = np.bincount(ground_truth.label_N[diagnosis.taken_GT[:, t]], minlength=len(instances_C))
         found_C = np.where(taken_C > 0, ap_C * instances_C / np.maximum(taken_C, 1), 1.0)

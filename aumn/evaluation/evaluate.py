@@ -13,8 +13,7 @@ true positive, and share out the classes. What the protocol computes, ties and z
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -26,19 +25,11 @@ from aumn.evaluation.average_precision import (
     average_precisions,
     count_above,
     match,
-    rank,
+    ranking,
     true_positives,
 )
-from aumn.evaluation.counts import (
-    Counts,
-    Population,
-    Table,
-    count,
-    count_share,
-    keep_rows,
-    meet,
-    notes,
-)
+from aumn.evaluation.counts import Counts, Population, Table, count, keep_rows, notes
+from aumn.evaluation.own_truth import OwnTruth, deal
 from aumn.records import Detections, GroundTruth, InputError
 from aumn.runtime.ranks import Ranks
 
@@ -134,40 +125,43 @@ def parse_tious(text: str) -> tuple[float, ...]:
     return tuple(tious)
 
 
-def evaluate(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], ranks: Ranks) -> Evaluation:
+def evaluate(
+    detections: Detections, ground_truth: GroundTruth | OwnTruth, tious: Sequence[float], ranks: Ranks
+) -> Evaluation:
     """Average precision over the detections of all ranks; every rank gets the whole result.
 
-    A rank brings every detection of its own videos, and no other rank any of those; each brings the whole ground truth.
+    A rank brings every detection of its own videos, and no other rank any of those; and the ground truth, whole or what
+    `deal` leaves of it for those videos.
     """
-    if not len(ground_truth):
-        raise InputError("The ground truth holds no instance to find: choose a subset that has annotations.")
-    met = meet(detections, ground_truth)
-    share = count_share(detections.videos, met, ground_truth)
-    population = sorted(set(ground_truth.videos))
-    labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
-    truth = _renumber(ground_truth, _number_videos(ground_truth.videos, population), labels)
-    instances_C = np.bincount(truth.label_N, minlength=len(labels))
-    numbered = _renumber(met, _number_videos(met.videos, population), labels)
-    ranked = rank(match(numbered, truth, tious))
-    found, shares = zip(*ranks.gather((true_positives(ranked), share)), strict=True)
-    counts = count(shares, ground_truth, population, labels, is_apart=not any(map(len, found)))
-    positives = _own_positives(ranked, found, ranks)
-    ap_CT = average_precisions(positives, instances_C, len(tious))
+    own = ground_truth if isinstance(ground_truth, OwnTruth) else deal(ground_truth, detections.videos)
+    timed = own.timed(detections)
+    share, numbered = own.share(timed), own.numbered(timed)
+    matched_N, _ = match(numbered, own.instances, tious)
+    order_N = ranking(numbered, matched_N)
+    found, shares = zip(*ranks.gather((true_positives(numbered, matched_N, order_N), share)), strict=True)
+    is_apart = not any(map(len, found))
+    counts = count(own.counts, shares, own.population, own.labels, example=own.example, is_apart=is_apart)
+    positives = _own_positives(numbered, order_N, found, ranks)
+    ap_CT = average_precisions(positives, own.instances_C, len(tious))
     return Evaluation(
         tious=tuple(float(tiou) for tiou in tious),
-        labels=tuple(labels),
+        labels=tuple(own.labels),
         ap_CT=np.sum(ranks.gather(ap_CT), axis=0),  # exact: only its owner has anything but 0 for a class
-        instances_C=instances_C,
-        population=Population(len(population), len(ground_truth), len(labels)),
+        instances_C=own.instances_C,
+        population=own.population,
         counts=counts,
     )
 
 
-def _own_positives(ranked: np.ndarray, found: Sequence[np.ndarray], ranks: Ranks) -> np.ndarray:
+def _own_positives(
+    detections: Detections, order_N: np.ndarray, found: Sequence[np.ndarray], ranks: Ranks
+) -> np.ndarray:
     """The true positives of the classes that this rank owns, with places among all ranks' detections."""
     if ranks.size == 1:
         return found[0]
-    above = [own["above"] if rank == ranks.rank else count_above(ranked, own) for rank, own in enumerate(found)]
+    above = [
+        own["above"] if rank == ranks.rank else count_above(detections, order_N, own) for rank, own in enumerate(found)
+    ]
     positives = np.concatenate(found)
     positives["above"] = np.sum(ranks.gather(np.concatenate(above)), axis=0)
     positives = positives[positives["label"] % ranks.size == ranks.rank]
@@ -177,25 +171,10 @@ def _own_positives(ranked: np.ndarray, found: Sequence[np.ndarray], ranks: Ranks
 
 def renumber(table: Table, videos: list[str], labels: list[str]) -> Table:
     """The table numbered by these sorted names, so that numbers sort as names do; rows of other labels are left out."""
-    return replace(_renumber(table, {name: i for i, name in enumerate(videos)}, labels), videos=videos)
-
-
-def _renumber(table: Table, video_of: Mapping[str, int], labels: list[str]) -> Table:
-    """The same by any numbers of videos, whose names the table then does without."""
-    label_of = {name: i for i, name in enumerate(labels)}
+    video_of, label_of = ({name: number for number, name in enumerate(names)} for names in (videos, labels))
     video_N = np.array([video_of.get(name, -1) for name in table.videos], dtype=np.int32)[table.video_N]
     label_N = np.array([label_of.get(name, -1) for name in table.labels], dtype=np.int32)[table.label_N]
-    return keep_rows(replace(table, videos=(), labels=labels, video_N=video_N, label_N=label_N), label_N >= 0)
-
-
-def _number_videos(videos: Iterable[str], population: Sequence[str]) -> dict[str, int]:
-    """The same numbers on every rank, which need not know each other's videos: they sort as the names do.
-
-    The population has the odd ones. Videos outside it share the even one between two of it: they match nothing, so
-    their order among themselves cannot matter.
-    """
-    number_of = {name: 2 * i + 1 for i, name in enumerate(population)}
-    return {name: number_of[name] if name in number_of else 2 * bisect_left(population, name) for name in videos}
+    return keep_rows(replace(table, videos=videos, labels=labels, video_N=video_N, label_N=label_N), label_N >= 0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from aumn.data.json_files import read_json, shown, text_of
 from aumn.files import whole_file
-from aumn.inference.parts import NUMBERS, checked, columns_of, common_metadata, count_videos, read_part
+from aumn.inference.parts import NUMBERS, checked, common_metadata, count_videos, read_part
 from aumn.records import Detections, InputError
 
 THUMOS14 = {
@@ -75,7 +75,7 @@ def export_json(detections: Detections, path: Path) -> None:
     """Write the results JSON that ActivityNet's server and devkit read; a video's detections come best first."""
     results: dict[str, list[dict[str, Any]]] = {}
     order = np.lexsort((detections.end_s_N, detections.start_s_N, -detections.score_N, detections.video_N))
-    columns = [column_N[order].tolist() for column_N in columns_of(detections)]
+    columns = [column_N[order].tolist() for column_N in detections.columns]
     for video, label, score, *segment in zip(*columns, strict=True):
         detection = {"label": detections.labels[label], "score": score, "segment": segment}
         results.setdefault(detections.videos[video], []).append(detection)
@@ -113,7 +113,7 @@ def _only(chunk: Detections, is_kept_V: np.ndarray) -> Detections:
     if is_kept_V.all():
         return chunk
     rows = np.flatnonzero(is_kept_V[chunk.video_N])
-    video_N, *columns = (column_N[rows] for column_N in columns_of(chunk))
+    video_N, *columns = (column_N[rows] for column_N in chunk.columns)
     videos = [video for video, is_kept in zip(chunk.videos, is_kept_V, strict=True) if is_kept]
     return Detections(videos, chunk.labels, (np.cumsum(is_kept_V) - 1)[video_N], *columns)
 
@@ -124,7 +124,7 @@ def _merge(chunks: Iterator[Detections]) -> Detections:
     labels: dict[str, int] = {}
     merged: list[tuple[np.ndarray, ...]] = []
     for chunk in chunks:
-        video_N, label_N, *numbers_N = columns_of(chunk)
+        video_N, label_N, *numbers_N = chunk.columns
         merged.append((_number(chunk.videos, videos)[video_N], _number(chunk.labels, labels)[label_N], *numbers_N))
     if not merged:
         return _from_rows([])

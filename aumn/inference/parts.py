@@ -43,18 +43,13 @@ def write_part(detections: Detections, path: Path, metadata: Mapping[str, str] |
         )
 
     names = [encoded(detections.video_N, detections.videos), encoded(detections.label_N, detections.labels)]
-    numbers = [pa.array(column_N, pa.float64()) for column_N in columns_of(detections)[2:]]
+    numbers = [pa.array(column_N, pa.float64()) for column_N in detections.columns[2:]]
     table = pa.table([*names, *numbers], names=[*NAMES, *NUMBERS])
     table = table.replace_schema_metadata({PREFIX + key: value for key, value in (metadata or {}).items()})
     with whole_file(path) as partial:
         # Numbers that hardly repeat neither shrink nor read fast as a dictionary or compressed.
         layout = {"use_dictionary": list(NAMES), "compression": "none"}
         pq.write_table(table, partial, row_group_size=BATCH_ROWS, write_page_checksum=True, **layout)
-
-
-def columns_of(table: Detections) -> tuple[np.ndarray, ...]:
-    """The columns in the order in which `Detections` takes them."""
-    return table.video_N, table.label_N, table.score_N, table.start_s_N, table.end_s_N
 
 
 def checked(chunk: Detections, file: Path, first_row: int) -> Detections:
@@ -64,7 +59,7 @@ def checked(chunk: Detections, file: Path, first_row: int) -> Detections:
         place = f"{file}, row {first_row + row} (from 0), video {chunk.videos[chunk.video_N[row]]!r}"
         return InputError(f"{place}: {found}; every detection needs {rule}.")
 
-    for name, number_N in zip(NUMBERS, columns_of(chunk)[2:], strict=True):
+    for name, number_N in zip(NUMBERS, chunk.columns[2:], strict=True):
         if not np.isfinite(number_N).all():
             row = int(np.argmin(np.isfinite(number_N)))
             raise refuse(row, f"{name}={number_N[row]}", "finite numbers")

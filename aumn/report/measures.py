@@ -6,15 +6,15 @@ Letters: N detections, G instances, C classes, T tIoU thresholds, V videos.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from aumn.evaluation.average_precision import match, rank, true_positive_places, true_positives
-from aumn.evaluation.counts import meet
+from aumn.evaluation.average_precision import match, ranking, true_positive_places, true_positives
 from aumn.evaluation.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
 from aumn.evaluation.evaluate import Evaluation, evaluate, renumber
+from aumn.evaluation.own_truth import deal
 from aumn.records import Detections, GroundTruth
 from aumn.runtime.ranks import Ranks
 
@@ -34,11 +34,12 @@ class Measured:
 
 def measure(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float]) -> Measured:
     """Evaluate and diagnose. Detections of labels without ground truth are left out, as the evaluation's notes say."""
-    evaluation = evaluate(detections, ground_truth, tious, Ranks())
+    own = deal(ground_truth, detections.videos)
+    evaluation = evaluate(detections, own, tious, Ranks())
     videos = sorted({*ground_truth.videos, *evaluation.counts.outside_population})
     labels = list(evaluation.labels)
-    detections = meet(detections, ground_truth)
-    found, truth = renumber(detections, videos, labels), renumber(ground_truth, videos, labels)
+    timed = replace(own.timed(detections), videos=own.videos)
+    found, truth = renumber(timed, videos, labels), renumber(ground_truth, videos, labels)
     return Measured(found, truth, evaluation, diagnose(found, truth, tious))
 
 
@@ -59,7 +60,8 @@ def overview(measured: Measured) -> dict[str, Any]:
 def classes(measured: Measured) -> dict[str, Any]:
     """Per class: instances, detections, AP, and where its ranking holds its true positives, at each threshold."""
     evaluation, found = measured.evaluation, measured.detections
-    positives = true_positives(rank(match(found, measured.ground_truth, evaluation.tious)))
+    matched_N, _ = match(found, measured.ground_truth, evaluation.tious)
+    positives = true_positives(found, matched_N, ranking(found, matched_N))
     places = true_positive_places(positives, len(evaluation.labels), len(evaluation.tious))
     return {
         "names": list(evaluation.labels),
