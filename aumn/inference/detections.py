@@ -42,8 +42,10 @@ def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detection
         parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not parts:
             raise InputError(f"{path} holds no Parquet parts (*.parquet): give the folder that `aumn localize` wrote.")
-        metadata = common_metadata(parts)
-        found = _merge(chain.from_iterable(map(read_part, parts)) if size == 1 else _read_share(parts, rank, size))
+        rows, metadata = common_metadata(parts)
+        found = (
+            _merge(rows, chain.from_iterable(map(read_part, parts))) if size == 1 else _read_share(parts, rank, size)
+        )
         pa.default_memory_pool().release_unused()  # of millions of detections half of what is held
         return found, metadata
     if not path.is_file():
@@ -83,22 +85,24 @@ def export_json(detections: Detections, path: Path) -> None:
         partial.write_text(json.dumps({"version": "1.0", "results": results, "external_data": {}}), encoding="utf-8")
 
 
-def _read_share(parts: Sequence[Path], rank: int, size: int) -> Iterator[Detections]:
-    """This rank's rows: a look at the videos' column alone, and then at the row groups that hold any of its videos."""
-    number_of: dict[str, int] = {}
+def _read_share(parts: Sequence[Path], rank: int, size: int) -> Detections:
+    """This rank's rows: a look at the videos' column alone, then at the row groups that hold any."""
+    numbers = _Numbers()
     counted = [
-        (part, group, _number(videos, number_of), count_V)
-        for part in parts
-        for group, videos, count_V in count_videos(part)
+        (part, group, numbers.of(videos), count_V) for part in parts for group, videos, count_V in count_videos(part)
     ]
-    total_V = np.zeros(len(number_of), dtype=np.int64)
+    total_V = np.zeros(len(numbers.number_of), dtype=np.int64)
     for _, _, number_V, count_V in counted:
         total_V[number_V] += count_V
     is_ours_V = _owners(total_V, size) == rank
-    for part, batches in groupby(counted, itemgetter(0)):
-        groups = {group for _, group, number_V, count_V in batches if is_ours_V[number_V[count_V > 0]].any()}
-        for chunk in read_part(part, groups):
-            yield _only(chunk, is_ours_V[_number(chunk.videos, number_of)])
+
+    def read() -> Iterator[Detections]:
+        for part, batches in groupby(counted, itemgetter(0)):
+            groups = {group for _, group, number_V, count_V in batches if is_ours_V[number_V[count_V > 0]].any()}
+            for chunk in read_part(part, groups):
+                yield _only(chunk, is_ours_V[numbers.of(chunk.videos)])
+
+    return _merge(int(total_V[is_ours_V].sum()), read())
 
 
 def _owners(count_V: np.ndarray, size: int) -> np.ndarray:
@@ -118,18 +122,32 @@ def _only(chunk: Detections, is_kept_V: np.ndarray) -> Detections:
     return Detections(videos, chunk.labels, (np.cumsum(is_kept_V) - 1)[video_N], *columns)
 
 
-def _merge(chunks: Iterator[Detections]) -> Detections:
-    """One table of all chunks, with videos and labels numbered as they come."""
-    videos: dict[str, int] = {}
-    labels: dict[str, int] = {}
-    merged: list[tuple[np.ndarray, ...]] = []
+def _merge(rows: int, chunks: Iterator[Detections]) -> Detections:
+    """One table of all chunks, of so many rows together, with videos and labels numbered as they come."""
+    columns = [np.empty(rows, kind) for kind in (np.int32, np.int32, *[np.float64] * len(NUMBERS))]
+    videos, labels = _Numbers(), _Numbers()
+    row = 0
     for chunk in chunks:
-        video_N, label_N, *numbers_N = chunk.columns
-        merged.append((_number(chunk.videos, videos)[video_N], _number(chunk.labels, labels)[label_N], *numbers_N))
-    if not merged:
-        return _from_rows([])
-    columns = merged[0] if len(merged) == 1 else [np.concatenate(column) for column in zip(*merged, strict=True)]
-    return Detections(list(videos), list(labels), *columns)
+        video_n, label_n, *numbers_n = chunk.columns
+        of_chunk = (videos.of(chunk.videos)[video_n], labels.of(chunk.labels)[label_n], *numbers_n)
+        for column_N, column_n in zip(columns, of_chunk, strict=True):
+            column_N[row : row + len(chunk)] = column_n
+        row += len(chunk)
+    return Detections(list(videos.number_of), list(labels.number_of), *columns)
+
+
+class _Numbers:
+    """Numbers of names, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.number_of: dict[str, int] = {}
+        self.last: tuple[Sequence[str], np.ndarray] = ((), np.empty(0, np.int32))
+
+    def of(self, names: Sequence[str]) -> np.ndarray:
+        """The number of each; chunk after chunk of a part comes with the same names."""
+        if names is not self.last[0]:
+            self.last = (names, _number(names, self.number_of))
+        return self.last[1]
 
 
 def _number(names: Sequence[str], number_of: dict[str, int]) -> np.ndarray:

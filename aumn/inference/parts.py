@@ -73,9 +73,12 @@ def checked(chunk: Detections, file: Path, first_row: int) -> Detections:
     return chunk
 
 
-def common_metadata(parts: Sequence[Path]) -> dict[str, str]:
-    """What the parts say of themselves; where they disagree, they are of different runs and have no mAP in common."""
-    first, *others = [_metadata(part) for part in parts]
+def common_metadata(parts: Sequence[Path]) -> tuple[int, dict[str, str]]:
+    """How many rows the parts have, and what they say of themselves.
+
+    Where they disagree, they are of different runs and have no mAP in common.
+    """
+    rows, (first, *others) = zip(*map(_metadata, parts), strict=True)
     for part, metadata in zip(parts[1:], others, strict=True):
         for key in sorted(first.keys() | metadata.keys()):
             if first.get(key) != metadata.get(key):
@@ -83,27 +86,30 @@ def common_metadata(parts: Sequence[Path]) -> dict[str, str]:
                     f"{part} is not of the run that wrote {parts[0].name}: {key} is {metadata.get(key)!r}, there "
                     f"{first.get(key)!r}; keep the parts of one run only in a folder."
                 )
-    return first
+    return sum(rows), first
 
 
-def _metadata(part: Path) -> dict[str, str]:
+def _metadata(part: Path) -> tuple[int, dict[str, str]]:
     with _open_part(part) as file:
+        rows = file.metadata.num_rows
         texts = {key.decode(): text.decode() for key, text in (file.schema_arrow.metadata or {}).items()}
-    return {key.removeprefix(PREFIX): text for key, text in texts.items() if key.startswith(PREFIX)}
+    return rows, {key.removeprefix(PREFIX): text for key, text in texts.items() if key.startswith(PREFIX)}
 
 
 def read_part(part: Path, groups: Collection[int] | None = None) -> Iterator[Detections]:
     """A part's detections, or those of some of its row groups, a batch of rows at a time."""
+    decode = {name: _Decoder() for name in NAMES}
     for _, first_row, batch in _read_batches(part, [*NAMES, *NUMBERS], groups):
-        (videos, video_N), (labels, label_N) = (_decode(batch[name]) for name in NAMES)
+        (videos, video_N), (labels, label_N) = (decode[name](batch[name]) for name in NAMES)
         numbers_N = [np.from_dlpack(batch[name]).astype(np.float64, copy=False) for name in NUMBERS]
         yield checked(Detections(videos, labels, video_N, label_N, *numbers_N), part, first_row)
 
 
 def count_videos(part: Path) -> Iterator[tuple[int, list[str], np.ndarray]]:
     """Of each batch of rows its row group, the videos it names and how many of the rows each has: none, perhaps."""
+    decode = _Decoder()
     for group, _, batch in _read_batches(part, ["video"]):
-        videos, video_N = _decode(batch["video"])
+        videos, video_N = decode(batch["video"])
         yield group, videos, np.bincount(video_N, minlength=len(videos))
 
 
@@ -132,12 +138,22 @@ def _read_batches(
                 raise InputError(f"{part} has other rows than it says, so it is damaged: write it again.")
 
 
-def _decode(column: Any) -> tuple[list[str], np.ndarray]:
-    """A column of strings: its values, and each row's as an index among them."""
-    if not hasattr(column, "dictionary"):
-        column = column.dictionary_encode()
-    index_N = np.from_dlpack(column.indices)  # to_numpy would first import pandas, for half a second
-    return column.dictionary.to_pylist(), index_N
+class _Decoder:
+    """A column of strings batch by batch: its values, and each row's as an index among them.
+
+    Batches that Arrow gives the same dictionary have the same list of values, which is made once.
+    """
+
+    def __init__(self) -> None:
+        self.dictionary: Any = None
+        self.values: list[str] = []
+
+    def __call__(self, column: Any) -> tuple[list[str], np.ndarray]:
+        if not hasattr(column, "dictionary"):
+            column = column.dictionary_encode()
+        if self.dictionary is None or not self.dictionary.equals(column.dictionary):
+            self.dictionary, self.values = column.dictionary, column.dictionary.to_pylist()
+        return self.values, np.from_dlpack(column.indices)  # to_numpy would first import pandas, for half a second
 
 
 @contextmanager
