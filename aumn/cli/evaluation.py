@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,7 @@ def evaluate(
     """
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluation.evaluate import choose_tious, evaluate
+    from aumn.evaluation.own_truth import deal
     from aumn.files import whole_file
     from aumn.inference.detections import detections_of, read_detections
     from aumn.runtime.ranks import connect
@@ -59,8 +61,9 @@ def evaluate(
     with connect() as ranks:
         found, metadata = read_detections(detections, ranks.rank, ranks.size)
         chosen = subset or metadata.get("subset")
-        truth = read_ground_truth(place_of(annotations), chosen, allow_pickle=allow_pickle, on_bad=on_bad)
-        result = evaluate(found, truth, tious, ranks)
+        read = partial(read_ground_truth, place_of(annotations), chosen, allow_pickle=allow_pickle, on_bad=on_bad)
+        own = deal(ranks.broadcast(read() if ranks.is_first else None), found.videos)
+        result = evaluate(found, own, tious, ranks)
     if ranks.is_first:
         if json_file:
             with whole_file(json_file) as file:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from aumn.data.truth.annotated import (
 )
 from aumn.data.truth.annotation_csv import read_csv
 from aumn.data.truth.wtalc import NAMES, read_wtalc
-from aumn.records import GroundTruth, InputError, Place
+from aumn.records import MOST_S, GroundTruth, InputError, Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,6 +74,9 @@ def read_ground_truth(
     nobody annotated any times, unless `may_lack_times`.
     """
     check_on_bad(on_bad)
+    file = path if isinstance(path, Path) and path.is_file() and not _is_table(path) else None
+    if file and subset is not None and (truth := _take_at_once(_read_json(file, subset)[0], subset)):
+        return truth
     read = partial(read_annotations, path, allow_pickle=allow_pickle, identity=identity)
     annotations = read(only=subset)
     if not any(video.subset == subset for video in annotations.videos.values()):
@@ -150,8 +153,11 @@ def read_annotations(
         videos, on_bad = _read_parquet(path, identity)
     elif TABLE.fullmatch(path.name):
         videos, on_bad = _read_parquet(path.parent, _holder_of(path), path.name)
+    elif _is_table(path):
+        videos = read_csv(path)
     else:
-        videos = read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path, only)
+        found, subset = _read_json(path, only)
+        videos = parse_videos(path, found.items(), partial(_parse_video, subset=subset))
     return Annotations(path, {video.id: video for video in videos}, is_wtalc, on_bad)
 
 
@@ -211,8 +217,16 @@ def _read_parquet(shard_set: Place, identity: str | None, name: str = "") -> tup
     return [AnnotatedVideo(*row) for row in rows], on_bad
 
 
-def _read_json(file: Path, only: str | None) -> list[AnnotatedVideo]:
-    """ActivityNet's layout, in which THUMOS14 and others are released too, or its videos alone, as BSN's heirs do."""
+def _is_table(path: Path) -> bool:
+    """Whether a file holds no JSON."""
+    return bool(TABLE.fullmatch(path.name)) or path.suffix.lower() == ".csv"
+
+
+def _read_json(file: Path, only: str | None) -> tuple[dict[str, Any], str | None]:
+    """What stands about each video, and the subset of all of them where the file tells none.
+
+    It is ActivityNet's layout, in which THUMOS14 and others are released too, or its videos alone, as BSN's heirs do.
+    """
     content = read_json(file, f"the layout must be {LAYOUT}.")
     roots = [content[name] for name in ROOTS if name in content] if isinstance(content, dict) else []
     videos = roots[0] if roots else content
@@ -226,7 +240,52 @@ def _read_json(file: Path, only: str | None) -> list[AnnotatedVideo]:
             if isinstance(fields, dict) and isinstance(fields.get("subset"), str)
         }
         videos = {name: of for name, of in videos.items() if name not in named or of["subset"] == only}
-    return parse_videos(file, videos.items(), partial(_parse_video, subset=DEFAULT_SUBSET if is_split else None))
+    return videos, DEFAULT_SUBSET if is_split else None
+
+
+def _take_at_once(videos: dict[str, Any], subset: str) -> GroundTruth | None:
+    """The columns of videos that are all as ActivityNet's are, a column at a time: for hundreds of thousands of videos.
+
+    None where there is anything to be looked at closely; `_parse_video` says what it is.
+    """
+    try:
+        subsets = {fields["subset"] for fields in videos.values()}
+        names = [name.strip() for name in videos]
+        lists = [fields["annotations"] for fields in videos.values()]
+        durations_s = [fields.get("duration", fields.get("duration_second")) for fields in videos.values()]
+        rates = [fields.get("fps") for fields in videos.values()]
+        found = list(chain.from_iterable(lists))
+        label_of_N = [instance["label"].strip() for instance in found]
+        segments = [instance["segment"] for instance in found]
+        facts = [fact for fact in (*durations_s, *rates) if fact is not None]
+        numbers = [*facts, *chain.from_iterable(segments)]
+        number_N = np.array(numbers, np.float64)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    are_lists = {*map(type, lists), *map(type, segments)} == {list} and set(map(len, segments)) == {2}
+    if not are_lists or not set(map(type, numbers)) <= {float, int} or not (np.abs(number_N) <= MOST_S).all():
+        return None
+    start_s_N, end_s_N = number_N[len(facts) :].reshape(-1, 2).T.copy()
+    if (
+        (number_N[: len(facts)] <= 0).any()
+        or (end_s_N < start_s_N).any()
+        or subsets != {subset}
+        or len(set(names)) < len(names)
+    ):
+        return None
+    labels = sorted(set(label_of_N))
+    position = {label: index for index, label in enumerate(labels)}
+    return GroundTruth(
+        videos=names,
+        labels=labels,
+        video_N=np.repeat(np.arange(len(names), dtype=np.int32), list(map(len, lists))),
+        label_N=np.array([position[label] for label in label_of_N], dtype=np.int32),
+        start_s_N=start_s_N,
+        end_s_N=end_s_N,
+        durations_s={
+            name: float(length) for name, length in zip(names, durations_s, strict=True) if length is not None
+        },
+    )
 
 
 def _is_video(fields: Any) -> bool:

@@ -35,6 +35,11 @@ def test_real_populations(shared_data: Path, file: str, subset: str, videos: int
     truth = read_ground_truth(shared_data / file, subset)
     assert (len(truth.videos), len(truth), len(truth.labels)) == (videos, instances, classes)
     assert len(set(truth.videos)) == videos
+    closely = [video for video in read_annotations(shared_data / file).videos.values() if video.subset == subset]
+    rows = [(video.id, *instance) for video in closely for instance in video.annotations]
+    names = ([truth.videos[n] for n in truth.video_N], [truth.labels[n] for n in truth.label_N])
+    assert list(zip(*names, truth.start_s_N, truth.end_s_N, strict=True)) == rows
+    assert truth.durations_s == {video.id: video.duration_s for video in closely if video.duration_s}
 
 
 @pytest.mark.shared
@@ -174,6 +179,11 @@ def test_instances_that_end_before_they_start_cost_their_times_alone(published: 
         (video(annotations=[{"label": "Run"}]), r"has a 'Run' whose 'segment' is None; it must be \[start_s, end_s\]"),
         (video(annotations=[{"label": "Run", "segment": [1]}]), r"whose 'segment' is \[1\]"),
         (video(annotations=[{"label": "Run", "segment": ["x", 2]}]), r"at \['x', 2\]; start and end must be finite"),
+        (video(annotations=[{"label": "Run", "segment": [1, None]}]), r"at \[1, None\]; start and end must be finite"),
+        (video(annotations=[{"label": "Run", "segment": {"a": 1, "b": 2}}]), "whose 'segment' is {'a': 1, 'b': 2}"),
+        (video(annotations=["ab"]), "has an annotation without a text 'label': 'ab'"),
+        (video(annotations=None), "has no list 'annotations'"),
+        (video(fps=-1), "has fps -1; it must be a number above 0"),
         (video(annotations=[{"label": "Run", "segment": [True, 2]}]), r"at \[True, 2\]; start and end must be finite"),
         (video(annotations=[{"label": "Run", "segment": [0, float("nan")]}]), r"at \[0, nan\]; start and end must be"),
         (video(annotations=[{"label": "Run", "segment": [0, float("inf")]}]), r"at \[0, inf\]; start and end must be"),
@@ -192,8 +202,9 @@ def test_instances_that_end_before_they_start_cost_their_times_alone(published: 
 )
 def test_a_broken_video_is_named_with_its_fault(tmp_path: Path, broken: Any, message: str) -> None:
     path = write(tmp_path, good=video(), bad=broken)
-    with pytest.raises(InputError, match=f"gt.json: video 'bad' .*{message}"):
-        read_annotations(path)
+    for read in (read_annotations, lambda path: read_ground_truth(path, "training")):
+        with pytest.raises(InputError, match=f"gt.json: video 'bad' .*{message}"):
+            read(path)
 
 
 @pytest.mark.parametrize(
