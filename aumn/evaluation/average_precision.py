@@ -63,7 +63,7 @@ def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[flo
         detection_P, instance_P, tiou_P, step_P = _pairs_by_step(block, ground_truth, group_G, by_time_G, min(tious))
         reached_P = np.searchsorted(tious, tiou_P, side="right").astype(np.uint64)  # how many thresholds
         reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)  # a bit each
-        for start, end in pairwise(np.flatnonzero(np.diff(step_P, prepend=-1, append=-1))):
+        for start, end in pairwise([*_starts(step_P), len(step_P)]):
             detection, instance = detection_P[start:end], instance_P[start:end]
             takes_P = reaches_P[start:end] & ~(matched_n[detection] | taken_G[instance])
             matched_n[detection] |= takes_P
@@ -170,14 +170,21 @@ def _group(table: Detections | GroundTruth, ground_truth: GroundTruth) -> np.nda
 def _blocks(video_N: np.ndarray) -> Iterator[slice | np.ndarray]:
     """All rows, a few whole videos at a time: as slices where a video's rows lie together, as they mostly do."""
     order_N = None
-    starts = np.flatnonzero(np.diff(video_N, prepend=-1))
+    starts = _starts(video_N)
     if len(np.unique(video_N[starts])) < len(starts):
         order_N = _argsort(video_N)
-        starts = np.flatnonzero(np.diff(video_N[order_N], prepend=-1))
+        starts = _starts(video_N[order_N])
     starts = np.append(starts, len(video_N))
     cuts = starts[np.searchsorted(starts, np.arange(0, len(video_N) + BLOCK_ROWS, BLOCK_ROWS), side="right") - 1]
     for start, end in pairwise(np.unique(cuts)):
         yield slice(start, end) if order_N is None else order_N[start:end]
+
+
+def _starts(value_N: np.ndarray) -> np.ndarray:
+    """Where each run of equal values begins."""
+    is_new_N = np.ones(len(value_N), bool)
+    np.not_equal(value_N[1:], value_N[:-1], out=is_new_N[1:])
+    return np.flatnonzero(is_new_N)
 
 
 def _pairs_by_step(
@@ -209,7 +216,7 @@ def _steps(group_P: np.ndarray, detection_P: np.ndarray) -> np.ndarray:
 
     The pairs come by group, in it by detection in order of score, of a detection the higher tIoU first.
     """
-    choices_P = np.flatnonzero(np.diff(detection_P, prepend=-1))
+    choices_P = _starts(detection_P)
     turn_P, choice_P = _repeat(np.diff(choices_P, append=len(detection_P)))
     group_of_turn = group_P[choices_P]
     turn_in_group = np.arange(len(choices_P)) - np.searchsorted(group_of_turn, group_of_turn)

@@ -234,12 +234,7 @@ def _read_json(file: Path, only: str | None) -> tuple[dict[str, Any], str | None
         raise InputError(f"{file} has no object 'database' and is none of videos: the layout must be {LAYOUT}.")
     is_split = not any(isinstance(fields, dict) and "subset" in fields for fields in videos.values())
     if only is not None and not is_split:  # three quarters of ActivityNet's file are not what is measured on
-        named = {
-            name
-            for name, fields in videos.items()
-            if isinstance(fields, dict) and isinstance(fields.get("subset"), str)
-        }
-        videos = {name: of for name, of in videos.items() if name not in named or of["subset"] == only}
+        videos = {name: fields for name, fields in videos.items() if not _is_of_another(fields, only)}
     return videos, DEFAULT_SUBSET if is_split else None
 
 
@@ -286,6 +281,11 @@ def _take_at_once(videos: dict[str, Any], subset: str) -> GroundTruth | None:
             name: float(length) for name, length in zip(names, durations_s, strict=True) if length is not None
         },
     )
+
+
+def _is_of_another(fields: Any, subset: str) -> bool:
+    named = fields.get("subset") if isinstance(fields, dict) else None
+    return isinstance(named, str) and named != subset
 
 
 def _is_video(fields: Any) -> bool:
