@@ -3,7 +3,7 @@
 The top of a unit are the snippets with its highest similarity, at most one a video. A class's similarity is the mean
 over the snippets whose middle lies in an instance of it; background's, over those that lie in none.
 
-Letters: T snippets, C labels, then background, then all snippets together, k units that were kept.
+Letters: T snippets, C labels, then background, then all snippets together, l those of a video, k units that were kept.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: Gr
     units = rows[0][1].units
     sum_kC, leads_k = np.zeros((len(units), len(truth.labels) + 2)), np.zeros(len(units))
     snippets_C = np.zeros(sum_kC.shape[1])
+    by_video_G = np.argsort(truth.video_N, kind="stable")
+    bounds_V = np.searchsorted(truth.video_N[by_video_G], np.arange(rows[-1][0] + 2))
     for video, row in rows:
-        covered_TC = _cover(row, truth, video)
-        sum_kC += row.similarity_kT / STEPS @ covered_TC
-        snippets_C += covered_TC.sum(0)
+        label_l, covered_lT = _cover(row, truth, by_video_G[bounds_V[video] : bounds_V[video + 1]])
+        sum_kC[:, label_l] += row.similarity_kT.astype(float) @ covered_lT.T  # whole numbers, so exact
+        snippets_C[label_l] += covered_lT.sum(1)
         leads_k += np.bincount(row.similarity_kT.argmax(0), minlength=len(units))
-    mean_kC = (sum_kC / np.maximum(snippets_C, 1)).round(4)
+    mean_kC = (sum_kC / STEPS / np.maximum(snippets_C, 1)).round(4)
     return {
         "stream": stream,
         "units": list(units),
@@ -49,16 +51,19 @@ def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: Gr
     }
 
 
-def _cover(row: SnippetScores, truth: GroundTruth, video: int) -> np.ndarray:
-    """T x C: which labels' instances a snippet's middle lies in, or else that it is background."""
+def _cover(row: SnippetScores, truth: GroundTruth, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The video's labels l, then background's number and that of all, and which snippets T each covers.
+
+    A label covers a snippet whose middle lies in an instance of it; background, what none does.
+    """
     middle_s_T = row.first_s + (np.arange(len(row.attention_T)) + 0.5) * row.snippet_s
-    covered_TC = np.zeros((len(middle_s_T), len(truth.labels) + 2))
-    for g in np.flatnonzero(truth.video_N == video):
-        within_T = (middle_s_T >= truth.start_s_N[g]) & (middle_s_T < truth.end_s_N[g])
-        covered_TC[within_T, truth.label_N[g]] = 1
-    covered_TC[:, -2] = ~covered_TC.any(1)
-    covered_TC[:, -1] = 1
-    return covered_TC
+    labels, label_g = np.unique(truth.label_N[instances], return_inverse=True)
+    covered_lT = np.zeros((len(labels) + 2, len(middle_s_T)), bool)
+    for g, label in zip(instances.tolist(), label_g.tolist(), strict=True):
+        covered_lT[label] |= (middle_s_T >= truth.start_s_N[g]) & (middle_s_T < truth.end_s_N[g])
+    covered_lT[-2] = ~covered_lT.any(0)
+    covered_lT[-1] = True
+    return np.append(labels, [len(truth.labels), len(truth.labels) + 1]), covered_lT
 
 
 def _top(rows: Sequence[tuple[int, SnippetScores]], k: int) -> list[list[float]]:

@@ -69,7 +69,7 @@ def pack_videos(measured: Measured, scores: Mapping[str, Sequence[SnippetScores]
         ).encode()
         arrays = (array for row in rows for array in (row.attention_T, row.cas_cT, row.similarity_kT))
         content = len(header).to_bytes(4, "little") + header + b"".join(array.tobytes() for array in arrays)
-        packed.append(base64.b64encode(zlib.compress(content, 9)).decode())
+        packed.append(base64.b64encode(zlib.compress(content)).decode())
     return packed
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from aumn.data.truth.annotations import AnnotatedVideo, Instance, read_annotations
 from aumn.inference.snippet_scores import KEPT_CLASSES, ScoredModel, compact, write_scores
-from aumn.records import Detections, GroundTruth, Video, VideoScores
+from aumn.records import Clock, Detections, GroundTruth, Video, VideoScores
 from aumn.report.reporting import write_report
 
 VIDEOS, CLASSES, UNITS, STRIDE_FRAMES, FPS = 4926, 200, 7, 16, 25.0
@@ -64,7 +64,7 @@ def draw(videos: list[AnnotatedVideo], folder: Path) -> tuple[Detections, Ground
             cas_TC = np.zeros((snippets, len(classes)))
             cas_TC[:, kept] = smooth(random, snippets, len(kept)) ** 3
             scores = VideoScores(cas_TC.mean(0), similarity_TK.max(1), cas_TC)
-            options = {"stride_frames": STRIDE_FRAMES, "classes": kept, "units": range(UNITS)}
+            options = {"clock": Clock(STRIDE_FRAMES, STRIDE_FRAMES), "classes": kept, "units": range(UNITS)}
             rows.append(compact(facts, stream, scores, similarity_TK, **options))
         for instance in video.annotations:
             truth.append((index, label_of[instance.label], instance.start_s, instance.end_s))
@@ -73,7 +73,7 @@ def draw(videos: list[AnnotatedVideo], folder: Path) -> tuple[Detections, Ground
                 found.append((index, label_of[instance.label], random.random(), start_s, end_s))
         for start_s, end_s in np.sort(random.uniform(0, duration_s, (6, 2)), axis=1).tolist():
             found.append((index, kept[0], random.random() / 2, start_s, end_s))
-    write_scores(folder, 0, rows, ScoredModel("drawn", tuple(classes), UNITS, 0.3))
+    write_scores(folder, 0, rows, ScoredModel("drawn", tuple(classes), UNITS, {"rgb": 0.3, "flow": 0.7}))
     names = [video.id for video in videos]
     columns = [np.array(column) for column in zip(*found, strict=True)]
     true_columns = [np.array(column) for column in zip(*truth, strict=True)]

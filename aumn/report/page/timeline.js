@@ -1,13 +1,14 @@
 // One video: what is annotated, what was detected, and what the model saw, over time, on a canvas.
 
 const unpacked = new Map();
-let packedLines = null;
+/** The packed videos stand behind this script, so that a page of thousands is seen before they are read. */
+const packedLines = new Promise((resolve) => document.addEventListener('DOMContentLoaded',
+  () => resolve(document.getElementById('packed').textContent.split('\n'))));
 
 /** A video's ground truth, detections and scores: see aumn/report/videos.py for how they are packed. */
 async function unpack(index) {
   if (unpacked.has(index)) return unpacked.get(index);
-  packedLines ??= document.getElementById('packed').textContent.split('\n');
-  const bytes = Uint8Array.from(atob(packedLines[index]), (character) => character.charCodeAt(0));
+  const bytes = Uint8Array.from(atob((await packedLines)[index]), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
   const content = new Uint8Array(await new Response(stream).arrayBuffer());
   const length = new DataView(content.buffer).getUint32(0, true);
