@@ -1,10 +1,10 @@
 """What evaluating 100 times ActivityNet1.3's validation videos costs each rank.
 
-    python -m tests.real.many_detections OUT [--times 100] [--ranks 1 2]
+    python -m tests.real.many_detections OUT [--times 100] [--ranks 1 2] [--against COMMIT]
 
 The ground truth is the real one, its videos over and over under other names; the detections are SYNTHETIC, 96 a video,
 half of them near an instance. Prints a line of JSON a rank: seconds of each stage, and gigabytes that the process holds
-after it and held at its peak.
+after it and held at its peak. With --against, what the whole command `aumn evaluate` takes here and of that commit.
 """
 
 import argparse
@@ -25,13 +25,15 @@ A_VIDEO = 96
 PARTS = 10  # copies of all videos in a Parquet part
 
 
-def make(out: Path, times: int) -> None:
+OFFICIAL = SHARED / "data" / "activitynet" / "gt_activitynet13.json"
+
+
+def make(out: Path, times: int, official: Path = OFFICIAL) -> None:
     """Ground truth and detections; the same for the same `times`."""
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.inference.parts import write_part
     from aumn.records import Detections
 
-    official = SHARED / "data" / "activitynet" / "gt_activitynet13.json"
     truth = read_ground_truth(official, "validation")
     database = json.loads(official.read_text())["database"]
     copies = {f"{video}~{copy}": database[video] for copy in range(times) for video in truth.videos}
@@ -75,6 +77,7 @@ def rank(out: Path) -> None:
     """What `aumn evaluate` does, in stages."""
     from aumn.data.truth.annotations import read_ground_truth
     from aumn.evaluation.evaluate import choose_tious, evaluate
+    from aumn.evaluation.own_truth import deal
     from aumn.inference.detections import read_detections
     from aumn.runtime.ranks import connect
 
@@ -88,14 +91,25 @@ def rank(out: Path) -> None:
         now_s = mark("start", time.perf_counter())
         found, _ = read_detections(out / "found", ranks.rank, ranks.size)
         now_s = mark("detections", now_s)
-        truth = read_ground_truth(out / "gt.json", "validation")
+        truth = read_ground_truth(out / "gt.json", "validation") if ranks.is_first else None
+        truth = deal(ranks.broadcast(truth), found.videos)
         now_s = mark("ground_truth", now_s)
         result = evaluate(found, truth, choose_tious("activitynet", None), ranks)
         mark("evaluate", now_s)
-        facts |= {"rows": len(found), "videos": len(truth.videos), "mAP": result.average, "peak_gb": gigabytes("VmHWM")}
+        facts |= {"rows": len(found), "videos": len(found.videos), "mAP": result.average, "peak_gb": gigabytes("VmHWM")}
         for told in ranks.gather(facts):
             if ranks.is_first:
                 print(json.dumps(told), flush=True)
+
+
+def evaluating(out: Path, code: Path) -> dict[str, float]:
+    """What `aumn evaluate` costs with this code, and the average mAP that it finds."""
+    from harness import cost
+
+    told = out / "found.json"
+    options = ("--subset", "validation", "--protocol", "activitynet", "--json", told)
+    command = [sys.executable, "-m", "aumn", "evaluate", out / "found", "--annotations", out / "gt.json", *options]
+    return cost(list(map(str, command)), code) | {"mAP": json.loads(told.read_text())["average"]}
 
 
 def gigabytes(field: str) -> float:
@@ -107,7 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--times", type=int, default=100)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--against")
     options = parser.parse_args()
     if "RANK" in os.environ:
         rank(options.out)
@@ -116,6 +131,12 @@ def main() -> None:
         make(options.out, options.times)
     parts = list((options.out / "found").glob("*.parquet"))
     print(f"{len(parts)} parts, {sum(part.stat().st_size for part in parts) / 1e9:.2f} GB", flush=True)
+    if options.against:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+        from harness import REPOSITORY, at_commit
+
+        for code in (at_commit(options.against), REPOSITORY):
+            print(code.name, json.dumps(evaluating(options.out.resolve(), code)), flush=True)
     for ranks in options.ranks:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         command = [sys.executable, *launcher, "-m", "tests.real.many_detections", str(options.out)]
