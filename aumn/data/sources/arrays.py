@@ -5,8 +5,11 @@ Pickled object arrays are refused unless asked for, and then pass through `unpic
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -19,6 +22,9 @@ from aumn.records import InputError
 # CPython 3.11 parses literals, which numpy's headers are, with one counter for all threads, and now and then raises
 # "SystemError: AST constructor recursion depth mismatch" when two threads are at it.
 _parsing = threading.Lock()
+USUAL_BYTES, USUAL = 128, b"\x93NUMPY\x01\x00\x76\x00"
+"""The headers that numpy writes: of one length, and alike where shapes are, so that they are parsed once."""
+LARGEST_READ = 2**24  # a zip's members are unpacked in pieces
 
 
 class Header(NamedTuple):
@@ -42,21 +48,31 @@ def read_header(path: Path, *, allow_pickle: bool) -> Header:
 
 def read_array(path: Path, *, allow_pickle: bool) -> np.ndarray:
     """The array; a pickled one, or a pickled list of rows of one length, as float64."""
-    with path.open("rb") as file:
-        if not parse_header(str(path), file, path.stat().st_size).dtype.hasobject:
-            return read_values(file)
-    return table_of(path, read_objects(path, allow_pickle=allow_pickle)).astype(np.float64)
+    values = _read_plain(path)
+    return (
+        table_of(path, read_objects(path, allow_pickle=allow_pickle)).astype(np.float64) if values is None else values
+    )
 
 
 def read_objects(path: Path, *, allow_pickle: bool) -> Any:
     """What an array of pickled objects holds, or a plain array; see `unpickling.plain` for what its items are."""
+    if (values := _read_plain(path)) is not None:
+        return values
+    if not allow_pickle:
+        raise pickle_refusal(path)
+    with path.open("rb") as file, about(path):
+        parse_header(str(path), file, path.stat().st_size)
+        return unpickle(file)
+
+
+def _read_plain(path: Path) -> np.ndarray | None:
+    """The array of a file, if it holds no objects."""
     with path.open("rb") as file:
-        if not parse_header(str(path), file, path.stat().st_size).dtype.hasobject:
-            return read_values(file)
-        if not allow_pickle:
-            raise pickle_refusal(path)
-        with about(path):
-            return unpickle(file)
+        header = parse_header(str(path), file, os.fstat(file.fileno()).st_size)
+        try:
+            return None if header.dtype.hasobject else read_values(file, header)
+        except EOFError:
+            raise InputError(f"{path} became shorter while it was read: start again once it is left alone.") from None
 
 
 def pickle_refusal(path: Path) -> InputError:
@@ -77,9 +93,12 @@ def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
     """The header of an open .npy file of so many bytes, which is left at the first byte of its data."""
     try:
         with _parsing:
-            version = np.lib.format.read_magic(file)
-            parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = parse(file)
+            start = file.read(USUAL_BYTES)
+            if start.startswith(USUAL):
+                shape, is_fortran, dtype = _parse_usual(start)
+            else:
+                file.seek(0)
+                shape, is_fortran, dtype = _parse(file)
     except ValueError as error:
         raise InputError(f"{name} is not a .npy file ({error}): save the features with numpy.save.") from None
     if any(length < 0 for length in shape):
@@ -94,8 +113,25 @@ def parse_header(name: str, file: BinaryIO, size_bytes: int) -> Header:
     return Header(shape, dtype, "F" if is_fortran else "C")
 
 
-def read_values(file: BinaryIO) -> np.ndarray:
-    """The array of an open .npy file whose header was good."""
-    file.seek(0)
-    values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+def _parse(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    found: tuple[tuple[int, ...], bool, np.dtype[Any]] = parse(file)
+    return found
+
+
+@lru_cache(4096)
+def _parse_usual(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    return _parse(io.BytesIO(start))
+
+
+def read_values(file: BinaryIO, header: Header) -> np.ndarray:
+    """The array of an open .npy file that stands at its data, read into the array's own memory; EOFError."""
+    values = np.empty(header.shape, header.dtype, header.order)
+    left = memoryview(values.reshape(-1, order="A").view(np.uint8) if values.nbytes else b"")
+    while left:
+        count = file.readinto(left[:LARGEST_READ])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError(f"it lacks {len(left):,} bytes at its end")
+        left = left[count:]
     return values

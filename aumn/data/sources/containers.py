@@ -145,8 +145,8 @@ class _Npz(Archive):
             return header
 
     def read(self, name: str) -> np.ndarray:
-        with self._open(name) as (_, member):
-            return read_values(member)
+        with self._open(name) as (header, member):
+            return read_values(member, header)
 
     def content(self, name: str) -> bytes:
         """An array's .npy file."""

@@ -5,6 +5,7 @@ Shape letters: T snippets, D width of a stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from aumn.data.sources.containers import Containers, Place
 from aumn.data.sources.forms import Form, Shape, find_forms
 from aumn.data.sources.releases import JOINT, Release
 from aumn.data.sources.streams import split_columns
+from aumn.data.sources.values import converted, largest_magnitude
 from aumn.records import InputError
 
 HEADER_READERS = 16  # opening files on a network's file system is waiting, not work
@@ -195,8 +197,8 @@ def _read_whole(array: FeatureArray, containers: Containers) -> np.ndarray:
 
 def _take_stream(whole_TD: np.ndarray, array: FeatureArray, snippets: int, dtype: np.dtype) -> np.ndarray:
     features_TD = whole_TD[:snippets, array.first_column : array.first_column + array.width]
-    largest = float(np.abs(features_TD).max())  # NaN and infinity come through
-    if not np.isfinite(largest):
+    largest = largest_magnitude(features_TD)
+    if not math.isfinite(largest):
         bad_T = (~np.isfinite(features_TD)).sum(axis=1)
         raise InputError(
             f"{array.places[0]} has {bad_T.sum():,} NaN or infinite values, the first in snippet "
@@ -208,4 +210,4 @@ def _take_stream(whole_TD: np.ndarray, array: FeatureArray, snippets: int, dtype
         raise InputError(
             f"{array.places[0]} has a value of magnitude {largest:g}, beyond {dtype}'s {limit:g}: {remedy}."
         )
-    return features_TD.astype(dtype, copy=False)
+    return converted(features_TD, dtype)
