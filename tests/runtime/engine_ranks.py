@@ -37,7 +37,8 @@ def cases(precision: str) -> list[str]:
 
 def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -> Engine:
     """A case's engine on a network that is the same for every case."""
-    name, stage, precision, offload, bank_ranks = (*case.split("-"), "none", "1")[:5]
+    name, stage, precision, *more = case.split("-")
+    offload, bank_ranks = (*more, *("none", "1")[len(more) :])
     torch.manual_seed(0)
     shape = SHAPE.model_copy(update={"units": units})
     bank = Bank.over(ranks.split(int(bank_ranks))[0], units)
