@@ -36,7 +36,7 @@ import numpy as np
 from aumn.records import Detections, GroundTruth
 
 MOST_TIOUS = 63  # a bit each, and one to spare for the shift that makes them
-BLOCK_ROWS = 2**19
+BLOCK_ROWS = 2**18
 POSITIVE = np.dtype(
     [("label", np.int32), ("video", np.int32), ("score", float), ("matched", np.uint64), ("above", int)]
 )

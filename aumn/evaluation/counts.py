@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import TypeVar
@@ -113,15 +113,14 @@ def _notes_of_detections(counts: Counts, population: Population) -> Iterator[str
         yield from counts.detection_ends.say("detection", TOLD)
 
 
-def met_names(names: Sequence[str], ground_truth: GroundTruth) -> list[str]:
-    """The ground truth's names of the detections' videos, some with v_ before."""
-    known = {*ground_truth.videos, *ground_truth.untimed}
+def met_names(names: Sequence[str], *known: Collection[str]) -> list[str]:
+    """The known names of the detections' videos, some with v_ before."""
 
     def met(name: str) -> str:
-        names = (name, f"v_{name}", name.removeprefix("v_"))
-        return next((known_name for known_name in names if known_name in known), name)
+        tried = (name, f"v_{name}", name.removeprefix("v_"))
+        return next((found for found in tried if any(found in names for names in known)), name)
 
-    return [name if name in known else met(name) for name in names]
+    return [name if name in known[0] else met(name) for name in names]
 
 
 def keep_rows(table: Table, is_kept_N: np.ndarray) -> Table:

@@ -68,7 +68,7 @@ def deal(ground_truth: GroundTruth, videos: Sequence[str]) -> OwnTruth:
         raise InputError("The ground truth holds no instance to find: choose a subset that has annotations.")
     population = sorted(set(ground_truth.videos))
     number_of = {name: 2 * i + 1 for i, name in enumerate(population)}
-    met = met_names(videos, ground_truth)
+    met = met_names(videos, number_of.keys(), ground_truth.untimed)
     number_V = np.array([number_of.get(name) or 2 * bisect_left(population, name) for name in met], np.int32)
     labels = sorted({ground_truth.labels[i] for i in np.unique(ground_truth.label_N)})
     class_of = {name: number for number, name in enumerate(labels)}

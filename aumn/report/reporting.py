@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from aumn import __version__
-from aumn.data.loader import split_holdout, trained_sets
 from aumn.data.settings import DataSettings
 from aumn.data.truth.annotations import read_ground_truth, restricted
 from aumn.evaluation.evaluate import choose_tious
@@ -112,6 +111,8 @@ def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
 
 def _held_out(run: Run | None, choices: Choices) -> HeldOut:
     """Whom the run held out; of one subset of one set."""
+    from aumn.data.loader import split_holdout, trained_sets  # and with it torch, which no other page needs
+
     if run is None:
         raise InputError("--subset held_out is of a run: give its folder, and detections of it as --detections.")
     given = {"shards": choices.shards} if choices.shards else {}

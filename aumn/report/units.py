@@ -17,6 +17,7 @@ from aumn.inference.snippet_scores import STEPS, SnippetScores
 from aumn.records import GroundTruth
 
 TOP_SNIPPETS = 12
+Covers = dict[tuple[int, int, float, float], tuple[np.ndarray, np.ndarray]]
 
 
 def summarize_units(scores: Sequence[Sequence[SnippetScores]], truth: GroundTruth) -> list[dict[str, Any]]:
@@ -25,17 +26,23 @@ def summarize_units(scores: Sequence[Sequence[SnippetScores]], truth: GroundTrut
     for video, rows in enumerate(scores):
         for row in rows:
             by_stream.setdefault(row.stream, []).append((video, row))
-    return [_summarize(stream, rows, truth) for stream, rows in by_stream.items()]
+    covers: Covers = {}
+    return [_summarize(stream, rows, truth, covers) for stream, rows in by_stream.items()]
 
 
-def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: GroundTruth) -> dict[str, Any]:
+def _summarize(
+    stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: GroundTruth, covers: Covers
+) -> dict[str, Any]:
     units = rows[0][1].units
     sum_kC, leads_k = np.zeros((len(units), len(truth.labels) + 2)), np.zeros(len(units))
     snippets_C = np.zeros(sum_kC.shape[1])
     by_video_G = np.argsort(truth.video_N, kind="stable")
     bounds_V = np.searchsorted(truth.video_N[by_video_G], np.arange(rows[-1][0] + 2))
     for video, row in rows:
-        label_l, covered_lT = _cover(row, truth, by_video_G[bounds_V[video] : bounds_V[video + 1]])
+        key = (video, len(row.attention_T), row.first_s, row.snippet_s)  # mostly the same for all streams
+        if key not in covers:
+            covers[key] = _cover(row, truth, by_video_G[bounds_V[video] : bounds_V[video + 1]])
+        label_l, covered_lT = covers[key]
         sum_kC[:, label_l] += row.similarity_kT.astype(float) @ covered_lT.T  # whole numbers, so exact
         snippets_C[label_l] += covered_lT.sum(1)
         leads_k += np.bincount(row.similarity_kT.argmax(0), minlength=len(units))
