@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aumn import ends
 from aumn.data.truth.annotations import read_ground_truth
+from aumn.evaluation import average_precision, own_truth
 from aumn.evaluation.evaluate import PROTOCOLS, Evaluation, choose_tious, evaluate, parse_tious
 from aumn.inference.detections import read_detections
 from aumn.inference.parts import write_part
@@ -197,6 +199,17 @@ def test_order_parts_and_numbering_change_nothing(tmp_path_factory: pytest.TempP
     for start, end in zip([0, *cuts], [*cuts, len(rows)], strict=True):
         write_part(as_detections(rows[start:end]), folder / f"{start}.parquet")
     assert evaluate(read_detections(folder)[0], truth, TIOUS, Ranks()).to_json() == expected
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500])
+def test_neither_do_blocks_of_rows_whether_a_videos_lie_together_or_apart(monkeypatch: pytest.MonkeyPatch, rows: int):
+    apart, truth = random_case(2_000)
+    expected = evaluate(apart, truth, TIOUS, Ranks()).to_json()
+    for module in (average_precision, own_truth, ends):
+        monkeypatch.setattr(module, "BLOCK_ROWS", rows)
+    together = average_precision.take(apart, np.argsort(apart.video_N, kind="stable"))
+    for detections in (apart, together):
+        assert evaluate(detections, truth, TIOUS, Ranks()).to_json() == expected
 
 
 def shuffled_truth(truth: GroundTruth, random) -> GroundTruth:
