@@ -7,10 +7,12 @@ webdataset's own TarWriter would do, but its import pulls in torch (2.8 s and 22
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import tarfile
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,7 @@ from aumn.records import InputError
 
 Row = dict[str, Any]  # of manifest.parquet
 Parts = tuple[bytes | np.ndarray, ...]  # of a member's content
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 2**25  # of <malloc.h>, and the most that it takes
 BUFFER_BYTES = 2**16  # headers go out together with what follows them, and arrays past it
 SHARDS, PROGRESS = "shards", "progress"
 """Folders of the workplace: what becomes the shard set, and notes on the shards that are finished."""
@@ -56,7 +59,7 @@ class ShardPlan:
 
     def digest(self) -> str:
         """Equal plans of unchanged files have equal digests."""
-        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT_VERSION, asdict(self)]).encode())
+        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT_VERSION, self], default=_fields).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,13 @@ class Written:
     problems: dict[str, str] = field(default_factory=dict)  # video -> what is wrong with it
 
 
+def _fields(plan: Any) -> dict[str, Any]:
+    return {field.name: getattr(plan, field.name) for field in fields(plan)}
+
+
 def write_shard(plan: ShardPlan, work: Path) -> Written:
     """Write `shards/<file>` in `work` and then the note that it is finished; each appears whole or not at all."""
+    _keep_memory()
     rows, problems = [], {}
     containers = Containers(allow_pickle=plan.allow_pickle)
     shard = work / SHARDS / plan.file
@@ -89,6 +97,14 @@ def write_shard(plan: ShardPlan, work: Path) -> Written:
     with whole_file(work / PROGRESS / f"{plan.file}.json") as partial:
         partial.write_text(json.dumps({"plan": plan.digest(), "bytes": size, "rows": rows, "problems": problems}))
     return Written(plan.file, size, rows, problems)
+
+
+def _keep_memory() -> None:
+    """Let the C library keep what arrays leave for the next ones: fresh pages cost as much as reading into them."""
+    with suppress(AttributeError):  # of another C library than glibc
+        keep = ctypes.CDLL(None).mallopt
+        keep(M_MMAP_THRESHOLD, KEPT_BYTES)
+        keep(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
 
 
 def read_checksums(plan: ShardPlan) -> dict[str, dict[str, int]]:
