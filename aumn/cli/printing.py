@@ -99,7 +99,7 @@ def print_time(found: Footprint, rates: Rates) -> None:
     epoch = f"; an epoch {duration(taken_s * found.steps_an_epoch)}" if found.steps_an_epoch else ""
     videos = found.ranks * found.micro_batches * found.micro_videos
     print(f"What binds is {limit}: {1e3 * taken_s:,.1f} ms a step, {videos / taken_s:,.0f} videos/s{epoch}.")
-    print(f"At {rates}. Latency and waiting for slow ranks are left out, so no step can be faster.")
+    print(f"At {rates}. Latency and waiting for slow ranks are left out.")
 
 
 def duration(seconds: float) -> str:

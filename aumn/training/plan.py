@@ -1,8 +1,8 @@
 """What a step's time would be made of on a mesh that is not here: its collectives by link, and rates in, seconds out.
 
 Collectives are recorded, not guessed: the real engine and network make their calls to a `Mesh` in place of ranks. Each
-is taken as a ring's, or as one message to every other rank, at the bandwidth of the slower of its two links; latency,
-and links that share less than they promise, are left out, so a time is what no step can be below.
+is taken as a ring's, or as one message to every other rank, at the bandwidth of the slower of its two links. Latency,
+slow ranks, and links that do less than they promise are left out.
 """
 
 from __future__ import annotations
