@@ -27,7 +27,7 @@ from aumn.files import whole_file
 from aumn.records import InputError
 
 Row = dict[str, Any]  # of manifest.parquet
-Parts = tuple[bytes | np.ndarray, ...]  # of a member's content
+Parts = tuple[bytes | memoryview, ...]  # of a member's content
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 2**25  # of <malloc.h>, and the most that it takes
 BUFFER_BYTES = 2**16  # headers go out together with what follows them, and arrays past it
 SHARDS, PROGRESS = "shards", "progress"
@@ -149,12 +149,12 @@ def _write_sample(tar: BinaryIO, dtype: np.dtype, shard: int, planned: PlannedVi
     return row
 
 
-def _npy(features_TD: np.ndarray) -> tuple[bytes, np.ndarray]:
+def _npy(features_TD: np.ndarray) -> tuple[bytes, memoryview]:
     """The file that numpy.save makes, in two parts of which the second is not copied."""
     features_TD = np.ascontiguousarray(features_TD)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features_TD))
-    return header.getvalue(), features_TD.reshape(-1).view(np.uint8)
+    return header.getvalue(), features_TD.reshape(-1).view(np.uint8).data
 
 
 def _checksum(parts: Parts) -> int:

@@ -128,7 +128,7 @@ def _parse_usual(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def read_values(file: BinaryIO, header: Header) -> np.ndarray:
     """The array of an open .npy file that stands at its data, read into the array's own memory; EOFError."""
     values = np.empty(header.shape, header.dtype, header.order)
-    left = memoryview(values.reshape(-1, order="A").view(np.uint8) if values.nbytes else b"")
+    left = values.reshape(-1, order="A").view(np.uint8).data if values.nbytes else memoryview(b"")
     while left:
         count = file.readinto(left[:LARGEST_READ])  # type: ignore[attr-defined]
         if not count:
