@@ -91,7 +91,8 @@ class AUMN(nn.Module):
             if self.scores_snippets:
                 with torch.no_grad():
                     cas_BTC = self._probabilities(_class_activation(embedded_BTF, mixing_BTT, reading))
-            return Scores(logits_BC, attention_BT, reading.unit_sums_BK, self.memory.scaled_units_KF, cas_BTC)
+            units_KF, scale = self.memory.units_KF, self.memory.unit_scale
+            return Scores(logits_BC, attention_BT, reading.unit_sums_BK, units_KF, scale, cas_BTC)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""

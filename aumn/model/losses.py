@@ -92,7 +92,7 @@ def batch_losses(
             terms["pseudo_labels"] = pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
         terms = {name: term / step.global_videos for name, term in terms.items()}
         if diversity_parts is not None:
-            terms["diversity"] = diversity(score.units_KF, bank) / diversity_parts
+            terms["diversity"] = diversity(score.units_KF, bank, scale=score.unit_scale) / diversity_parts
         total = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
         found[stream] = {**terms, "total": total}
     return found
@@ -146,8 +146,8 @@ def homogeneity(unit_sums_BK: Tensor, share_sum_K: Tensor, bank: Bank | None = N
     return (unit_shares(unit_sums_BK, bank) @ direction_K).sum()
 
 
-def diversity(units_KF: Tensor, bank: Bank | None = None) -> Tensor:
-    """Eq. 10, |M Mᵀ - I|, without a K x K tensor when K > F.
+def diversity(units_KF: Tensor, bank: Bank | None = None, *, scale: float = 1.0) -> Tensor:
+    """Eq. 10, |M Mᵀ - I|, of `scale` times the units, without a K x K tensor when K > F.
 
     M Mᵀ and Mᵀ M share their non-zero eigenvalues, so |M Mᵀ - I_K|² = |Mᵀ M - I_F|² + (K - F): a sum of two terms that
     are not negative, where the textbook expansion |MᵀM|² - 2|M|² + K cancels. Over ranks, Mᵀ M is the sum of their
@@ -159,5 +159,7 @@ def diversity(units_KF: Tensor, bank: Bank | None = None) -> Tensor:
         small = product(units_KF, units_KF.T)
     else:
         small = bank.gram_alike(units_KF) if bank else product(units_KF.T, units_KF)
+    if scale != 1:
+        small = small * scale**2
     norm: Tensor = torch.linalg.matrix_norm(small - torch.eye(len(small), dtype=small.dtype, device=small.device))
     return norm if num_units <= width else torch.sqrt(norm.square() + (num_units - width))

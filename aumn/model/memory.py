@@ -97,11 +97,6 @@ class Memory(nn.Module):
         self.values_RFC = nn.Parameter(values_RFC.uniform_(-1, 1) / math.sqrt(bottleneck) * start)
         self.value_scale, self.unit_scale = (share, min(1.0, math.sqrt(share))) if rates else (1.0, 1.0)
 
-    @property
-    def scaled_units_KF(self) -> Tensor:
-        """M as Eq. 10 sees it."""
-        return self.units_KF if self.unit_scale == 1 else self.units_KF * self.unit_scale
-
     def read(self, queries_BTA: Tensor, mask_BT: Tensor) -> Reading:
         """Compare every snippet with every action unit (Eq. 5).
 

@@ -201,7 +201,7 @@ class _Stream(nn.Module):
         super().__init__()
         self.network, self.precision, self.device = network, precision, device
 
-    def forward(self, *inputs: Any, only_sums: bool = False) -> tuple[Tensor | None, ...]:
+    def forward(self, *inputs: Any, only_sums: bool = False) -> tuple[Tensor | float | None, ...]:
         with autocast(self.precision, self.device):
             if only_sums:
                 return (self.network.unit_sums(*inputs),)
