@@ -26,6 +26,12 @@ import pyarrow.parquet as pq
 from tests.real.rehearsal import SHARED, SNIPPETS_PER_S
 
 WIDTH, SHARD_BYTES, STREAMS = 1024, 256 * 10**6, {"rgb": 1024, "flow": 1024}
+MEASURABLE = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+"""Environment in which freed memory goes back to the system at once."""
 
 
 def make(out: Path, count: int) -> None:
@@ -136,15 +142,10 @@ def main() -> None:
         return
     if not options.out.exists():
         make(options.out, options.videos)
-    quiet = {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-    }
     for what in ("train", "localize"):
         print(what, flush=True)
         command = [sys.executable, "-m", "tests.real.million", str(options.out), "--rank", what]
-        subprocess.run(command, env={**os.environ, **quiet}, check=True, timeout=600)
+        subprocess.run(command, env={**os.environ, **MEASURABLE}, check=True, timeout=600)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo
 from aumn.data.shards.layout import DESCRIPTION, Description, kept_as, read_description, sample_key
@@ -104,24 +106,25 @@ class Base:
             )
         return replace(ours, classes=planned.classes)
 
-    def split(
-        self, videos: Sequence[PlannedVideo], truth: Annotations
-    ) -> tuple[list[PlannedVideo], list[PlannedVideo]]:
-        """The videos that it holds already, alike as far as headers tell, and those to add."""
-        held = [video for video in videos if video.features.video in self.rows]
+    def hold(self, videos: Sequence[PlannedVideo], truth: Annotations) -> np.ndarray:
+        """Which of the videos it holds already, alike as far as headers tell; InputError where one is otherwise."""
         changed = {
             video.id: difference
             for video in truth.videos.values()
             if video.id in self.rows and (difference := _differ(_told(self.truth.videos[video.id]), _told(video)))
         }
-        for video in held:
+        is_held = []
+        for video in videos:
+            is_held.append(video.features.video in self.rows)
+            if not is_held[-1]:
+                continue
             there = self.shards.videos[self.rows[video.features.video]]
             ours = {"snippets": there.snippets, "duration": there.duration_s, "fps": there.fps}
             theirs = {"snippets": video.features.snippets, "duration": video.duration_s, "fps": video.fps}
             if difference := _differ(ours, theirs):
                 changed.setdefault(there.id, difference)
         self._refuse(changed)
-        return held, [video for video in videos if video.features.video not in self.rows]
+        return np.array(is_held, bool)
 
     def refuse_others(self, checksums: Mapping[str, Mapping[str, int]]) -> None:
         """InputError unless videos that it holds have, in every stream, the features that it holds; by checksum."""

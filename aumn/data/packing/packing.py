@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aumn.data.columns import Made
 from aumn.data.packing.options import PackOptions
 from aumn.data.packing.planning import PackingReport, Plan, plan_packing, refuse_existing
 from aumn.data.packing.pool import run_in_processes
@@ -66,7 +67,8 @@ def pack(
     plan = plan_packing(PackOptions(features, str(out), annotations, **options))
     with _workplace(plan, out) as work, _sending(store, work / SHARDS) as send:
         _check_held(plan, on_progress)
-        finished = [read_finished(shard, work, store) for shard in plan.shards]
+        noted = [index for index, file in enumerate(plan.shards.files) if (work / PROGRESS / f"{file}.json").is_file()]
+        finished = [read_finished(plan.shards[index], work, store) for index in noted]
         kept = {shard.file: shard for shard in finished if shard is not None}
         if outdated := len(_notes(plan, work)) - len(kept):
             logger.warning(
@@ -161,10 +163,11 @@ def _workers(plan: Plan) -> int:
 def _check_held(plan: Plan, on_progress: Progress | None) -> None:
     """InputError where features of videos that the set has are others now."""
     found: dict[str, dict[str, int]] = {}
-    for checksums in run_in_processes(read_checksums, [(shard,) for shard in plan.held], _workers(plan)):
+    calls = Made(lambda index: (plan.held[index],), range(len(plan.held)))
+    for checksums in run_in_processes(read_checksums, calls, _workers(plan)):
         found |= checksums
         if on_progress:
-            on_progress(len(found), plan.report.held + sum(len(shard.videos) for shard in plan.shards))
+            on_progress(len(found), plan.report.held + sum(plan.shards.sizes().values()))
     if plan.base:
         plan.base.refuse_others(found)
 
@@ -173,7 +176,7 @@ def _write_rest(
     plan: Plan, kept: dict[str, Written], work: Path, send: Callable[[str], None], on_progress: Progress | None
 ) -> list[Written]:
     """All shards in the plan's order, the kept ones too; bad videos are reported together, once all are read."""
-    videos = {shard.file: len(shard.videos) for shard in plan.shards}
+    videos = plan.shards.sizes()
     written, held = dict(kept), plan.report.held
 
     def tell() -> None:
@@ -181,7 +184,8 @@ def _write_rest(
             on_progress(held + sum(videos[file] for file in written), held + sum(videos.values()))
 
     tell()
-    calls = [(shard, work) for shard in plan.shards if shard.file not in kept]
+    rest = [index for index, file in enumerate(plan.shards.files) if file not in kept]
+    calls = Made(lambda index: (plan.shards[index], work), rest)
     for shard in run_in_processes(write_shard, calls, _workers(plan)):
         written[shard.file] = shard
         send(shard.file)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from aumn.data.columns import Made
 from aumn.data.packing.growing import Base
 from aumn.data.packing.options import DTYPES, PackOptions
 from aumn.data.packing.shard_writer import PlannedVideo, ShardPlan
@@ -26,6 +28,7 @@ from aumn.ends import Length
 from aumn.records import Clock, InputError, Place, place_of
 
 DEFAULT_STRIDE_FRAMES = 16
+COLUMNS = {"snippets": "i", "width": "i", "duration_s": "d", "fps": "d"}  # of planned videos, with their kinds
 RESCALED_RATIO = 1.2  # of the longest video to the shortest, where all have as many snippets
 
 
@@ -55,14 +58,14 @@ class PackingReport:
 class Plan:
     """The description and the report lack only what is known once shards are written."""
 
-    shards: list[ShardPlan]
-    annotated: list[AnnotatedVideo]  # those to pack, in their order
+    shards: Shards
+    annotated: Sequence[AnnotatedVideo]  # those to pack, in their order
     description: Description
     workers: int | None
     report: PackingReport
     on_bad: str
     base: Base | None  # the set that this is added to
-    held: list[ShardPlan]  # of videos that it has already, if they are alike
+    held: Shards  # of videos that it has already, if they are alike
 
 
 def plan_packing(options: PackOptions) -> Plan:
@@ -90,17 +93,22 @@ def plan_packing(options: PackOptions) -> Plan:
         options.crops,
     )
     containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
-    release = find_release(options.features, containers, naming, truth.videos, is_wtalc=truth.is_wtalc)
+    ids = [*truth.videos]
+    release = find_release(options.features, containers, naming, ids, is_wtalc=truth.is_wtalc)
+    places = release.places
     found = check_features(
         release,
-        match(release.path, release.places, truth),
+        in_order(places.found(annotated=True).tolist(), truth, ids)
+        or match(release.path, places.names[len(ids) :], truth),
         containers,
         trim_streams=options.trim_streams,
         crops=options.crops,
         transposed=options.transposed,
     )
     facts, unfinished = _read_all_facts(release, found.videos, extraction)
-    features, bad = [video for video in found.videos if video.video not in unfinished], found.bad | unfinished
+    features, bad = found.videos, found.bad | unfinished
+    if unfinished:
+        features = features.take(index for index, video in enumerate(features) if video.video not in unfinished)
     if on_bad != "skip" or not features:
         headline = f"{len(bad):,} videos in {release.path} cannot be packed:"
         refuse(list(bad.values()), headline, OR_SKIP if features else "")
@@ -129,10 +137,11 @@ def plan_packing(options: PackOptions) -> Plan:
     )
     description = base.accept(description) if base else description
     planned = plan_videos(features, truth, classes, clock, fps, is_rescaled=bool(options.rescaled), facts=facts)
-    held, videos = base.split(planned, truth) if base else ([], planned)
-    shards = _plan_shards(videos, options, base)
-    annotated = [truth.videos[video.features.video] for video in videos]
+    held, videos = planned.split(base.hold(planned, truth)) if base else (planned.take([]), planned)
+    shards = Shards(videos, options, base)
+    annotated = Made(lambda number: truth.videos[videos.ids[number]], range(len(videos)))
     there = base.rows.keys() if base else set()
+    lacking, strange = np.flatnonzero(~places.is_found_V[: len(ids)]), places.found(annotated=False)
     return Plan(
         shards=shards,
         annotated=annotated,
@@ -144,10 +153,10 @@ def plan_packing(options: PackOptions) -> Plan:
             classes=classes,
             streams=found.widths,
             shards=len(shards),
-            without_features=sorted(truth.videos.keys() - release.places - there),
-            without_annotations=sorted(release.places.keys() - truth.videos - there),
+            without_features=sorted({ids[number] for number in lacking.tolist()} - there),
+            without_annotations=sorted({places.names[number] for number in strange.tolist()} - there),
             bad=bad,
-            source=_say_source(release, found.widths, options, clock=clock, rates=sorted({v.fps for v in planned})),
+            source=_say_source(release, found.widths, options, clock=clock, rates=np.unique(planned.fps_N).tolist()),
             notes=[*_say_beside(release), *(look_at_truth(videos, annotated, clock, on_bad) if videos else ())],
             coverage=None if options.rescaled else measure_coverage(videos, truth, clock),
             appended_to=len(base.rows) if base else None,
@@ -156,7 +165,7 @@ def plan_packing(options: PackOptions) -> Plan:
         ),
         on_bad=on_bad,
         base=base,
-        held=_plan_shards(held, options, None),
+        held=Shards(held, options, None),
     )
 
 
@@ -209,6 +218,11 @@ def refuse_existing(out: Place, *, grows: bool = True) -> None:
         )
 
 
+def in_order(numbers: list[int], annotations: Annotations, ids: Sequence[str]) -> list[int]:
+    """Annotated videos by subset and id."""
+    return sorted(numbers, key=lambda number: (annotations.videos[ids[number]].subset, ids[number]))
+
+
 def match(source: Path, found: Collection[str], annotations: Annotations) -> list[str]:
     """The videos to pack, by subset and id: annotated ones with features, of one stream at least."""
     annotated = annotations.videos
@@ -235,7 +249,7 @@ def _propose_names(found: Collection[str], annotated: Collection[str]) -> str:
 
 
 def _is_one_pickle(release: Release) -> bool:
-    place = next(iter(next(iter(release.places.values())).values()))[0]
+    place = release.places.arrays.place(0)
     return release.layout == "wtalc" or place.file.lower().endswith(PICKLE_SUFFIXES)
 
 
@@ -243,14 +257,14 @@ def refuse_rescaled(
     source: Path, features: Sequence[VideoFeatures], annotations: Annotations, rescaled: bool | None
 ) -> None:
     """Ask where all videos have one length in snippets and not in seconds: no stride fits such features."""
-    durations = [annotations.videos[found.video].duration_s or 0.0 for found in features]
-    is_suspect = (
-        len({found.snippets for found in features}) == 1 and max(durations) > RESCALED_RATIO * min(durations) > 0
-    )
+    facts = ((found.snippets, annotations.videos[found.video].duration_s or 0.0) for found in features)
+    snippets_N, duration_s_N = np.fromiter(facts, np.dtype((float, 2))).T
+    shortest_s, longest_s = float(duration_s_N.min()), float(duration_s_N.max())
+    is_suspect = snippets_N.min() == snippets_N.max() and longest_s > RESCALED_RATIO * shortest_s > 0
     if is_suspect and rescaled is None:
         raise InputError(
             f"{source}: all {len(features):,} videos have {features[0].snippets:,} snippets, and last from "
-            f"{min(durations):g} to {max(durations):g} s: give --rescaled if the features were resized to one length, "
+            f"{shortest_s:g} to {longest_s:g} s: give --rescaled if the features were resized to one length, "
             "or --no-rescaled if a snippet is as long in all of them."
         )
 
@@ -302,12 +316,12 @@ def plan_videos(
     *,
     is_rescaled: bool,
     facts: Mapping[str, Facts],
-) -> list[PlannedVideo]:
+) -> PlannedVideos:
     """Each video's manifest facts; a missing duration is that of its snippets, a missing frame rate an error.
 
     Features that were resized to one length have the frame rate by which they last as long as their video.
     """
-    planned, unknown = [], []
+    unknown, columns = [], {name: array(kind) for name, kind in COLUMNS.items()}
     for arrays in features:
         video = annotations.videos[arrays.video]
         told = facts.get(arrays.video)
@@ -317,10 +331,10 @@ def plan_videos(
         if not rate:
             unknown.append(video.id)
             continue
-        labels = tuple(sorted(map(classes.index, video.labels())))
+        width = sum(found.width for found in arrays.streams.values())
         duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
-        names = tuple(classes[label] for label in labels)
-        planned.append(PlannedVideo(arrays, video.subset, labels, names, duration_s, rate))
+        for name, value in zip(COLUMNS, (arrays.snippets, width, duration_s, rate), strict=True):
+            columns[name].append(value)
     if unknown and is_rescaled:
         raise InputError(
             f"{annotations.source} tells no duration for {len(unknown):,} videos ({_examples(unknown)}), over which "
@@ -331,7 +345,8 @@ def plan_videos(
             f"{annotations.source} tells no fps for {len(unknown):,} videos ({_examples(unknown)}): "
             "give --fps, the frame rate that the features were extracted at."
         )
-    return planned
+    numbers = {label: number for number, label in enumerate(classes)}
+    return PlannedVideos(features, annotations, numbers, *(np.array(column) for column in columns.values()))
 
 
 def _say_source(
@@ -369,24 +384,21 @@ def _say_beside(release: Release) -> Iterator[str]:
         yield f"Not taken, though of the same videos: {counts}. To take all as streams: {every}."
 
 
-def measure_coverage(videos: Sequence[PlannedVideo], annotations: Annotations, clock: Clock) -> float | None:
+def measure_coverage(videos: PlannedVideos, annotations: Annotations, clock: Clock) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
-    shares = [
-        clock.lasts_s(video.features.snippets, video.fps) / duration_s
-        for video in videos
-        if (duration_s := annotations.videos[video.features.video].duration_s)
-    ]
-    return float(np.median(shares)) if shares else None
+    told_s_N = np.fromiter((annotations.videos[video].duration_s or np.nan for video in videos.ids), float)
+    shares = (clock.lasts_s(videos.snippets_N, videos.fps_N) / told_s_N)[~np.isnan(told_s_N)]
+    return float(np.median(shares)) if len(shares) else None
 
 
-def look_at_truth(
-    videos: Sequence[PlannedVideo], annotated: Sequence[AnnotatedVideo], clock: Clock, on_bad: str
-) -> list[str]:
+def look_at_truth(videos: PlannedVideos, annotated: Sequence[AnnotatedVideo], clock: Clock, on_bad: str) -> list[str]:
     """Sentences on what looks wrong with the times in the ground truth."""
-    lengths = [
-        Length(clock.lasts_s(video.features.snippets, video.fps), clock.stride_frames / video.fps, video.fps)
-        for video in videos
-    ]
+
+    def length(number: int) -> Length:
+        fps = float(videos.fps_N[number])
+        return Length(clock.lasts_s(int(videos.snippets_N[number]), fps), clock.stride_frames / fps, fps)
+
+    lengths = Made(length, range(len(videos)))
     odd = [
         f"{truth.id} ({length.covered_s:,.1f} s of {truth.duration_s:,.1f} s)"
         for truth, length in zip(annotated, lengths, strict=True)
@@ -415,28 +427,83 @@ def _say_lonely_classes(annotated: Sequence[AnnotatedVideo]) -> Iterator[str]:
             )
 
 
-def _plan_shards(videos: Sequence[PlannedVideo], options: PackOptions, base: Base | None) -> list[ShardPlan]:
-    """Cut the videos, in order, into shards of one subset each and of about `shard_mb` at most."""
-    before = len(base.description.shards) if base else 0
-    itemsize, shard_bytes = np.dtype(_dtype(options)).itemsize, round(options.shard_mb * 10**6)
-    plans: list[ShardPlan] = []
-    for subset, of_subset in groupby(videos, key=lambda video: video.subset):
-        parts: list[list[PlannedVideo]] = []
-        part_bytes = 0
-        for video in of_subset:
-            width = sum(array.width for array in video.features.streams.values())
-            video_bytes = video.features.snippets * width * itemsize
-            if not parts or part_bytes + video_bytes > shard_bytes:
-                parts.append([])
-                part_bytes = 0
-            parts[-1].append(video)
+@dataclass(frozen=True, slots=True)
+class PlannedVideos(Sequence[PlannedVideo]):
+    """What is to be packed, as columns; a video is an object only while somebody looks at it."""
+
+    features: Sequence[VideoFeatures]
+    truth: Annotations
+    classes: Mapping[str, int]  # in their order
+    snippets_N: np.ndarray
+    width_N: np.ndarray  # of all streams
+    duration_s_N: np.ndarray
+    fps_N: np.ndarray
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The videos' names."""
+        return Made(lambda number: self.features[number].video, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.snippets_N)
+
+    def __getitem__(self, index: Any) -> Any:
+        features = self.features[index]
+        video = self.truth.videos[features.video]
+        labels = sorted((self.classes[label], label) for label in video.labels())
+        numbers, names = tuple(number for number, _ in labels), tuple(name for _, name in labels)
+        duration_s, fps = float(self.duration_s_N[index]), float(self.fps_N[index])
+        return PlannedVideo(features, video.subset, numbers, names, duration_s, fps)
+
+    def take(self, indices: Sequence[int]) -> PlannedVideos:
+        """Those at some indices."""
+        place_N = np.array(indices, np.int64)
+        features = Made(self.features.__getitem__, place_N)
+        columns = (column[place_N] for column in (self.snippets_N, self.width_N, self.duration_s_N, self.fps_N))
+        return PlannedVideos(features, self.truth, self.classes, *columns)
+
+    def split(self, is_first_N: np.ndarray) -> tuple[PlannedVideos, PlannedVideos]:
+        """Some of them, and the others."""
+        return self.take(np.flatnonzero(is_first_N)), self.take(np.flatnonzero(~is_first_N))
+
+
+class Shards(Sequence[ShardPlan]):
+    """The videos, in order, cut into shards of one subset each and of about `shard_mb` at most.
+
+    A shard's plan, which has an object for each of its videos, is made when it is looked at.
+    """
+
+    def __init__(self, videos: PlannedVideos, options: PackOptions, base: Base | None) -> None:
+        self._videos, self._options = videos, options
+        self._before = len(base.description.shards) if base else 0
+        subsets = (videos.truth.videos[video].subset for video in videos.ids)
+        dtype, most_bytes = np.dtype(_dtype(options)), round(options.shard_mb * 10**6)
+        bytes_N = (videos.snippets_N.astype(np.int64) * videos.width_N * dtype.itemsize).tolist()
+        self.files: list[str] = []
+        self._firsts = array("q")
+        part_bytes, subset_before = 0, None
+        for index, (subset, video_bytes) in enumerate(zip(subsets, bytes_N, strict=True)):
+            if subset != subset_before:
+                number = base.next_number(subset) if base else 0
+            if subset != subset_before or part_bytes + video_bytes > most_bytes:
+                self.files.append(f"{sample_key(subset)}-{number:06d}.tar")
+                self._firsts.append(index)
+                number, part_bytes, subset_before = number + 1, 0, subset
             part_bytes += video_bytes
-        for number, part in enumerate(parts, base.next_number(subset) if base else 0):
-            file = f"{sample_key(subset)}-{number:06d}.tar"
-            skips_bad = options.on_bad == "skip"
-            index = before + len(plans)
-            plans.append(ShardPlan(file, index, _dtype(options), options.allow_pickle, skips_bad, tuple(part)))
-    return plans
+        self._firsts.append(len(videos))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sizes(self) -> dict[str, int]:
+        """The videos of each shard."""
+        return dict(zip(self.files, np.diff(np.array(self._firsts)).tolist(), strict=True))
+
+    def __getitem__(self, index: Any) -> Any:
+        shard = range(len(self))[index]
+        videos = tuple(self._videos[number] for number in range(self._firsts[shard], self._firsts[shard + 1]))
+        skips_bad, pickled = self._options.on_bad == "skip", self._options.allow_pickle
+        return ShardPlan(self.files[shard], self._before + shard, _dtype(self._options), pickled, skips_bad, videos)
 
 
 def _dtype(options: PackOptions) -> str:

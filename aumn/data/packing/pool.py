@@ -31,14 +31,14 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
         yield from (task(*call) for call in calls)
         return
     spawn = multiprocessing.get_context("spawn")
-    left, processes, busy = list(reversed(calls)), [], set[Any]()
+    left, processes, busy = iter(calls), [], set[Any]()
     try:
         for _ in range(min(workers, len(calls))):
             ours, theirs = spawn.Pipe()
             processes.append(spawn.Process(target=_work, args=(task, theirs), daemon=True))
             processes[-1].start()
             theirs.close()  # so that the process's death ends the connection
-            _give(ours, left.pop())
+            _give(ours, next(left))
             busy.add(ours)
         while busy:
             ready: list[Any] = wait(list(busy))
@@ -52,8 +52,8 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
                     ) from None
                 if error is not None:
                     raise error
-                if left:
-                    _give(connection, left.pop())
+                if (call := next(left, None)) is not None:
+                    _give(connection, call)
                 else:
                     busy.remove(connection)
                 yield result

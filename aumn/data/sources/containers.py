@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from aumn.data.columns import Texts
 from aumn.data.problems import about
 from aumn.data.sources import arrays
 from aumn.data.sources.arrays import Header, read_array, read_values, table_of
@@ -360,14 +361,14 @@ def _npy_of(name: str, content: bytes | memoryview) -> np.ndarray:
     return values.reshape(header.shape, order=header.order)
 
 
-def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str, ...], Place]]:
-    """Every array in a folder, at any depth, or in an archive: the parts of its name, suffixes left out, and its place.
+def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[str, str | None]]:
+    """Every array in a folder, at any depth, or in an archive: its file, seen from the path, and its name in there."""
+    files = Texts([""] if path.is_file() else _files_below(path))
 
-    A folder's archives count as folders: the array VIDEO in `rgb_val.h5` has the parts ("rgb_val", "VIDEO").
-    """
-    below = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    files = [path] if path.is_file() else list(below)
-    seen = Counter(file.suffix.lower() for file in files)
+    def suffix_of(file: str) -> str:
+        return os.path.splitext(file or path.name)[1].lower()
+
+    seen = Counter(map(suffix_of, files))
     kind = next((kind for kind in KINDS if seen.keys() & set(kind)), None)
     if kind is None:
         shown = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in seen.most_common(5))
@@ -375,10 +376,15 @@ def list_arrays(path: Path, containers: Containers) -> Iterator[tuple[tuple[str,
         raise InputError(
             f"{path} holds no features but {shown or 'nothing'}: give {', '.join(others)} or {last} files."
         )
-    for file in (file for file in files if file.suffix.lower() in kind):
-        parts = () if file == path else file.relative_to(path).with_suffix("").parts
-        if file.suffix.lower() in SINGLE_SUFFIXES:
-            yield parts or (file.stem,), Place(str(file))
-            continue
-        for name in containers.archive(str(file)).names():
-            yield (*parts, *filter(None, name.split("/"))) or (file.stem,), Place(str(file), name)
+    for file in (file for file in files if suffix_of(file) in kind):
+        if suffix_of(file) in SINGLE_SUFFIXES:
+            yield file, None
+        else:
+            yield from ((file, name) for name in containers.archive(str(path / file)).names())
+
+
+def _files_below(path: Path) -> Iterator[str]:
+    """Seen from the path."""
+    for folder, _, names in os.walk(path, followlinks=True):
+        below = Path(folder).relative_to(path).as_posix()
+        yield from (name if below == "." else f"{below}/{name}" for name in names)

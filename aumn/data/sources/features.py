@@ -6,24 +6,28 @@ Shape letters: T snippets, D width of a stream.
 from __future__ import annotations
 
 import math
+import os
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mode
 from typing import NamedTuple
 
 import numpy as np
 
+from aumn.data.columns import Made
 from aumn.data.problems import about
 from aumn.data.sources.arrays import Header
 from aumn.data.sources.containers import Containers, Place
 from aumn.data.sources.forms import Form, Shape, find_forms
-from aumn.data.sources.releases import JOINT, Release
+from aumn.data.sources.releases import JOINT, Arrays, Release
 from aumn.data.sources.streams import split_columns
 from aumn.data.sources.values import converted, largest_magnitude
 from aumn.records import InputError
 
+READ_AT_ONCE = 4096  # headers, of which there are millions
 HEADER_READERS = 16  # opening files on a network's file system is waiting, not work
 
 
@@ -55,59 +59,118 @@ class _Found(NamedTuple):
     stamp: tuple[int, int]
 
 
+class _Headers:
+    """What is said of each array, as columns; few headers differ. `bad` are the sentences on those without one."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self._numbers: dict[Header, int] = {}
+        self._header_A = np.full(len(arrays), -1, np.int32)
+        self._stamp_A2 = np.zeros((len(arrays), 2), np.int64)
+        self.bad: dict[int, str] = {}
+
+    def read(self, indices: np.ndarray, containers: Containers) -> None:
+        """Look at some of the arrays."""
+
+        def look(some: list[int]) -> list[_Found | str]:
+            return [_look(self._arrays.place(index), containers) for index in some]
+
+        with ThreadPoolExecutor(HEADER_READERS) as threads:
+            for block in np.array_split(indices, len(indices) // READ_AT_ONCE + 1):
+                shares = [share.tolist() for share in np.array_split(block, HEADER_READERS)]
+                for share, found in zip(shares, threads.map(look, shares), strict=True):
+                    for index, each in zip(share, found, strict=True):
+                        if isinstance(each, str):
+                            self.bad[index] = each
+                        else:
+                            self._header_A[index] = self._numbers.setdefault(each.header, len(self._numbers))
+                            self._stamp_A2[index] = each.stamp
+        self._headers = [*self._numbers]
+
+    def __getitem__(self, index: int) -> _Found:
+        if index in self.bad:
+            raise InputError(self.bad[index])
+        size, time_ns = self._stamp_A2[index].tolist()
+        return _Found(self._headers[self._header_A[index]], (size, time_ns))
+
+    def shapes(self, indices: np.ndarray) -> list[Shape]:
+        """Those of some arrays; each once, or twice where several have it."""
+        found, first, count = np.unique(self._header_A[indices], return_index=True, return_counts=True)
+        order = np.argsort(first)
+        shapes = Counter[Shape]()
+        for number, times in zip(found[order].tolist(), count[order].tolist(), strict=True):
+            if number >= 0:
+                shapes[self._headers[number].shape] += times
+        return [*shapes, *(shape for shape, times in shapes.items() if times > 1)]
+
+
+def _look(place: Place, containers: Containers) -> _Found | str:
+    try:
+        status = os.stat(place.file)
+        return _Found(containers.header(place), (status.st_size, status.st_mtime_ns))
+    except InputError as error:
+        return str(error)
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """Videos that can be packed, in the order asked for; each stream's width; and what is wrong with the others."""
 
-    videos: list[VideoFeatures]
+    videos: Made[VideoFeatures]
     widths: dict[str, int]
     bad: dict[str, str]
 
 
 def check_features(
     release: Release,
-    videos: Sequence[str],
+    videos: Sequence[int],
     containers: Containers,
     *,
     trim_streams: bool,
     crops: str | None,
     transposed: bool | None,
 ) -> Checked:
-    """Check every video's arrays by their headers; values are checked when they are read."""
-
-    def look(place: Place) -> _Found | str:
-        try:
-            status = Path(place.file).stat()
-            return _Found(containers.header(place), (status.st_size, status.st_mtime_ns))
-        except InputError as error:
-            return str(error)
-
-    arrays = [(name, place) for video in videos for name, places in release.places[video].items() for place in places]
-    with ThreadPoolExecutor(HEADER_READERS) as threads:
-        found = dict(
-            zip([place for _, place in arrays], threads.map(look, [place for _, place in arrays]), strict=True)
+    """Check the arrays of videos, by their numbers; by headers, since values are checked when they are read."""
+    places = release.places
+    rows = np.isin(places.key_P // len(places.streams), videos)
+    stream_P = places.key_P % len(places.streams)
+    place_V = np.zeros(len(places.names), np.int64)
+    place_V[videos] = np.arange(len(videos))
+    order = np.argsort(place_V[places.key_P // len(places.streams)], kind="stable")
+    order = order[rows[order]]
+    headers = _Headers(places.arrays)
+    headers.read(places.index_P[order], containers)
+    forms = {
+        stream: find_forms(
+            release.path, headers.shapes(places.index_P[order[stream_P[order] == number]]), crops, transposed
         )
-    shapes: dict[str, list[Shape]] = {}
-    for name, place in arrays:
-        if isinstance(told := found[place], _Found):
-            shapes.setdefault(name, []).append(told.header.shape)
-    forms = {name: find_forms(release.path, shapes[name], crops, transposed) for name in shapes}
-    good, bad = [], {}
+        for number, stream in enumerate(places.streams)
+    }
+
+    def check(video: int) -> VideoFeatures:
+        return _check_video(release, video, headers, forms, trim_streams=trim_streams)
+
+    bad: dict[str, str] = {}
+    good, widths_of = array("q"), {stream: array("i") for stream in release.streams}
     for video in videos:
         try:
-            good.append(_check_video(release, video, found, forms, trim_streams=trim_streams))
+            features = check(video)
         except InputError as error:
-            bad[video] = str(error)
-    widths = {stream: mode(features.streams[stream].width for features in good) for stream in release.streams if good}
-    for features in good:
-        for stream, array in features.streams.items():
-            if array.width != widths[stream]:
-                bad[features.video] = (
-                    f"{array.places[0]} has width {array.width} where the other videos' {stream} features have "
-                    f"{widths[stream]}: extract it with the same network."
-                )
-                break
-    return Checked([features for features in good if features.video not in bad], widths, bad)
+            bad[places.names[video]] = str(error)
+            continue
+        good.append(video)
+        for stream, found in features.streams.items():
+            widths_of[stream].append(found.width)
+    widths = {stream: mode(found) for stream, found in widths_of.items() if found}
+    odd = np.any([np.array(widths_of[stream]) != width for stream, width in widths.items()], axis=0)
+    kept = Made(check, good)
+    for index in np.flatnonzero(odd).tolist():
+        stream, found = next((name, of) for name, of in kept[index].streams.items() if of.width != widths[name])
+        bad[kept[index].video] = (
+            f"{found.places[0]} has width {found.width} where the other videos' {stream} features have "
+            f"{widths[stream]}: extract it with the same network."
+        )
+    return Checked(kept.take(np.flatnonzero(~odd)) if good else kept, widths, bad)
 
 
 def read_features(features: VideoFeatures, dtype: np.dtype, containers: Containers) -> dict[str, np.ndarray]:
@@ -122,28 +185,30 @@ def read_features(features: VideoFeatures, dtype: np.dtype, containers: Containe
 
 def _check_video(
     release: Release,
-    video: str,
-    found: Mapping[Place, _Found | str],
+    number: int,
+    found: _Headers,
     forms: Mapping[str, Mapping[int, Form]],
     *,
     trim_streams: bool,
 ) -> VideoFeatures:
-    places_of = release.places[video]
+    video, indices_of = release.places.names[number], release.places.of(number)
     lengths: dict[str, int] = {}
     arrays: dict[str, FeatureArray] = {}
-    for name in (JOINT,) if JOINT in places_of else release.streams:
-        if name not in places_of:
-            other, places = next(iter(places_of.items()), ("neither", ("the crops that were asked for",)))
-            raise InputError(f"{release.path} has {other} of video {video!r} ({places[0]}) but no {name}: extract it.")
-        places = places_of[name]
-        told = [_unless_bad(found[place]) for place in places]
+    for name in (JOINT,) if JOINT in indices_of else release.streams:
+        if name not in indices_of:
+            other, place = next(iter(indices_of), "neither"), "the crops that were asked for"
+            if indices_of:
+                place = str(release.places.arrays.place(indices_of[other][0]))
+            raise InputError(f"{release.path} has {other} of video {video!r} ({place}) but no {name}: extract it.")
+        places = tuple(map(release.places.arrays.place, indices_of[name]))
+        told = [found[index] for index in indices_of[name]]
         form, (snippets, columns) = _check_header(places, [each.header for each in told], forms[name])
         with about(places[0]):
             spans = split_columns(release.joint, columns) if name == JOINT else {name: (0, columns)}
-        for stream, (first, width) in spans.items():
+        for stream, (column, width) in spans.items():
             lengths[stream] = snippets
             stamps = tuple(each.stamp for each in told)
-            arrays[stream] = FeatureArray(places, told[0].header.shape, form, first, width, stamps)
+            arrays[stream] = FeatureArray(places, told[0].header.shape, form, column, width, stamps)
     if len(set(lengths.values())) > 1 and not trim_streams:
         counts = ", ".join(f"{length} of {stream}" for stream, length in lengths.items())
         raise InputError(
@@ -151,12 +216,6 @@ def _check_video(
             "or give --trim-streams to cut to the shortest."
         )
     return VideoFeatures(video, min(lengths.values()), {stream: arrays[stream] for stream in release.streams})
-
-
-def _unless_bad(found: _Found | str) -> _Found:
-    if isinstance(found, str):
-        raise InputError(found)
-    return found
 
 
 def _check_header(

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from aumn.data.columns import Texts
 from aumn.data.problems import refuse
 from aumn.data.sources.containers import Containers, Place, list_arrays
 from aumn.data.sources.streams import USUAL, WHOLE, Joint, Words, in_order, say_streams
@@ -26,7 +32,6 @@ LAYOUTS = {
 }
 """What arrays are named; {} is a stream."""
 
-Places = dict[str, dict[str, tuple[Place, ...]]]  # video -> stream, or JOINT -> its array, or its crops' arrays
 Parts = tuple[str, ...]
 _NOT_FEATURES = re.compile(r"(^|[_.-])(fps|timestamps_ms|stride_frames)$")  # what extractors leave beside features
 _WORD_ENDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # RGBTest is rgb, test
@@ -44,6 +49,77 @@ class Naming:
     prefix: str
     suffix: str
     crops: str | None
+
+
+class Arrays(Sequence[Parts]):
+    """The names of a release's arrays, cut at folders, suffixes left out; made of texts when they are looked at.
+
+    A folder's archives count as folders: the array VIDEO in `rgb_val.h5` has the parts ("rgb_val", "VIDEO").
+    """
+
+    def __init__(self, path: Path, found: Iterable[tuple[str, str | None]]) -> None:
+        self._path, self._archives = path, dict[str, int]()
+        self._texts, self._archive_A = Texts(), array("i")  # the archive of a member, or -1: the text is a file's
+        for file, member in found:
+            if not _NOT_FEATURES.search(self._cut(file, member)[-1]):
+                is_in = member is not None
+                self._archive_A.append(self._archives.setdefault(file, len(self._archives)) if is_in else -1)
+                self._texts.append(file if member is None else member)
+        self._files = [*self._archives]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cut(*self._found(index))
+
+    def place(self, index: int) -> Place:
+        """Where an array is."""
+        file, member = self._found(index)
+        return Place(str(self._path / file), member)
+
+    def archives(self, indices: np.ndarray) -> set[str]:
+        """Those that hold some of the arrays."""
+        found = np.unique(np.array(self._archive_A, np.int32)[indices])
+        return {str(self._path / self._files[archive]) for archive in found if archive >= 0}
+
+    def _found(self, index: int) -> tuple[str, str | None]:
+        text, archive = self._texts[index], self._archive_A[index]
+        return (text, None) if archive < 0 else (self._files[archive], text)
+
+    def _cut(self, file: str, member: str | None) -> Parts:
+        parts = file[: file.rindex(".")].split("/") if file else ()
+        return (*parts, *filter(None, (member or "").split("/"))) or ((self._path / file).stem,)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where each video's arrays are, as columns: rows P of one array, in the order of their videos.
+
+    Videos have numbers, which index `names`: the annotated ones in their order, and then others that were found.
+    """
+
+    arrays: Arrays
+    streams: Sequence[str]  # of which JOINT is one
+    names: Sequence[str]
+    annotated: int
+    key_P: np.ndarray  # video x streams + stream
+    index_P: np.ndarray  # of its array, or of its crops' arrays
+    is_found_V: np.ndarray
+
+    def of(self, video: int) -> dict[str, tuple[int, ...]]:
+        """Stream, or JOINT -> indices of its array, or of its crops' arrays; streams in the order they were found."""
+        first, last = np.searchsorted(self.key_P, (video * len(self.streams), (video + 1) * len(self.streams)))
+        found: dict[str, tuple[int, ...]] = {}
+        for key, index in zip(self.key_P[first:last].tolist(), self.index_P[first:last].tolist(), strict=True):
+            stream = self.streams[key % len(self.streams)]
+            found[stream] = (*found.get(stream, ()), index)
+        return dict(sorted(found.items(), key=lambda item: min(item[1])))
+
+    def found(self, *, annotated: bool) -> np.ndarray:
+        """The numbers of the annotated videos, or of the others, of which there is anything."""
+        found_V: np.ndarray = np.flatnonzero(self.is_found_V)
+        return found_V[(found_V < self.annotated) == annotated]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +144,7 @@ def say_layout(layout: str, streams: Collection[str]) -> str:
 
 
 def find_release(
-    path: Path, containers: Containers, naming: Naming, videos: Collection[str], *, is_wtalc: bool
+    path: Path, containers: Containers, naming: Naming, videos: Sequence[str], *, is_wtalc: bool
 ) -> Release:
     """Look at the arrays' names and say which layout they follow; a layout is named where looking does not tell.
 
@@ -84,17 +160,16 @@ def find_release(
     words = naming.words or USUAL
     joint = naming.joint or dict.fromkeys(words.values())
     if path.is_file() and path.suffix == ".npy":
-        places = _wtalc_places(path, containers, list(videos) if is_wtalc else None)
+        places = _wtalc_places(path, containers, videos if is_wtalc else None)
         return Release(path, "wtalc", layout is None, places, in_order(joint), joint, words)
-    arrays = [(parts, place) for parts, place in list_arrays(path, containers) if not _NOT_FEATURES.search(parts[-1])]
-    if not arrays or layout == "wtalc":
+    arrays = Arrays(path, list_arrays(path, containers))
+    if not len(arrays) or layout == "wtalc":
         raise InputError(f"{path} holds no features{' in one .npy file' * (layout == 'wtalc')}: give what holds them.")
-    names = [parts for parts, _ in arrays]
-    chosen, words = (layout, words) if layout else _look(path, names, words, is_told=naming.words is not None)
+    chosen, words = (layout, words) if layout else _look(path, arrays, words, is_told=naming.words is not None)
     if chosen == SINGLE and len(words) > 1:
         raise InputError(f"{path}: layout {SINGLE!r} is of one stream: name it, as in --streams rgb.")
-    fitting = _read_names(chosen, names, words)
-    there = {stream for _, stream in fitting.values()}
+    stream_A = _read_names(chosen, arrays, words)
+    there = {_streams(words)[code] for code in np.unique(stream_A) if code >= 0}
     found = in_order(joint if chosen == JOINT else [stream for stream in words.values() if stream in there])
     missing = [stream for stream in words.values() if stream not in found and chosen != JOINT]
     if missing and (naming.words or not found):
@@ -103,35 +178,41 @@ def find_release(
             f"{say_layout(chosen, words.values())}): where they have other names, give --streams "
             f"{','.join(f'{stream}=NAME' for stream in words.values())}; where one array holds all, --layout joint."
         )
-    beside = {word: len(more) for word, more in _find_beside(chosen, names, fitting).items()}
-    named = [(fitting[parts], place) for parts, place in arrays if parts in fitting]
+    beside = {word: len(more) for word, more in _find_beside(chosen, arrays, stream_A, words).items()}
     was_found = layout is None and not (chosen == SINGLE and naming.words)
-    return _gather(Release(path, chosen, was_found, {}, found, joint, words, beside), named, naming, videos)
+    places, renamed = _gather(arrays, stream_A, videos, naming, path=path, layout=chosen, words=words)
+    return Release(path, chosen, was_found, places, found, joint, words, beside, renamed)
 
 
-def _look(path: Path, names: Sequence[Parts], words: Words, *, is_told: bool) -> tuple[str, Words]:
+def _streams(words: Words) -> list[str]:
+    """What `_read_names` numbers."""
+    return [*words.values(), JOINT]
+
+
+def _look(path: Path, names: Arrays, words: Words, *, is_told: bool) -> tuple[str, Words]:
     """The layout that all names follow, and the words of its streams; none is guessed where only some follow one, and
     no array is cut in two.
     """
     if WHOLE in words:
         return SINGLE, words
-    streams = _propose_streams(names)
     for layout in ("folders", "suffixes"):
-        fitting = _read_names(layout, names, words)
-        others = [parts for parts in names if parts not in fitting]
-        beside = _find_beside(layout, names, fitting)
-        has_all = is_told or len({stream for _, stream in fitting.values()}) == len(words)
-        if fitting and (not others or (has_all and set().union(*beside.values()).issuperset(others))):
+        stream_A = _read_names(layout, names, words)
+        fitting_A, others_A = np.flatnonzero(stream_A >= 0), np.flatnonzero(stream_A < 0)
+        if not len(fitting_A):
+            continue
+        beside = _find_beside(layout, names, stream_A, words)
+        has_all = is_told or len(np.unique(stream_A[fitting_A])) == len(words)
+        if not len(others_A) or (has_all and set().union(*beside.values()).issuperset(others_A.tolist())):
             return layout, words
-        if fitting:
-            alone = f", or take that stream alone with --streams {next(iter(fitting.values()))[1]}" * bool(beside)
-            raise InputError(
-                f"{path}: {len(fitting):,} of {len(names):,} arrays are named as layout {layout!r} has it, such as "
-                f"{'/'.join(next(iter(fitting)))!r}, and others not, such as {'/'.join(others[0])!r}: take the others "
-                f"out, name the layout with --layout, one of {', '.join(LAYOUTS)}, or the streams with "
-                f"{streams or '--streams rgb=NAME,flow=NAME'}{alone}."
-            )
-    if streams:
+        first = int(fitting_A[0])
+        alone = f", or take that stream alone with --streams {_streams(words)[stream_A[first]]}" * bool(beside)
+        raise InputError(
+            f"{path}: {len(fitting_A):,} of {len(names):,} arrays are named as layout {layout!r} has it, such as "
+            f"{'/'.join(names[first])!r}, and others not, such as {'/'.join(names[int(others_A[0])])!r}: take the "
+            f"others out, name the layout with --layout, one of {', '.join(LAYOUTS)}, or the streams with "
+            f"{_propose_streams(names) or '--streams rgb=NAME,flow=NAME'}{alone}."
+        )
+    if streams := _propose_streams(names):
         raise InputError(
             f"{path} has every video in several folders, and none is named {' or '.join(words)}: give {streams}."
         )
@@ -151,28 +232,30 @@ def _look(path: Path, names: Sequence[Parts], words: Words, *, is_told: bool) ->
     )
 
 
-def _read_names(layout: str, names: Sequence[Parts], words: Words) -> dict[Parts, tuple[Parts, str]]:
-    """The video and the stream of every array whose name follows the layout."""
-    return {parts: found for parts in names if (found := _READERS[layout](parts, words))}
+def _read_names(layout: str, names: Arrays, words: Words) -> np.ndarray:
+    """The number of each array's stream among `_streams`; -1 where the name does not follow the layout."""
+    code, read = {stream: number for number, stream in enumerate(_streams(words))}, _READERS[layout]
+    return np.fromiter((code[found[1]] if (found := read(parts, words)) else -1 for parts in names), np.int8)
 
 
-def _find_beside(
-    layout: str, names: Sequence[Parts], fitting: Mapping[Parts, tuple[Parts, str]]
-) -> dict[str, list[Parts]]:
+def _find_beside(layout: str, names: Arrays, stream_A: np.ndarray, words: Words) -> dict[str, list[int]]:
     """What stands where a stream's word would in other arrays, of the same videos: more streams, perhaps."""
-    videos = {video for video, _ in fitting.values()}
-    under: dict[str, list[tuple[Parts, Parts]]] = {}
-    for parts in names:
-        if parts in fitting:
-            continue
+    under: dict[str, list[tuple[int, Parts]]] = {}
+    for index in np.flatnonzero(stream_A < 0).tolist():
+        parts = names[index]
         if layout == "folders":
-            cuts = [(part, parts[:index] + parts[index + 1 :]) for index, part in enumerate(parts[:-1])]
+            cuts = [(part, parts[:place] + parts[place + 1 :]) for place, part in enumerate(parts[:-1])]
         else:
             ends = re.fullmatch(r"(.+)[/_.-]([^/_.-]+)", "/".join(parts), re.DOTALL)
             cuts = [(ends[2], tuple(ends[1].split("/")))] if ends else []
         for word, video in cuts:
-            under.setdefault(word, []).append((parts, video))
-    return {word: [parts for parts, _ in of] for word, of in under.items() if any(video in videos for _, video in of)}
+            under.setdefault(word, []).append((index, video))
+    if not under:
+        return {}
+    asked = {video for of in under.values() for _, video in of}
+    fitting = (_READERS[layout](names[index], words) for index in np.flatnonzero(stream_A >= 0).tolist())
+    videos = {found[0] for found in fitting if found and found[0] in asked}
+    return {word: [index for index, _ in of] for word, of in under.items() if any(video in videos for _, video in of)}
 
 
 def _propose_streams(names: Sequence[Parts]) -> str | None:
@@ -191,6 +274,7 @@ def _propose_streams(names: Sequence[Parts]) -> str | None:
     return None
 
 
+@lru_cache(1024)
 def _words(name: str) -> set[str]:
     return {word.lower() for word in (name, *_WORD_ENDS.split(name))}
 
@@ -219,29 +303,61 @@ _READERS: dict[str, Callable[[Parts, Words], tuple[Parts, str] | None]] = {
 
 
 def _gather(
-    release: Release, named: Sequence[tuple[tuple[Parts, str], Place]], naming: Naming, videos: Collection[str]
-) -> Release:
-    """The release with its places."""
-    path = release.path
-    known = {_ENDING.sub("", video): video for video in videos} | {video: video for video in videos}
-    found: dict[str, dict[str, dict[str, Place]]] = {}  # video -> stream -> crop -> its array
-    problems, renamed = [], []
-    for (parts, stream), place in named:
-        video, crop = _identify(parts, naming, known)
-        crops = found.setdefault(video, {}).setdefault(stream, {})
-        if crops.setdefault(crop, place) != place:
-            problems.append(f"{path}: {crops[crop]} and {place} are both {stream} of {video!r}: keep one.")
-        if (name := "/".join(parts)) != video:
-            renamed.append((name, video))
-    refuse(problems, f"{len(problems):,} videos in {path} have two arrays for one stream:")
-    places = {
-        video: {stream: chosen for stream, crops in streams.items() if (chosen := _choose_crops(path, crops, naming))}
-        for video, streams in found.items()
-    }
-    return replace(release, places=places, renamed=(*min(renamed), len(renamed)) if renamed else None)
+    arrays: Arrays,
+    stream_A: np.ndarray,
+    videos: Sequence[str],
+    naming: Naming,
+    *,
+    path: Path,
+    layout: str,
+    words: Words,
+) -> tuple[Places, tuple[str, str, int] | None]:
+    """The places, and what `Release.renamed` tells."""
+    known = {
+        bare: number for number, video in enumerate(videos) if (bare := _ENDING.sub("", video)) != video
+    } | {video: number for number, video in enumerate(videos)}  # fmt: skip
+    others: dict[str, int] = {}
+    video_A, crop_A = np.zeros(len(arrays), np.int32), np.zeros(len(arrays), np.uint32)
+    renamed: tuple[str, str] | None = None
+    count = 0
+    for index, parts in enumerate(arrays):
+        if stream_A[index] < 0:
+            continue
+        found = _READERS[layout](parts, words)
+        assert found
+        name = "/".join(found[0])
+        number, crop = _identify(found[0], naming, known)
+        if number is None:
+            number = others.setdefault(name, len(videos) + len(others))
+        elif name != videos[number]:
+            renamed = min(renamed or (name, videos[number]), (name, videos[number]))
+            count += 1
+        video_A[index], crop_A[index] = number, ord(crop) if crop else 0
+    names = [*videos, *others]
+    is_found_V = np.zeros(len(names), bool)
+    is_found_V[video_A[stream_A >= 0]] = True
+    streams = _streams(words)
+    index_P = np.lexsort((crop_A, stream_A, video_A))
+    index_P = index_P[stream_A[index_P] >= 0]
+    key_P, crop_P = video_A[index_P].astype(np.int64) * len(streams) + stream_A[index_P], crop_A[index_P]
+    is_kept_P = np.r_[True, (np.diff(key_P) != 0) | (crop_P[1:] != crop_P[:-1])]
+    problems: dict[int, str] = {}
+    for row in np.flatnonzero(~is_kept_P).tolist():
+        first = arrays.place(int(index_P[np.flatnonzero(is_kept_P[:row])[-1]]))
+        if (place := arrays.place(int(index_P[row]))) != first:
+            stream, video = streams[key_P[row] % len(streams)], names[key_P[row] // len(streams)]
+            problems[int(index_P[row])] = f"{path}: {first} and {place} are both {stream} of {video!r}: keep one."
+    refuse(
+        [problems[index] for index in sorted(problems)],
+        f"{len(problems):,} videos in {path} have two arrays for one stream:",
+    )
+    rows = (column_P[is_kept_P] for column_P in (key_P, index_P, crop_P))
+    is_kept_P[is_kept_P] = _choose_crops(arrays, *rows, path=path, naming=naming)
+    places = Places(arrays, streams, names, len(videos), key_P[is_kept_P], index_P[is_kept_P], is_found_V)
+    return places, (*renamed, count) if renamed else None
 
 
-def _identify(parts: Parts, naming: Naming, known: Mapping[str, str]) -> tuple[str, str]:
+def _identify(parts: Parts, naming: Naming, known: Mapping[str, int]) -> tuple[int | None, str]:
     """The annotated video that an array is of, by its whole name or the longest part of it, and which crop of it."""
     spans = [parts[a : a + size] for size in range(len(parts), 0, -1) for a in range(len(parts) - size, -1, -1)]
     for name in map("/".join, spans):
@@ -251,22 +367,25 @@ def _identify(parts: Parts, naming: Naming, known: Mapping[str, str]) -> tuple[s
             for text in (candidate, _ENDING.sub("", candidate)):
                 if text in known:
                     return known[text], number
-    return "/".join(parts), ""
+    return None, ""
 
 
-def _choose_crops(path: Path, crops: dict[str, Place], naming: Naming) -> tuple[Place, ...]:
-    """The arrays of one video's stream whose mean is its features: one, but for the mean of its crops."""
-    if crops.keys() == {""}:
-        return (crops[""],)
+def _choose_crops(
+    arrays: Arrays, key_P: np.ndarray, index_P: np.ndarray, crop_P: np.ndarray, *, path: Path, naming: Naming
+) -> np.ndarray:
+    """The rows whose arrays' mean is the features of one video's stream: one, but for the mean of its crops."""
+    is_crop_P = np.isin(key_P, key_P[crop_P > 0])
+    if not is_crop_P.any() or naming.crops == "mean":
+        return np.ones(len(key_P), bool)
     if naming.crops is None:
+        first = arrays.place(int(index_P[is_crop_P].min()))
         raise InputError(
-            f"{path} has several crops of a video, such as {next(iter(crops.values()))}: give --crops mean, --crops "
+            f"{path} has several crops of a video, such as {first}: give --crops mean, --crops "
             "centre, which is __0 as in XD-Violence, or the number of one."
         )
-    if naming.crops == "mean":
-        return tuple(crops[crop] for crop in sorted(crops))
-    crop = "0" if naming.crops == "centre" else naming.crops
-    return (crops[crop],) if crop in crops else ()
+    wanted = "0" if naming.crops == "centre" else naming.crops
+    is_wanted_P: np.ndarray = ~is_crop_P | ((crop_P == ord(wanted[0])) & (len(wanted) == 1))
+    return is_wanted_P
 
 
 def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | None) -> Places:
@@ -280,13 +399,14 @@ def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | Non
             f"{path} holds {len(numbers):,} arrays, and the annotation folder names {len(names):,} videos: take the "
             "folder that was released with these features."
         )
-    return {video: {JOINT: (Place(str(path), number),)} for video, number in zip(names, numbers, strict=True)}
+    number_P = np.arange(len(names))
+    arrays = Arrays(path, (("", number) for number in numbers))
+    return Places(arrays, [JOINT], names, len(names), number_P, number_P, np.ones(len(names), bool))
 
 
 def read_fact(release: Release, fact: str, containers: Containers) -> float | None:
     """What archives tell of all their arrays, `fps` or `stride_frames`, as an attribute or scalar; they must agree."""
-    arrays = (places for streams in release.places.values() for places in streams.values())
-    files = {place.file for places in arrays for place in places if place.member is not None}
+    files = release.places.arrays.archives(release.places.index_P)
     told = {number for file in files if (number := containers.archive(file).fact(fact)) is not None}
     if len(told) > 1 or not all(0 < number < math.inf for number in told):
         shown, option = ", ".join(f"{number:g}" for number in sorted(told)), fact.replace("_", "-")
