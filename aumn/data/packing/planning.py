@@ -321,7 +321,7 @@ def plan_videos(
 
     Features that were resized to one length have the frame rate by which they last as long as their video.
     """
-    unknown, columns = [], {name: array(kind) for name, kind in COLUMNS.items()}
+    ids, unknown, columns = [], [], {name: array(kind) for name, kind in COLUMNS.items()}
     for arrays in features:
         video = annotations.videos[arrays.video]
         told = facts.get(arrays.video)
@@ -333,6 +333,7 @@ def plan_videos(
             continue
         width = sum(found.width for found in arrays.streams.values())
         duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
+        ids.append(video.id)
         for name, value in zip(COLUMNS, (arrays.snippets, width, duration_s, rate), strict=True):
             columns[name].append(value)
     if unknown and is_rescaled:
@@ -346,7 +347,7 @@ def plan_videos(
             "give --fps, the frame rate that the features were extracted at."
         )
     numbers = {label: number for number, label in enumerate(classes)}
-    return PlannedVideos(features, annotations, numbers, *(np.array(column) for column in columns.values()))
+    return PlannedVideos(features, ids, annotations, numbers, *(np.array(column) for column in columns.values()))
 
 
 def _say_source(
@@ -432,6 +433,7 @@ class PlannedVideos(Sequence[PlannedVideo]):
     """What is to be packed, as columns; a video is an object only while somebody looks at it."""
 
     features: Sequence[VideoFeatures]
+    ids: Sequence[str]
     truth: Annotations
     classes: Mapping[str, int]  # in their order
     snippets_N: np.ndarray
@@ -439,17 +441,12 @@ class PlannedVideos(Sequence[PlannedVideo]):
     duration_s_N: np.ndarray
     fps_N: np.ndarray
 
-    @property
-    def ids(self) -> Sequence[str]:
-        """The videos' names."""
-        return Made(lambda number: self.features[number].video, range(len(self)))
-
     def __len__(self) -> int:
         return len(self.snippets_N)
 
     def __getitem__(self, index: Any) -> Any:
         features = self.features[index]
-        video = self.truth.videos[features.video]
+        video = self.truth.videos[self.ids[index]]
         labels = sorted((self.classes[label], label) for label in video.labels())
         numbers, names = tuple(number for number, _ in labels), tuple(name for _, name in labels)
         duration_s, fps = float(self.duration_s_N[index]), float(self.fps_N[index])
@@ -458,9 +455,9 @@ class PlannedVideos(Sequence[PlannedVideo]):
     def take(self, indices: Sequence[int]) -> PlannedVideos:
         """Those at some indices."""
         place_N = np.array(indices, np.int64)
-        features = Made(self.features.__getitem__, place_N)
+        features, ids = Made(self.features.__getitem__, place_N), [self.ids[place] for place in place_N.tolist()]
         columns = (column[place_N] for column in (self.snippets_N, self.width_N, self.duration_s_N, self.fps_N))
-        return PlannedVideos(features, self.truth, self.classes, *columns)
+        return PlannedVideos(features, ids, self.truth, self.classes, *columns)
 
     def split(self, is_first_N: np.ndarray) -> tuple[PlannedVideos, PlannedVideos]:
         """Some of them, and the others."""

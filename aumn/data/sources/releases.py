@@ -106,10 +106,16 @@ class Places:
     key_P: np.ndarray  # video x streams + stream
     index_P: np.ndarray  # of its array, or of its crops' arrays
     is_found_V: np.ndarray
+    first_V: np.ndarray = field(init=False)  # a video's first row, and behind the last one's the count of rows
+
+    def __post_init__(self) -> None:
+        """Find each video's rows."""
+        bounds = np.searchsorted(self.key_P, np.arange(len(self.names) + 1) * len(self.streams))
+        object.__setattr__(self, "first_V", bounds)
 
     def of(self, video: int) -> dict[str, tuple[int, ...]]:
         """Stream, or JOINT -> indices of its array, or of its crops' arrays; streams in the order they were found."""
-        first, last = np.searchsorted(self.key_P, (video * len(self.streams), (video + 1) * len(self.streams)))
+        first, last = self.first_V[video], self.first_V[video + 1]
         found: dict[str, tuple[int, ...]] = {}
         for key, index in zip(self.key_P[first:last].tolist(), self.index_P[first:last].tolist(), strict=True):
             stream = self.streams[key % len(self.streams)]
