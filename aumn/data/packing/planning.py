@@ -96,10 +96,12 @@ def plan_packing(options: PackOptions) -> Plan:
     ids = [*truth.videos]
     release = find_release(options.features, containers, naming, ids, is_wtalc=truth.is_wtalc)
     places = release.places
+    numbers = in_order(places.found(annotated=True).tolist(), truth, ids)
+    if not numbers:
+        match(release.path, places.names[len(ids) :], truth)  # says what is there instead
     found = check_features(
         release,
-        in_order(places.found(annotated=True).tolist(), truth, ids)
-        or match(release.path, places.names[len(ids) :], truth),
+        numbers,
         containers,
         trim_streams=options.trim_streams,
         crops=options.crops,
@@ -334,7 +336,8 @@ def plan_videos(
         width = sum(found.width for found in arrays.streams.values())
         duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
         ids.append(video.id)
-        for name, value in zip(COLUMNS, (arrays.snippets, width, duration_s, rate), strict=True):
+        told_of: tuple[Any, ...] = arrays.snippets, width, duration_s, rate
+        for name, value in zip(COLUMNS, told_of, strict=True):
             columns[name].append(value)
     if unknown and is_rescaled:
         raise InputError(
@@ -388,7 +391,9 @@ def _say_beside(release: Release) -> Iterator[str]:
 def measure_coverage(videos: PlannedVideos, annotations: Annotations, clock: Clock) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     told_s_N = np.fromiter((annotations.videos[video].duration_s or np.nan for video in videos.ids), float)
-    shares = (clock.lasts_s(videos.snippets_N, videos.fps_N) / told_s_N)[~np.isnan(told_s_N)]
+    snippets_N: Any = videos.snippets_N
+    fps_N: Any = videos.fps_N
+    shares = (clock.lasts_s(snippets_N, fps_N) / told_s_N)[~np.isnan(told_s_N)]
     return float(np.median(shares)) if len(shares) else None
 
 
@@ -452,7 +457,7 @@ class PlannedVideos(Sequence[PlannedVideo]):
         duration_s, fps = float(self.duration_s_N[index]), float(self.fps_N[index])
         return PlannedVideo(features, video.subset, numbers, names, duration_s, fps)
 
-    def take(self, indices: Sequence[int]) -> PlannedVideos:
+    def take(self, indices: Sequence[int] | np.ndarray) -> PlannedVideos:
         """Those at some indices."""
         place_N = np.array(indices, np.int64)
         features, ids = Made(self.features.__getitem__, place_N), [self.ids[place] for place in place_N.tolist()]

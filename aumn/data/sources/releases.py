@@ -125,7 +125,7 @@ class Places:
     def found(self, *, annotated: bool) -> np.ndarray:
         """The numbers of the annotated videos, or of the others, of which there is anything."""
         found_V: np.ndarray = np.flatnonzero(self.is_found_V)
-        return found_V[(found_V < self.annotated) == annotated]
+        return found_V[np.equal(found_V < self.annotated, annotated)]
 
 
 @dataclass(frozen=True, slots=True)
