@@ -77,6 +77,7 @@ class AsWritten(nn.Module):
         mixed_BTF = embedded_BTF + torch.softmax(queries_BTA @ queries_BTA.mT / scale, dim=-1) @ embedded_BTF
         keys_KA = self.key(self.units_KF)
         values_KFC = self.value(torch.relu(self.hidden(self.units_KF))).view(len(keys_KA), -1, self.classes)
+        values_KFC = values_KFC * (7 / len(keys_KA))  # `model.unit_rates`
         similarity_BTK = torch.sigmoid(queries_BTA @ keys_KA.T / scale)
         classifiers_BTFC = torch.einsum("btk,kfc->btfc", similarity_BTK, values_KFC)
         attention_BT = similarity_BTK.max(dim=-1).values
@@ -87,9 +88,8 @@ class AsWritten(nn.Module):
     def _loss(self, logits_BC: Tensor, labels_BC: Tensor, attention_BT: Tensor, similarity_BTK: Tensor) -> Tensor:
         targets_BC = labels_BC / labels_BC.sum(dim=1, keepdim=True)
         classification = functional.cross_entropy(logits_BC, targets_BC)
-        diversity = torch.linalg.norm(
-            self.units_KF @ self.units_KF.T - torch.eye(len(self.units_KF), device=logits_BC.device)
-        )
+        units_KF = self.units_KF * min(1.0, math.sqrt(7 / len(self.units_KF)))
+        diversity = torch.linalg.norm(units_KF @ units_KF.T - torch.eye(len(units_KF), device=logits_BC.device))
         homogeneity = torch.linalg.norm(similarity_BTK.sum(dim=1).softmax(dim=-1).mean(dim=0))
         return classification + 0.01 * diversity + 0.02 * homogeneity + 0.05 * attention_BT.mean()
 

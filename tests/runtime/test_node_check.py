@@ -118,6 +118,6 @@ def test_the_clock_of_a_node_begins_when_torch_is_imported(tmp_path, monkeypatch
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n7")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "99")
-    monkeypatch.setattr(node_check, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(node_check, "import_module", lambda name: time.sleep(1.2) or importlib.import_module(name))
+    monkeypatch.setattr(node_check, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(node_check, "import_module", lambda name: time.sleep(3.2) or importlib.import_module(name))
     assert re.fullmatch(r"its processor or GPU: \d of 99 GPUs are visible", check_node(tmp_path)[1])

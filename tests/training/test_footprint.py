@@ -132,8 +132,9 @@ def test_each_rank_of_a_bank_holds_its_part_of_the_units_and_the_work_on_them():
     assert part.rest == whole.rest
     assert part.parameters == whole.parameters
     bottleneck = part.parameters["rgb"]["memory.encode_hidden"] // 65
-    by_units = 2 * 2 * 3 * 40_000 * 64 * (64 + 16 + bottleneck)  # Eq. 10's and the encoders', of both streams
-    assert part.flops == pytest.approx(whole.flops - by_units * 3 / 4, rel=0.03)
+    product = 2 * 2 * 40_000 * 64  # of all units with a column, in both streams
+    gram, encoders = product * 64, product * 3 * (16 + bottleneck)  # Eq. 10's gradient is two products, over ranks one
+    assert part.flops == pytest.approx(whole.flops - gram * (3 - 2 / 4) - encoders * 3 / 4, rel=0.03)
     links = {one.what: (one.ranks, one.within > 0, one.between > 0) for one in part.collectives}
     assert links == {
         "gradients of all else": (8, True, True),
