@@ -177,7 +177,7 @@ def _read_truth(
                 filled[each.id] = fill_gaps(truth.videos[each.id], each)
         except InputError as error:
             bad[each.id] = str(error)
-    return replace(truth, videos=truth.videos | filled)
+    return replace(truth, videos={**truth.videos, **filled})
 
 
 def _snippets(named: Named) -> int:

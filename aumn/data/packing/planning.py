@@ -77,7 +77,7 @@ def plan_packing(options: PackOptions) -> Plan:
     base = Base.open(out) if options.append else None
     if base is None:
         refuse_existing(out)
-    truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
+    truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle, in_columns=True)
     classes = order_classes(truth, read_classes(options.classes), base)
     extraction = read_extraction(options.features)
     options = _settle(options, extraction)
@@ -259,10 +259,11 @@ def refuse_rescaled(
     source: Path, features: Sequence[VideoFeatures], annotations: Annotations, rescaled: bool | None
 ) -> None:
     """Ask where all videos have one length in snippets and not in seconds: no stride fits such features."""
-    facts = ((found.snippets, annotations.videos[found.video].duration_s or 0.0) for found in features)
-    snippets_N, duration_s_N = np.fromiter(facts, np.dtype((float, 2))).T
-    shortest_s, longest_s = float(duration_s_N.min()), float(duration_s_N.max())
-    is_suspect = snippets_N.min() == snippets_N.max() and longest_s > RESCALED_RATIO * shortest_s > 0
+    if any(found.snippets != features[0].snippets for found in features):
+        return
+    durations_s = np.fromiter((annotations.videos[found.video].duration_s or 0.0 for found in features), float)
+    shortest_s, longest_s = float(durations_s.min()), float(durations_s.max())
+    is_suspect = longest_s > RESCALED_RATIO * shortest_s > 0
     if is_suspect and rescaled is None:
         raise InputError(
             f"{source}: all {len(features):,} videos have {features[0].snippets:,} snippets, and last from "

@@ -6,6 +6,7 @@ Folders, archives and names inside archives count alike: `rgb/VIDEO` may be an a
 from __future__ import annotations
 
 import math
+import os
 import re
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -59,6 +60,7 @@ class Arrays(Sequence[Parts]):
 
     def __init__(self, path: Path, found: Iterable[tuple[str, str | None]]) -> None:
         self._path, self._archives = path, dict[str, int]()
+        self._root = "" if str(path) == "." else os.path.join(path, "")
         self._texts, self._archive_A = Texts(), array("i")  # the archive of a member, or -1: the text is a file's
         for file, member in found:
             if not _NOT_FEATURES.search(self._cut(file, member)[-1]):
@@ -76,7 +78,7 @@ class Arrays(Sequence[Parts]):
     def place(self, index: int) -> Place:
         """Where an array is."""
         file, member = self._found(index)
-        return Place(str(self._path / file), member)
+        return Place(self._root + file if file else str(self._path), member)
 
     def archives(self, indices: np.ndarray) -> set[str]:
         """Those that hold some of the arrays."""
