@@ -14,6 +14,7 @@ from aumn.records import InputError
 
 _short = Repr()
 _short.maxstring = _short.maxother = 60
+ENDS = tuple(" \t\n\r,:}]")  # what may follow a value
 BLANK = re.compile(r"[ \t\n\r]*")
 PIECE, LONGEST = 2**20, 2**24  # characters of a file that is read piece by piece, and of its longest value
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -88,7 +89,7 @@ class _Pieces:
                 if not self._more():
                     raise
                 continue
-            if end < len(self._text) or not self._more():  # else a number might go on
+            if self._text[end : end + 1] in ENDS or not self._more():  # else a number might go on
                 self._place = end
                 return found
 

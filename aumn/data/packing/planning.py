@@ -96,12 +96,11 @@ def plan_packing(options: PackOptions) -> Plan:
     ids = [*truth.videos]
     release = find_release(options.features, containers, naming, ids, is_wtalc=truth.is_wtalc)
     places = release.places
-    numbers = in_order(places.found(annotated=True).tolist(), truth, ids)
-    if not numbers:
-        match(release.path, places.names[len(ids) :], truth)  # says what is there instead
+    if not len(places.found(annotated=True)):
+        match(release.path, places.names[len(ids) :], truth)  # which refuses
     found = check_features(
         release,
-        numbers,
+        in_order(places.found(annotated=True).tolist(), truth, ids),
         containers,
         trim_streams=options.trim_streams,
         crops=options.crops,
@@ -324,7 +323,7 @@ def plan_videos(
 
     Features that were resized to one length have the frame rate by which they last as long as their video.
     """
-    ids, unknown, columns = [], [], {name: array(kind) for name, kind in COLUMNS.items()}
+    ids, unknown, columns = [], [], dict[str, Any]((name, array(kind)) for name, kind in COLUMNS.items())
     for arrays in features:
         video = annotations.videos[arrays.video]
         told = facts.get(arrays.video)
@@ -337,8 +336,7 @@ def plan_videos(
         width = sum(found.width for found in arrays.streams.values())
         duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
         ids.append(video.id)
-        told_of: tuple[Any, ...] = arrays.snippets, width, duration_s, rate
-        for name, value in zip(COLUMNS, told_of, strict=True):
+        for name, value in zip(COLUMNS, (arrays.snippets, width, duration_s, rate), strict=True):
             columns[name].append(value)
     if unknown and is_rescaled:
         raise InputError(
@@ -392,9 +390,7 @@ def _say_beside(release: Release) -> Iterator[str]:
 def measure_coverage(videos: PlannedVideos, annotations: Annotations, clock: Clock) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     told_s_N = np.fromiter((annotations.videos[video].duration_s or np.nan for video in videos.ids), float)
-    snippets_N: Any = videos.snippets_N
-    fps_N: Any = videos.fps_N
-    shares = (clock.lasts_s(snippets_N, fps_N) / told_s_N)[~np.isnan(told_s_N)]
+    shares = (clock.lasts_s(videos.snippets_N, videos.fps_N) / told_s_N)[~np.isnan(told_s_N)]
     return float(np.median(shares)) if len(shares) else None
 
 

@@ -68,7 +68,7 @@ class Written:
 
     file: str
     bytes: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: Any = ()  # dicts, of which packing makes a table
     problems: dict[str, str] = field(default_factory=dict)  # video -> what is wrong with it
 
 

@@ -126,8 +126,8 @@ class Places:
 
     def found(self, *, annotated: bool) -> np.ndarray:
         """The numbers of the annotated videos, or of the others, of which there is anything."""
-        found_V: np.ndarray = np.flatnonzero(self.is_found_V)
-        return found_V[np.equal(found_V < self.annotated, annotated)]
+        is_annotated_V = np.arange(len(self.names)) < self.annotated
+        return np.flatnonzero(self.is_found_V & (is_annotated_V == annotated))
 
 
 @dataclass(frozen=True, slots=True)

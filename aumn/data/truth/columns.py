@@ -52,9 +52,15 @@ class VideoColumns(Mapping[str, AnnotatedVideo]):
         rows = slice(self._first_N[number], self._first_N[number + 1])
         columns = (self._label_I[rows], self._start_s_I[rows], self._end_s_I[rows])
         instances = [Instance(self._names[label], *times) for label, *times in zip(*columns, strict=True)]
-        facts = (None if math.isnan(fact) else fact for fact in (self._duration_s_N[number], self._fps_N[number]))
-        subset = self._names[self._subset_N[number]]
-        return AnnotatedVideo(video, subset, *facts, tuple(instances), self._untimed.get(number, ()))
+        duration_s, fps = self._duration_s_N[number], self._fps_N[number]
+        return AnnotatedVideo(
+            video,
+            self._names[self._subset_N[number]],
+            None if math.isnan(duration_s) else duration_s,
+            None if math.isnan(fps) else fps,
+            tuple(instances),
+            self._untimed.get(number, ()),
+        )
 
     def _code(self, name: str) -> int:
         return self._name.setdefault(name, len(self._name))
