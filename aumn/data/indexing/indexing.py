@@ -39,7 +39,7 @@ from aumn.data.packing.shard_writer import PlannedVideo, Row
 from aumn.data.problems import OR_SKIP, about, refuse
 from aumn.data.shards.layout import FORMAT_VERSION, Description, Shard
 from aumn.data.shards.manifest import MEMBER_PARTS, table_of
-from aumn.data.sources.features import VideoFeatures
+from aumn.data.sources.features import Features, VideoFeatures
 from aumn.data.sources.forms import find_forms
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.files import sync, whole_folder
@@ -74,7 +74,8 @@ def index(
     clock = Clock(chosen.stride_frames, chosen.window_frames or chosen.stride_frames)
     source = Path(chosen.tars[0])
     ids = match(source, taken.keys(), truth)
-    features = [VideoFeatures(video, _snippets(taken[video]), {}) for video in ids]
+    snippets_N = np.array([_snippets(taken[video]) for video in ids])
+    features = Features(ids, snippets_N, [VideoFeatures(video, _snippets(taken[video]), {}) for video in ids])
     refuse_rescaled(source, features, truth, chosen.rescaled)
     ordered = order_classes(truth, classes)
     is_rescaled = bool(chosen.rescaled)

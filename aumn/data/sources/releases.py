@@ -152,12 +152,12 @@ def say_layout(layout: str, streams: Collection[str]) -> str:
 
 
 def find_release(
-    path: Path, containers: Containers, naming: Naming, videos: Sequence[str], *, is_wtalc: bool
+    path: Path, containers: Containers, naming: Naming, videos: Mapping[str, int], *, is_wtalc: bool
 ) -> Release:
     """Look at the arrays' names and say which layout they follow; a layout is named where looking does not tell.
 
-    `videos` are the annotated ones, by which an array is known, whatever stands around a video's name; in the order of
-    W-TALC's arrays if they are of its folder.
+    `videos` are the annotated ones and their numbers, in order, by which an array is known, whatever stands around a
+    video's name; in the order of W-TALC's arrays if they are of its folder.
     """
     layout = naming.layout
     if layout is not None and layout not in LAYOUTS:
@@ -168,7 +168,7 @@ def find_release(
     words = naming.words or USUAL
     joint = naming.joint or dict.fromkeys(words.values())
     if path.is_file() and path.suffix == ".npy":
-        places = _wtalc_places(path, containers, videos if is_wtalc else None)
+        places = _wtalc_places(path, containers, [*videos] if is_wtalc else None)
         return Release(path, "wtalc", layout is None, places, in_order(joint), joint, words)
     arrays = Arrays(path, list_arrays(path, containers))
     if not len(arrays) or layout == "wtalc":
@@ -313,7 +313,7 @@ _READERS: dict[str, Callable[[Parts, Words], tuple[Parts, str] | None]] = {
 def _gather(
     arrays: Arrays,
     stream_A: np.ndarray,
-    videos: Sequence[str],
+    videos: Mapping[str, int],
     naming: Naming,
     *,
     path: Path,
@@ -321,9 +321,9 @@ def _gather(
     words: Words,
 ) -> tuple[Places, tuple[str, str, int] | None]:
     """The places, and what `Release.renamed` tells."""
-    known = {
-        bare: number for number, video in enumerate(videos) if (bare := _ENDING.sub("", video)) != video
-    } | {video: number for number, video in enumerate(videos)}  # fmt: skip
+    names = [*videos]
+    bare = {text: number for number, video in enumerate(names) if (text := _ENDING.sub("", video)) != video}
+    known = bare | dict(videos) if bare else videos
     others: dict[str, int] = {}
     video_A, crop_A = np.zeros(len(arrays), np.int32), np.zeros(len(arrays), np.uint32)
     renamed: tuple[str, str] | None = None
@@ -337,11 +337,11 @@ def _gather(
         number, crop = _identify(found[0], naming, known)
         if number is None:
             number = others.setdefault(name, len(videos) + len(others))
-        elif name != videos[number]:
-            renamed = min(renamed or (name, videos[number]), (name, videos[number]))
+        elif name != names[number]:
+            renamed = min(renamed or (name, names[number]), (name, names[number]))
             count += 1
         video_A[index], crop_A[index] = number, ord(crop) if crop else 0
-    names = [*videos, *others]
+    names += others
     is_found_V = np.zeros(len(names), bool)
     is_found_V[video_A[stream_A >= 0]] = True
     streams = _streams(words)

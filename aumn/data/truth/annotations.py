@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -54,7 +54,7 @@ class Annotations:
     """A ground-truth file: its videos by id, in its own order."""
 
     source: Place
-    videos: Mapping[str, AnnotatedVideo]
+    videos: dict[str, AnnotatedVideo] | VideoColumns
     is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
     on_bad: str = "stop"  # what a shard set was packed with; see `read_ground_truth`
 

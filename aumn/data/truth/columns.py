@@ -13,7 +13,7 @@ class VideoColumns(Mapping[str, AnnotatedVideo]):
     """Videos by id, in the order in which they were added; 0.3 kB each, a third of what the objects take."""
 
     def __init__(self, videos: Iterable[AnnotatedVideo] = ()) -> None:
-        self._number: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
         self._name: dict[str, int] = {}  # of subsets and labels
         self._subset_N, self._duration_s_N, self._fps_N = array("i"), array("d"), array("d")  # NaN: not told
         self._first_N = array("q", [0])  # of its instances
@@ -24,7 +24,7 @@ class VideoColumns(Mapping[str, AnnotatedVideo]):
 
     def add(self, video: AnnotatedVideo) -> None:
         """Put one more behind them."""
-        number = self._number.setdefault(video.id, len(self._number))
+        number = self.numbers.setdefault(video.id, len(self.numbers))
         self._subset_N.append(self._code(video.subset))
         self._duration_s_N.append(math.nan if video.duration_s is None else video.duration_s)
         self._fps_N.append(math.nan if video.fps is None else video.fps)
@@ -38,16 +38,16 @@ class VideoColumns(Mapping[str, AnnotatedVideo]):
         self._names: list[str] | None = None
 
     def __len__(self) -> int:
-        return len(self._number)
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._number)
+        return iter(self.numbers)
 
     def __contains__(self, video: object) -> bool:
-        return video in self._number
+        return video in self.numbers
 
     def __getitem__(self, video: str) -> AnnotatedVideo:
-        number = self._number[video]
+        number = self.numbers[video]
         self._names = self._names or [*self._name]
         rows = slice(self._first_N[number], self._first_N[number + 1])
         columns = (self._label_I[rows], self._start_s_I[rows], self._end_s_I[rows])

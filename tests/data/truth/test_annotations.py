@@ -272,7 +272,8 @@ def test_reading_ground_truth_imports_nothing_heavy() -> None:
 
 VIDEO = '"v": {"subset": "test", "duration": 12, "fps": null, "annotations": [{"label": " a", "segment": [1, 2.5]}]}'
 OTHER = (
-    '"w \\u00e9": {"subset": "b", "annotations": [{"label": "b", "segment": [3, 1]}, {"class": "c", "segment": [0, 9]}]}'
+    '"w \\u00e9": {"subset": "b", "annotations": [{"label": "b", "segment": [3, 1]}, '
+    '{"class": "c", "segment": [0, 9]}]}'
 )
 
 
