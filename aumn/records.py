@@ -101,7 +101,7 @@ class Clock(NamedTuple):
         """
         return snippet * (self.stride_frames / fps) + (self.window_frames - self.stride_frames) / 2 / fps
 
-    def lasts_s(self, snippets: int, fps: float) -> float:
+    def lasts_s(self, snippets: Any, fps: Any) -> Any:
         """How long a video is of which so many snippets were read, to its last window's end."""
         return ((snippets - 1) * self.stride_frames + self.window_frames) / fps
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from reprlib import Repr
-from typing import Any
+from typing import Any, TextIO
 
 from aumn.records import InputError
 
 _short = Repr()
 _short.maxstring = _short.maxother = 60
+ENDS = tuple(" \t\n\r,:}]")  # what may follow a value
+BLANK = re.compile(r"[ \t\n\r]*")
+PIECE, LONGEST = 2**20, 2**24  # characters of a file that is read piece by piece, and of its longest value
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -34,6 +38,92 @@ def read_json(file: Path, layout: str) -> Any:
         if was_collecting:
             gc.enable()
     return document
+
+
+def read_items(file: Path, roots: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """The items of the one object among these in the object that a file holds, read piece by piece, each held alone.
+
+    ValueError where anything is otherwise, or is no JSON that `read_json` would take: let that say what it is.
+    """
+    with file.open("rb") as opened:
+        encoding = json.detect_encoding(opened.read(4))
+    with file.open(encoding=encoding, newline="") as stream:
+        pieces, found = _Pieces(stream), set[str]()
+        for name in pieces.names():
+            if name in found:
+                raise ValueError(f"{name} is given twice")
+            found.add(name)
+            if name in roots:
+                yield from ((inner, pieces.value()) for inner in pieces.names())
+            else:
+                pieces.value()
+        if len(found & set(roots)) != 1 or not pieces.is_over():
+            raise ValueError("not one object")
+
+
+class _Pieces:
+    """A JSON document that is read as far as somebody looks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._text, self._place = stream, "", 0
+        self._decode = json.JSONDecoder(object_pairs_hook=_refuse_twice).raw_decode
+
+    def names(self) -> Iterator[str]:
+        """An object's, each before its value, which is to be taken next."""
+        self._take("{")
+        separator = ","
+        while separator == ",":
+            if not isinstance(name := self.value(), str):
+                raise ValueError(f"{name!r} is no name")
+            self._take(":")
+            yield name
+            separator = self._take(",}")
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        while True:
+            begin = self._skip()
+            try:
+                found, end = self._decode(self._text, begin)
+            except ValueError:
+                if not self._more():
+                    raise
+                continue
+            if self._text[end : end + 1] in ENDS or not self._more():  # else a number might go on
+                self._place = end
+                return found
+
+    def is_over(self) -> bool:
+        """Whether nothing more follows."""
+        return self._skip() == len(self._text)
+
+    def _take(self, choices: str) -> str:
+        begin = self._skip()
+        self._place = begin + 1
+        character = self._text[begin : self._place]
+        if not character or character not in choices:
+            raise ValueError(f"{character!r}, not one of {choices}")
+        return character
+
+    def _skip(self) -> int:
+        """Where the next thing begins."""
+        while (end := self._blank(self._place)) == len(self._text) and self._more():
+            pass
+        return end
+
+    def _blank(self, place: int) -> int:
+        found = BLANK.match(self._text, place)
+        assert found
+        return found.end()
+
+    def _more(self) -> bool:
+        """Read on; False at the end."""
+        if not (piece := self._stream.read(PIECE)):
+            return False
+        self._text, self._place = self._text[self._place :] + piece, 0
+        if len(self._text) > LONGEST or HALF_CHARACTER.search(self._text):
+            raise ValueError("one value is very long, or half a character, perhaps")
+        return True
 
 
 def shown(value: Any) -> str:

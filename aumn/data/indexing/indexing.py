@@ -38,8 +38,8 @@ from aumn.data.packing.pool import run_in_processes
 from aumn.data.packing.shard_writer import PlannedVideo, Row
 from aumn.data.problems import OR_SKIP, about, refuse
 from aumn.data.shards.layout import FORMAT_VERSION, Description, Shard
-from aumn.data.shards.manifest import MEMBER_PARTS
-from aumn.data.sources.features import VideoFeatures
+from aumn.data.shards.manifest import MEMBER_PARTS, table_of
+from aumn.data.sources.features import Features, VideoFeatures
 from aumn.data.sources.forms import find_forms
 from aumn.data.truth.annotations import Annotations, read_annotations
 from aumn.files import sync, whole_folder
@@ -74,7 +74,8 @@ def index(
     clock = Clock(chosen.stride_frames, chosen.window_frames or chosen.stride_frames)
     source = Path(chosen.tars[0])
     ids = match(source, taken.keys(), truth)
-    features = [VideoFeatures(video, _snippets(taken[video]), {}) for video in ids]
+    snippets_N = np.array([_snippets(taken[video]) for video in ids])
+    features = Features(ids, snippets_N, [VideoFeatures(video, _snippets(taken[video]), {}) for video in ids])
     refuse_rescaled(source, features, truth, chosen.rescaled)
     ordered = order_classes(truth, classes)
     is_rescaled = bool(chosen.rescaled)
@@ -98,7 +99,7 @@ def index(
         decoded=_decoded(taken, wanted, dtype),
         transposed=wanted.is_transposed,
     )
-    rows = [_row(video, taken[video.features.video], used) for video in videos]
+    rows = table_of([_row(video, taken[video.features.video], used) for video in videos], list(widths))
     with whole_folder(out, checksums=False) as work:
         write_tables(work, description, rows, annotated, chosen.on_bad)
         for file in (*work.iterdir(), work):
@@ -177,7 +178,7 @@ def _read_truth(
                 filled[each.id] = fill_gaps(truth.videos[each.id], each)
         except InputError as error:
             bad[each.id] = str(error)
-    return replace(truth, videos=truth.videos | filled)
+    return replace(truth, videos={**truth.videos, **filled})
 
 
 def _snippets(named: Named) -> int:

@@ -19,7 +19,7 @@ from aumn.data.shards.layout import DESCRIPTION, FORMAT_VERSION, Description, sa
 from aumn.data.shards.stores import open_store
 from aumn.data.sources.containers import PICKLE_SUFFIXES, Containers
 from aumn.data.sources.extraction import EXTRACTION, Extraction, Facts, read_extraction, read_facts
-from aumn.data.sources.features import VideoFeatures, check_features
+from aumn.data.sources.features import Features, VideoFeatures, check_features
 from aumn.data.sources.releases import JOINT, Naming, Release, find_release, read_fact, say_layout
 from aumn.data.sources.streams import parse_joint, parse_streams, say_streams, split_columns
 from aumn.data.truth.annotated import AnnotatedVideo, look
@@ -28,7 +28,6 @@ from aumn.ends import Length
 from aumn.records import Clock, InputError, Place, place_of
 
 DEFAULT_STRIDE_FRAMES = 16
-COLUMNS = {"snippets": "i", "width": "i", "duration_s": "d", "fps": "d"}  # of planned videos, with their kinds
 RESCALED_RATIO = 1.2  # of the longest video to the shortest, where all have as many snippets
 
 
@@ -77,7 +76,7 @@ def plan_packing(options: PackOptions) -> Plan:
     base = Base.open(out) if options.append else None
     if base is None:
         refuse_existing(out)
-    truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle)
+    truth = read_annotations(options.annotations, allow_pickle=options.allow_pickle, in_columns=True)
     classes = order_classes(truth, read_classes(options.classes), base)
     extraction = read_extraction(options.features)
     options = _settle(options, extraction)
@@ -94,26 +93,26 @@ def plan_packing(options: PackOptions) -> Plan:
     )
     containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
     ids = [*truth.videos]
-    release = find_release(options.features, containers, naming, ids, is_wtalc=truth.is_wtalc)
+    named = dict(zip(ids, range(len(ids)), strict=True)) if isinstance(truth.videos, dict) else truth.videos.numbers
+    release = find_release(options.features, containers, naming, named, is_wtalc=truth.is_wtalc)
     places = release.places
-    numbers = in_order(places.found(annotated=True).tolist(), truth, ids)
-    if not numbers:
-        match(release.path, places.names[len(ids) :], truth)  # says what is there instead
+    if not len(places.found(annotated=True)):
+        match(release.path, places.names[len(ids) :], truth)  # which refuses
     found = check_features(
         release,
-        numbers,
+        in_order(places.found(annotated=True).tolist(), truth, ids),
         containers,
         trim_streams=options.trim_streams,
         crops=options.crops,
         transposed=options.transposed,
     )
-    facts, unfinished = _read_all_facts(release, found.videos, extraction)
-    features, bad = found.videos, found.bad | unfinished
+    facts, unfinished = _read_all_facts(release, found.features.videos, extraction)
+    features, bad = found.features, found.bad | unfinished
     if unfinished:
-        features = features.take(index for index, video in enumerate(features) if video.video not in unfinished)
-    if on_bad != "skip" or not features:
+        features = features.take(index for index, video in enumerate(features.ids) if video not in unfinished)
+    if on_bad != "skip" or not features.ids:
         headline = f"{len(bad):,} videos in {release.path} cannot be packed:"
-        refuse(list(bad.values()), headline, OR_SKIP if features else "")
+        refuse(list(bad.values()), headline, OR_SKIP if features.ids else "")
     refuse_rescaled(release.path, features, truth, options.rescaled)
     # Without a frame rate, that of the ground truth is taken.
     default = base.description.stride_frames if base else DEFAULT_STRIDE_FRAMES
@@ -140,7 +139,8 @@ def plan_packing(options: PackOptions) -> Plan:
     description = base.accept(description) if base else description
     planned = plan_videos(features, truth, classes, clock, fps, is_rescaled=bool(options.rescaled), facts=facts)
     held, videos = planned.split(base.hold(planned, truth)) if base else (planned.take([]), planned)
-    shards = Shards(videos, options, base)
+    width = sum(found.widths.values())
+    shards = Shards(videos, width, options, base)
     annotated = Made(lambda number: truth.videos[videos.ids[number]], range(len(videos)))
     there = base.rows.keys() if base else set()
     lacking, strange = np.flatnonzero(~places.is_found_V[: len(ids)]), places.found(annotated=False)
@@ -167,7 +167,7 @@ def plan_packing(options: PackOptions) -> Plan:
         ),
         on_bad=on_bad,
         base=base,
-        held=Shards(held, options, None),
+        held=Shards(held, width, options, None),
     )
 
 
@@ -255,17 +255,15 @@ def _is_one_pickle(release: Release) -> bool:
     return release.layout == "wtalc" or place.file.lower().endswith(PICKLE_SUFFIXES)
 
 
-def refuse_rescaled(
-    source: Path, features: Sequence[VideoFeatures], annotations: Annotations, rescaled: bool | None
-) -> None:
+def refuse_rescaled(source: Path, features: Features, annotations: Annotations, rescaled: bool | None) -> None:
     """Ask where all videos have one length in snippets and not in seconds: no stride fits such features."""
-    facts = ((found.snippets, annotations.videos[found.video].duration_s or 0.0) for found in features)
-    snippets_N, duration_s_N = np.fromiter(facts, np.dtype((float, 2))).T
-    shortest_s, longest_s = float(duration_s_N.min()), float(duration_s_N.max())
-    is_suspect = snippets_N.min() == snippets_N.max() and longest_s > RESCALED_RATIO * shortest_s > 0
+    durations_s = [annotations.videos[video].duration_s or 0.0 for video in features.ids]
+    shortest_s, longest_s = min(durations_s), max(durations_s)
+    is_one_length = features.snippets_N.min() == features.snippets_N.max()
+    is_suspect = is_one_length and longest_s > RESCALED_RATIO * shortest_s > 0
     if is_suspect and rescaled is None:
         raise InputError(
-            f"{source}: all {len(features):,} videos have {features[0].snippets:,} snippets, and last from "
+            f"{source}: all {len(features.ids):,} videos have {features.snippets_N[0]:,} snippets, and last from "
             f"{shortest_s:g} to {longest_s:g} s: give --rescaled if the features were resized to one length, "
             "or --no-rescaled if a snippet is as long in all of them."
         )
@@ -310,7 +308,7 @@ def order_classes(annotations: Annotations, classes: Sequence[str] | None, base:
 
 
 def plan_videos(
-    features: Sequence[VideoFeatures],
+    features: Features,
     annotations: Annotations,
     classes: Sequence[str],
     clock: Clock,
@@ -323,22 +321,18 @@ def plan_videos(
 
     Features that were resized to one length have the frame rate by which they last as long as their video.
     """
-    ids, unknown, columns = [], [], {name: array(kind) for name, kind in COLUMNS.items()}
-    for arrays in features:
-        video = annotations.videos[arrays.video]
-        told = facts.get(arrays.video)
+    unknown: list[str] = []
+    duration_s_N, fps_N = array("d"), array("d")
+    for name, snippets in zip(features.ids, features.snippets_N.tolist(), strict=True):
+        video, told = annotations.videos[name], facts.get(name)
         rate = told.fps if told else fps or video.fps
         if is_rescaled:
-            rate = clock.lasts_s(arrays.snippets, 1) / video.duration_s if video.duration_s else None
+            rate = clock.lasts_s(snippets, 1) / video.duration_s if video.duration_s else None
         if not rate:
-            unknown.append(video.id)
+            unknown.append(name)
             continue
-        width = sum(found.width for found in arrays.streams.values())
-        duration_s = video.duration_s or (told.duration_s if told else clock.lasts_s(arrays.snippets, rate))
-        ids.append(video.id)
-        told_of: tuple[Any, ...] = arrays.snippets, width, duration_s, rate
-        for name, value in zip(COLUMNS, told_of, strict=True):
-            columns[name].append(value)
+        fps_N.append(rate)
+        duration_s_N.append(video.duration_s or (told.duration_s if told else clock.lasts_s(snippets, rate)))
     if unknown and is_rescaled:
         raise InputError(
             f"{annotations.source} tells no duration for {len(unknown):,} videos ({_examples(unknown)}), over which "
@@ -350,7 +344,7 @@ def plan_videos(
             "give --fps, the frame rate that the features were extracted at."
         )
     numbers = {label: number for number, label in enumerate(classes)}
-    return PlannedVideos(features, ids, annotations, numbers, *(np.array(column) for column in columns.values()))
+    return PlannedVideos(features, annotations, numbers, np.array(duration_s_N), np.array(fps_N))
 
 
 def _say_source(
@@ -391,9 +385,7 @@ def _say_beside(release: Release) -> Iterator[str]:
 def measure_coverage(videos: PlannedVideos, annotations: Annotations, clock: Clock) -> float | None:
     """How much of a video's annotated duration its snippets cover (median): far from 1, stride or fps is wrong."""
     told_s_N = np.fromiter((annotations.videos[video].duration_s or np.nan for video in videos.ids), float)
-    snippets_N: Any = videos.snippets_N
-    fps_N: Any = videos.fps_N
-    shares = (clock.lasts_s(snippets_N, fps_N) / told_s_N)[~np.isnan(told_s_N)]
+    shares = (clock.lasts_s(videos.snippets_N, videos.fps_N) / told_s_N)[~np.isnan(told_s_N)]
     return float(np.median(shares)) if len(shares) else None
 
 
@@ -437,32 +429,37 @@ def _say_lonely_classes(annotated: Sequence[AnnotatedVideo]) -> Iterator[str]:
 class PlannedVideos(Sequence[PlannedVideo]):
     """What is to be packed, as columns; a video is an object only while somebody looks at it."""
 
-    features: Sequence[VideoFeatures]
-    ids: Sequence[str]
+    features: Features
     truth: Annotations
     classes: Mapping[str, int]  # in their order
-    snippets_N: np.ndarray
-    width_N: np.ndarray  # of all streams
     duration_s_N: np.ndarray
     fps_N: np.ndarray
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """The videos' names."""
+        return self.features.ids
+
+    @property
+    def snippets_N(self) -> np.ndarray:
+        """How long their features are."""
+        return self.features.snippets_N
+
     def __len__(self) -> int:
-        return len(self.snippets_N)
+        return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
-        features = self.features[index]
         video = self.truth.videos[self.ids[index]]
         labels = sorted((self.classes[label], label) for label in video.labels())
         numbers, names = tuple(number for number, _ in labels), tuple(name for _, name in labels)
         duration_s, fps = float(self.duration_s_N[index]), float(self.fps_N[index])
-        return PlannedVideo(features, video.subset, numbers, names, duration_s, fps)
+        return PlannedVideo(self.features.videos[index], video.subset, numbers, names, duration_s, fps)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PlannedVideos:
         """Those at some indices."""
         place_N = np.array(indices, np.int64)
-        features, ids = Made(self.features.__getitem__, place_N), [self.ids[place] for place in place_N.tolist()]
-        columns = (column[place_N] for column in (self.snippets_N, self.width_N, self.duration_s_N, self.fps_N))
-        return PlannedVideos(features, ids, self.truth, self.classes, *columns)
+        columns = (column[place_N] for column in (self.duration_s_N, self.fps_N))
+        return PlannedVideos(self.features.take(place_N), self.truth, self.classes, *columns)
 
     def split(self, is_first_N: np.ndarray) -> tuple[PlannedVideos, PlannedVideos]:
         """Some of them, and the others."""
@@ -475,12 +472,12 @@ class Shards(Sequence[ShardPlan]):
     A shard's plan, which has an object for each of its videos, is made when it is looked at.
     """
 
-    def __init__(self, videos: PlannedVideos, options: PackOptions, base: Base | None) -> None:
+    def __init__(self, videos: PlannedVideos, width: int, options: PackOptions, base: Base | None) -> None:
         self._videos, self._options = videos, options
         self._before = len(base.description.shards) if base else 0
         subsets = (videos.truth.videos[video].subset for video in videos.ids)
         dtype, most_bytes = np.dtype(_dtype(options)), round(options.shard_mb * 10**6)
-        bytes_N = (videos.snippets_N.astype(np.int64) * videos.width_N * dtype.itemsize).tolist()
+        bytes_N = (videos.snippets_N * (width * dtype.itemsize)).tolist()
         self.files: list[str] = []
         self._firsts = array("q")
         part_bytes, subset_before = 0, None

@@ -13,6 +13,7 @@ import json
 import tarfile
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,7 +69,7 @@ class Written:
 
     file: str
     bytes: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: Any = ()  # dicts, of which packing makes a table
     problems: dict[str, str] = field(default_factory=dict)  # video -> what is wrong with it
 
 
@@ -152,9 +153,15 @@ def _write_sample(tar: BinaryIO, dtype: np.dtype, shard: int, planned: PlannedVi
 def _npy(features_TD: np.ndarray) -> tuple[bytes, memoryview]:
     """The file that numpy.save makes, in two parts of which the second is not copied."""
     features_TD = np.ascontiguousarray(features_TD)
+    return _npy_header(features_TD.shape, features_TD.dtype), features_TD.reshape(-1).view(np.uint8).data
+
+
+@lru_cache(1024)
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features_TD))
-    return header.getvalue(), features_TD.reshape(-1).view(np.uint8).data
+    facts = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
 
 
 def _checksum(parts: Parts) -> int:
@@ -166,10 +173,25 @@ def _checksum(parts: Parts) -> int:
 
 def _add_member(tar: BinaryIO, name: str, parts: Parts) -> dict[str, int]:
     """Append a member of a video's sample, whose members follow one another; its place in the tar, and its xxh3_64."""
-    header = tarfile.TarInfo(name)
-    header.size, header.mode, header.mtime = sum(map(len, parts)), 0o444, 0
-    tar.write(header.tobuf(tarfile.PAX_FORMAT))
+    size = sum(map(len, parts))
+    tar.write(_tar_header(name, size))
     offset = tar.tell()
-    for part in (*parts, bytes(-header.size % tarfile.BLOCKSIZE)):
+    for part in (*parts, bytes(-size % tarfile.BLOCKSIZE)):
         tar.write(part)
-    return {"offset": offset, "bytes": header.size, "xxh3": _checksum(parts)}
+    return {"offset": offset, "bytes": size, "xxh3": _checksum(parts)}
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """A member's, of which the name and, with it, the sum of all bytes are put into one that was made for the size."""
+    header, text = bytearray(_nameless_header(size)), name.encode("ascii")
+    at = len(header) - tarfile.BLOCKSIZE  # behind what a huge member has before it
+    header[at : at + len(text)] = text
+    header[at + 148 : at + 154] = b"%06o" % (int(header[at + 148 : at + 154], 8) + sum(text))
+    return bytes(header)
+
+
+@lru_cache(1024)
+def _nameless_header(size: int) -> bytes:
+    header = tarfile.TarInfo()
+    header.size, header.mode, header.mtime = size, 0o444, 0
+    return header.tobuf(tarfile.PAX_FORMAT)

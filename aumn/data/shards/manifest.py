@@ -172,12 +172,17 @@ def schema(streams: Sequence[str]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
-def write_manifest(file: Path, rows: list[dict[str, Any]], streams: Sequence[str], before: bytes | None = None) -> None:
+def table_of(rows: list[dict[str, Any]], streams: Sequence[str]) -> pa.Table:
+    """The manifest's columns of some videos' rows."""
+    return pa.Table.from_pylist(rows, schema=schema(streams))
+
+
+def write_manifest(file: Path, table: pa.Table, before: bytes | None = None) -> None:
     """Write one row a video, in the order that readers will count in; equal rows make equal bytes.
 
     Rows `before`, of a manifest's bytes, are sorted among these, as if all had been packed at once.
     """
-    table = pa.Table.from_pylist(rows, schema=schema(streams))
+    table = table.combine_chunks()  # in whatever pieces it was gathered
     if before is not None:
         table = pa.concat_tables([open_table(before, table.schema).read(table.column_names).cast(table.schema), table])
         table = table.sort_by([("subset", "ascending"), ("id", "ascending")])

@@ -24,6 +24,7 @@ from aumn.records import InputError
 _parsing = threading.Lock()
 USUAL_BYTES, USUAL = 128, b"\x93NUMPY\x01\x00\x76\x00"
 """The headers that numpy writes: of one length, and alike where shapes are, so that they are parsed once."""
+LONGEST_HEADER = 2**17  # more than any array of numbers needs
 LARGEST_READ = 2**24  # a zip's members are unpacked in pieces
 
 
@@ -37,9 +38,10 @@ class Header(NamedTuple):
 
 def read_header(path: Path, *, allow_pickle: bool) -> Header:
     """Shape and dtype from a file's first bytes; what is pickled has to be read whole to know them."""
-    with path.open("rb") as file:
-        file.peek()  # waits for the file system before the lock is taken
-        header = parse_header(str(path), file, path.stat().st_size)
+    with path.open("rb", buffering=0) as file:
+        start = file.read(USUAL_BYTES)  # waits for the file system before the lock is taken
+        start += b"" if start.startswith(USUAL) else file.read(LONGEST_HEADER)
+        header = parse_header(str(path), io.BytesIO(start), os.fstat(file.fileno()).st_size)
     if not header.dtype.hasobject:
         return header
     values = read_array(path, allow_pickle=allow_pickle)
@@ -67,7 +69,7 @@ def read_objects(path: Path, *, allow_pickle: bool) -> Any:
 
 def _read_plain(path: Path) -> np.ndarray | None:
     """The array of a file, if it holds no objects."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         header = parse_header(str(path), file, os.fstat(file.fileno()).st_size)
         try:
             return None if header.dtype.hasobject else read_values(file, header)

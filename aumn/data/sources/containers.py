@@ -38,7 +38,6 @@ SINGLE_SUFFIXES = (".npy", ".csv")
 PICKLE_SUFFIXES = KINDS[-1]
 TORCH_SUFFIXES = KINDS[2]
 DECODED_SUFFIXES = (".npy", ".npz", *TORCH_SUFFIXES, *PICKLE_SUFFIXES, ".pyd")
-LONGEST_HEADER = 2**17  # of a .npy file, more than any array of numbers needs
 MOST_OPEN = 32  # 1,024 is a usual limit of open files
 DEFLATE_RATIO = 1032  # no byte of zip's and gzip's compression becomes more
 
@@ -353,7 +352,7 @@ def decode(name: str, content: bytes | memoryview) -> np.ndarray:
 
 
 def _npy_of(name: str, content: bytes | memoryview) -> np.ndarray:
-    file = io.BytesIO(content[:LONGEST_HEADER])
+    file = io.BytesIO(content[: arrays.LONGEST_HEADER])
     header = arrays.parse_header(name, file, len(content))
     if header.dtype.hasobject:
         raise InputError(f"{name} holds pickled Python objects: save it as an array of numbers.")

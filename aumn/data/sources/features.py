@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import mode
@@ -27,7 +28,8 @@ from aumn.data.sources.streams import split_columns
 from aumn.data.sources.values import converted, largest_magnitude
 from aumn.records import InputError
 
-READ_AT_ONCE = 4096  # headers, of which there are millions
+PROBED, READ_AT_ONCE = 64, 4096  # headers, of which there are millions
+WAIT_S = 5e-4  # for a header, from which on several are read at once
 HEADER_READERS = 16  # opening files on a network's file system is waiting, not work
 
 
@@ -75,16 +77,19 @@ class _Headers:
         def look(some: list[int]) -> list[_Found | str]:
             return [_look(self._arrays.place(index), containers) for index in some]
 
+        probed, waits = indices[:PROBED], False
         with ThreadPoolExecutor(HEADER_READERS) as threads:
-            for block in np.array_split(indices, len(indices) // READ_AT_ONCE + 1):
-                shares = [share.tolist() for share in np.array_split(block, HEADER_READERS)]
-                for share, found in zip(shares, threads.map(look, shares), strict=True):
+            for block in (probed, *np.array_split(indices[PROBED:], len(indices) // READ_AT_ONCE + 1)):
+                start_s = time.perf_counter()
+                shares = [share.tolist() for share in np.array_split(block, HEADER_READERS if waits else 1)]
+                for share, found in zip(shares, (threads.map if waits else map)(look, shares), strict=True):
                     for index, each in zip(share, found, strict=True):
                         if isinstance(each, str):
                             self.bad[index] = each
                         else:
                             self._header_A[index] = self._numbers.setdefault(each.header, len(self._numbers))
                             self._stamp_A2[index] = each.stamp
+                waits = waits or time.perf_counter() - start_s > WAIT_S * len(block)
         self._headers = [*self._numbers]
 
     def __getitem__(self, index: int) -> _Found:
@@ -113,10 +118,25 @@ def _look(place: Place, containers: Containers) -> _Found | str:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """Of many videos, in some order: what all are asked for, as columns, and where the streams are."""
+
+    ids: Sequence[str]
+    snippets_N: np.ndarray
+    videos: Sequence[VideoFeatures]
+
+    def take(self, indices: Iterable[int]) -> Features:
+        """Those at some indices."""
+        place_N = np.fromiter(indices, np.int64)
+        ids = [self.ids[place] for place in place_N.tolist()]
+        return Features(ids, self.snippets_N[place_N], Made(self.videos.__getitem__, place_N))
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
     """Videos that can be packed, in the order asked for; each stream's width; and what is wrong with the others."""
 
-    videos: Made[VideoFeatures]
+    features: Features
     widths: dict[str, int]
     bad: dict[str, str]
 
@@ -151,7 +171,7 @@ def check_features(
         return _check_video(release, video, headers, forms, trim_streams=trim_streams)
 
     bad: dict[str, str] = {}
-    good, widths_of = array("q"), {stream: array("i") for stream in release.streams}
+    good, snippets, widths_of = array("q"), array("i"), {stream: array("i") for stream in release.streams}
     for video in videos:
         try:
             features = check(video)
@@ -159,18 +179,20 @@ def check_features(
             bad[places.names[video]] = str(error)
             continue
         good.append(video)
+        snippets.append(features.snippets)
         for stream, found in features.streams.items():
             widths_of[stream].append(found.width)
     widths = {stream: mode(found) for stream, found in widths_of.items() if found}
     odd = np.any([np.array(widths_of[stream]) != width for stream, width in widths.items()], axis=0)
-    kept = Made(check, good)
+    kept = Features([places.names[video] for video in good], np.array(snippets, np.int64), Made(check, good))
     for index in np.flatnonzero(odd).tolist():
-        stream, found = next((name, of) for name, of in kept[index].streams.items() if of.width != widths[name])
-        bad[kept[index].video] = (
+        streams = kept.videos[index].streams
+        stream, found = next((name, of) for name, of in streams.items() if of.width != widths[name])
+        bad[kept.ids[index]] = (
             f"{found.places[0]} has width {found.width} where the other videos' {stream} features have "
             f"{widths[stream]}: extract it with the same network."
         )
-    return Checked(kept.take(np.flatnonzero(~odd)) if good else kept, widths, bad)
+    return Checked(kept.take(np.flatnonzero(~odd)) if odd.any() else kept, widths, bad)
 
 
 def read_features(features: VideoFeatures, dtype: np.dtype, containers: Containers) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ Folders, archives and names inside archives count alike: `rgb/VIDEO` may be an a
 from __future__ import annotations
 
 import math
+import os
 import re
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -59,6 +60,7 @@ class Arrays(Sequence[Parts]):
 
     def __init__(self, path: Path, found: Iterable[tuple[str, str | None]]) -> None:
         self._path, self._archives = path, dict[str, int]()
+        self._root = "" if str(path) == "." else os.path.join(path, "")
         self._texts, self._archive_A = Texts(), array("i")  # the archive of a member, or -1: the text is a file's
         for file, member in found:
             if not _NOT_FEATURES.search(self._cut(file, member)[-1]):
@@ -76,7 +78,7 @@ class Arrays(Sequence[Parts]):
     def place(self, index: int) -> Place:
         """Where an array is."""
         file, member = self._found(index)
-        return Place(str(self._path / file), member)
+        return Place(self._root + file if file else str(self._path), member)
 
     def archives(self, indices: np.ndarray) -> set[str]:
         """Those that hold some of the arrays."""
@@ -124,8 +126,8 @@ class Places:
 
     def found(self, *, annotated: bool) -> np.ndarray:
         """The numbers of the annotated videos, or of the others, of which there is anything."""
-        found_V: np.ndarray = np.flatnonzero(self.is_found_V)
-        return found_V[np.equal(found_V < self.annotated, annotated)]
+        is_annotated_V = np.arange(len(self.names)) < self.annotated
+        return np.flatnonzero(self.is_found_V & (is_annotated_V == annotated))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +152,12 @@ def say_layout(layout: str, streams: Collection[str]) -> str:
 
 
 def find_release(
-    path: Path, containers: Containers, naming: Naming, videos: Sequence[str], *, is_wtalc: bool
+    path: Path, containers: Containers, naming: Naming, videos: Mapping[str, int], *, is_wtalc: bool
 ) -> Release:
     """Look at the arrays' names and say which layout they follow; a layout is named where looking does not tell.
 
-    `videos` are the annotated ones, by which an array is known, whatever stands around a video's name; in the order of
-    W-TALC's arrays if they are of its folder.
+    `videos` are the annotated ones and their numbers, in order, by which an array is known, whatever stands around a
+    video's name; in the order of W-TALC's arrays if they are of its folder.
     """
     layout = naming.layout
     if layout is not None and layout not in LAYOUTS:
@@ -166,7 +168,7 @@ def find_release(
     words = naming.words or USUAL
     joint = naming.joint or dict.fromkeys(words.values())
     if path.is_file() and path.suffix == ".npy":
-        places = _wtalc_places(path, containers, videos if is_wtalc else None)
+        places = _wtalc_places(path, containers, [*videos] if is_wtalc else None)
         return Release(path, "wtalc", layout is None, places, in_order(joint), joint, words)
     arrays = Arrays(path, list_arrays(path, containers))
     if not len(arrays) or layout == "wtalc":
@@ -311,7 +313,7 @@ _READERS: dict[str, Callable[[Parts, Words], tuple[Parts, str] | None]] = {
 def _gather(
     arrays: Arrays,
     stream_A: np.ndarray,
-    videos: Sequence[str],
+    videos: Mapping[str, int],
     naming: Naming,
     *,
     path: Path,
@@ -319,9 +321,9 @@ def _gather(
     words: Words,
 ) -> tuple[Places, tuple[str, str, int] | None]:
     """The places, and what `Release.renamed` tells."""
-    known = {
-        bare: number for number, video in enumerate(videos) if (bare := _ENDING.sub("", video)) != video
-    } | {video: number for number, video in enumerate(videos)}  # fmt: skip
+    names = [*videos]
+    bare = {text: number for number, video in enumerate(names) if (text := _ENDING.sub("", video)) != video}
+    known = bare | dict(videos) if bare else videos
     others: dict[str, int] = {}
     video_A, crop_A = np.zeros(len(arrays), np.int32), np.zeros(len(arrays), np.uint32)
     renamed: tuple[str, str] | None = None
@@ -335,11 +337,11 @@ def _gather(
         number, crop = _identify(found[0], naming, known)
         if number is None:
             number = others.setdefault(name, len(videos) + len(others))
-        elif name != videos[number]:
-            renamed = min(renamed or (name, videos[number]), (name, videos[number]))
+        elif name != names[number]:
+            renamed = min(renamed or (name, names[number]), (name, names[number]))
             count += 1
         video_A[index], crop_A[index] = number, ord(crop) if crop else 0
-    names = [*videos, *others]
+    names += others
     is_found_V = np.zeros(len(names), bool)
     is_found_V[video_A[stream_A >= 0]] = True
     streams = _streams(words)

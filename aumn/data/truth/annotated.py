@@ -56,9 +56,9 @@ class AnnotatedVideo(NamedTuple):
 
 def look(videos: Sequence[AnnotatedVideo], lengths: Sequence[Length], on_bad: str) -> Iterator[str]:
     """A sentence on each thing that is wrong with the times, by how long the videos' features are."""
-    rows = [(number, *sorted(found[1:])) for number, video in enumerate(videos) for found in video.annotations]
-    number_N, start_s_N, end_s_N = np.array(rows, float).reshape(-1, 3).T
-    ends_s = [length.covered_s + 2 * length.snippet_s for length in lengths]
+    rows = ((number, *sorted(found[1:])) for number, video in enumerate(videos) for found in video.annotations)
+    number_N, start_s_N, end_s_N = np.fromiter(rows, np.dtype((float, 3))).T
+    ends_s = np.fromiter((length.covered_s + 2 * length.snippet_s for length in lengths), float)
     ends = measure_ends(number_N.astype(int), start_s_N, end_s_N, ends_s)
     yield from ends.say("instance", COVERED, min(length.fps for length in lengths))
     if told := say_reversed(videos):

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aumn.data.json_files import read_json, shown, text_of
+from aumn.data.json_files import read_items, read_json, shown, text_of
 from aumn.data.problems import about, check_on_bad
 from aumn.data.shards.layout import ANNOTATIONS, file_of, kept_as, open_table, read_description, read_table_bytes
 from aumn.data.shards.stores import open_store
@@ -32,6 +32,7 @@ from aumn.data.truth.annotated import (
     say_reversed,
 )
 from aumn.data.truth.annotation_csv import read_csv
+from aumn.data.truth.columns import VideoColumns
 from aumn.data.truth.wtalc import NAMES, read_wtalc
 from aumn.records import MOST_S, GroundTruth, InputError, Place
 
@@ -44,6 +45,7 @@ LAYOUT = (
 )
 ON_BAD_KEY = b"aumn.on_bad"
 TABLE = re.compile(r"annotations(-\d+)?\.parquet")  # of any version of a shard set
+WRITTEN_AT_ONCE = 4096  # videos
 ROOTS, LISTS = ("database", "GT"), ("annotations", "actions")
 
 
@@ -52,7 +54,7 @@ class Annotations:
     """A ground-truth file: its videos by id, in its own order."""
 
     source: Place
-    videos: dict[str, AnnotatedVideo]
+    videos: dict[str, AnnotatedVideo] | VideoColumns
     is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
     on_bad: str = "stop"  # what a shard set was packed with; see `read_ground_truth`
 
@@ -130,13 +132,20 @@ def read_ground_truth(
 
 
 def read_annotations(
-    path: Place, *, allow_pickle: bool = False, only: str | None = None, identity: str | None = None
+    path: Place,
+    *,
+    allow_pickle: bool = False,
+    only: str | None = None,
+    identity: str | None = None,
+    in_columns: bool = False,
 ) -> Annotations:
     """Read ActivityNet-layout JSON, a .csv, W-TALC's folder, or a shard set's place or annotations.parquet.
 
     `only` is the subset that is wanted; videos of others may be left out, unread. A shard set's folder stands for its
-    newest version, or for that of the `identity`.
+    newest version, or for that of the `identity`. `in_columns` is for a million videos, each looked at a few times.
     """
+    if in_columns and isinstance(path, Path) and path.is_file() and (columns := _read_in_columns(path)) is not None:
+        return Annotations(path, columns)
     if isinstance(path, str):  # nothing else is read from afar
         videos, on_bad = _read_parquet(path, identity)
         return Annotations(path, {video.id: video for video in videos}, on_bad=on_bad)
@@ -166,8 +175,11 @@ def write_annotations(file: Path, videos: Iterable[AnnotatedVideo], on_bad: str)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos]
-    table = pa.Table.from_pylist(rows, schema=_schema())
+    rows = (video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos)
+    tables = [pa.Table.from_pylist([], schema=_schema())]
+    while some := list(islice(rows, WRITTEN_AT_ONCE)):
+        tables.append(pa.Table.from_pylist(some, schema=_schema()))
+    table = pa.concat_tables(tables).combine_chunks()
     if on_bad != "stop":  # what is said to pack holds wherever the set is measured on
         table = table.replace_schema_metadata({ON_BAD_KEY: on_bad})
     pq.write_table(table, file, compression="zstd")
@@ -281,6 +293,19 @@ def _take_at_once(videos: dict[str, Any], subset: str) -> GroundTruth | None:
             name: float(length) for name, length in zip(names, durations_s, strict=True) if length is not None
         },
     )
+
+
+def _read_in_columns(file: Path) -> VideoColumns | None:
+    """All videos of ActivityNet's layout; None where there is anything to be looked at closely."""
+    videos = VideoColumns()
+    try:
+        for name, fields in () if _is_table(file) else read_items(file, ROOTS):
+            if (video := name.strip()) in videos:
+                return None
+            videos.add(_parse_video(video, fields, None))
+    except (OSError, TypeError, ValueError, RecursionError):
+        return None
+    return videos or None
 
 
 def _is_of_another(fields: Any, subset: str) -> bool:

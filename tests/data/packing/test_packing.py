@@ -1,13 +1,20 @@
 """Packing: what goes in comes out, what cannot is said, and real features pass through whole."""
 
+import gc
+import io
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aumn.data.packing.planning import PackingReport, _say_lonely_classes
+from aumn.data.packing.options import PackOptions
+from aumn.data.packing.planning import PackingReport, _say_lonely_classes, plan_packing
+from aumn.data.packing.shard_writer import PlannedVideo
 from aumn.data.shards.shard_set import ShardSet
+from aumn.data.sources.features import FeatureArray, VideoFeatures
 from aumn.data.truth.annotated import AnnotatedVideo, Instance
 from aumn.data.truth.annotations import read_annotations
 from aumn.records import InputError
@@ -198,3 +205,30 @@ def test_how_it_is_cut_does_not_change_the_identity(published: Any, tmp_path: Pa
     assert len(set(identity.values())) == len(identity) - 2
     assert ShardSet.open(tmp_path / "window").clock == (16, 64)
     assert "window_frames" not in (tmp_path / "whole" / "dataset.json").read_text()
+
+
+def test_a_tar_is_that_of_the_standard_library(published: Any, tmp_path: Path) -> None:
+    published.pack(tmp_path / "out", shard_mb=ONE_VIDEO)
+    for path in (tmp_path / "out").glob("*.tar"):
+        again = io.BytesIO()
+        with tarfile.open(path) as tar, tarfile.open(fileobj=again, mode="w", format=tarfile.PAX_FORMAT) as copy:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content
+                held = content.read()
+                copy.addfile(member, io.BytesIO(held))
+                if member.name.endswith(".npy"):
+                    saved = io.BytesIO()
+                    np.save(saved, np.load(io.BytesIO(held)))
+                    assert held == saved.getvalue()
+        assert path.read_bytes() == again.getvalue()
+
+
+def test_a_plan_holds_no_object_a_video(publish: Callable[..., Any], tmp_path: Path) -> None:
+    published = publish({"training": [f"v{number}" for number in range(50)]})
+    plan = plan_packing(PackOptions(published.root, str(tmp_path / "out"), published.annotations))
+    gc.collect()
+    kinds = (PlannedVideo, VideoFeatures, FeatureArray, AnnotatedVideo, Instance)
+    assert not [each for each in gc.get_objects() if type(each) in kinds]
+    assert [len(shard.videos) for shard in plan.shards] == [50]
+    assert [video.id for video in plan.annotated] == [video.features.video for video in plan.shards[0].videos]

@@ -13,6 +13,7 @@ from aumn.data.problems import OR_SKIP
 from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.stores import Folder
+from aumn.data.sources.values import converted, largest_magnitude
 from aumn.data.truth.annotations import read_annotations
 from aumn.inspect.inspection import inspect_shards
 from aumn.records import InputError
@@ -223,3 +224,17 @@ def test_pickles_of_anything_else_are_refused_and_not_run(
         file.write(content)
     assert f"rgb/c.npy {message}" in refusal(published, allow_pickle=True)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_halves_are_those_of_numpy_at_every_edge() -> None:
+    """Every half, what lies between two, and the singles beside both, of either sign; and their largest magnitude."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    exact = np.r_[halves, (halves[:-1] + halves[1:]) / 2].view(np.uint32)
+    values = np.r_[exact, exact + 1, np.maximum(exact, 1) - 1].view(np.float32)
+    values = np.r_[values, -values][np.abs(np.r_[values, values]) <= 65504].reshape(-1, 2)
+    expected = values.astype(np.float16)
+    np.testing.assert_array_equal(converted(values, np.dtype("float16")).view(np.uint16), expected.view(np.uint16))
+    for dtype in (np.float16, np.float32, np.float64):
+        for some in ([1, -2, 0.5], [-3, 1, 0], [-0.0, 0, -0.0], [-1, -2, -3], [np.nan, 1, -9], [1, -np.inf, np.nan]):
+            given = np.array(some, dtype)
+            np.testing.assert_equal(largest_magnitude(given), float(np.abs(given).max()))

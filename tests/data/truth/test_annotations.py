@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from aumn.data import json_files
 from aumn.data.packing.packing import pack
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.truth.annotations import read_annotations, read_ground_truth
+from aumn.data.truth.columns import VideoColumns
 from aumn.records import InputError
 
 POPULATIONS = [  # file, subset, videos, instances, classes that occur: METHOD.md and the data's README
@@ -266,3 +268,50 @@ def test_reading_ground_truth_imports_nothing_heavy() -> None:
     code = f"import sys, aumn.data.truth.annotations; print({heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "set()"
+
+
+VIDEO = '"v": {"subset": "test", "duration": 12, "fps": null, "annotations": [{"label": " a", "segment": [1, 2.5]}]}'
+OTHER = (
+    '"w \\u00e9": {"subset": "b", "annotations": [{"label": "b", "segment": [3, 1]}, '
+    '{"class": "c", "segment": [0, 9]}]}'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_plain"),
+    [
+        (f'{{"version": 1.5, "database": {{{VIDEO}, {OTHER}}}, "taxonomy": [{{"a": 1}}]}} \n', True),
+        (f'\ufeff{{ "GT" :{{ {VIDEO}}}}}', True),
+        (f"{{{VIDEO}}}", False),
+        (f'{{"database": {{{VIDEO}, {VIDEO}}}}}', False),
+        (f'{{"database": {{{VIDEO}, "v ": {{"subset": "test", "annotations": []}}}}}}', False),
+        (f'{{"database": {{{VIDEO}}}, "database": {{}}}}', False),
+        (f'{{"database": {{{VIDEO}}}, "GT": {{}}}}', False),
+        (f'{{"database": {{{VIDEO}}}}} and more', False),
+        (f'{{"database": {{{VIDEO}, "x": {{"subset": "test"}}}}}}', False),
+        (f'{{"database": {{{VIDEO}, "x": {{"annotations": []}}}}}}', False),
+        ('{"database": {"x": {"annotations": []}}}', False),
+        (f'{{"database": {{{VIDEO}', False),
+        (f'{{"database": {{{VIDEO}}}, "x": "\\ud800"}}', False),
+        ('{"database": {}}', False),
+        ("[]", False),
+        ("12", False),
+    ],
+)
+def test_ground_truth_in_columns_is_what_it_is_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, is_plain: bool
+) -> None:
+    """Read in pieces of any size; what is not plain is left to the careful reader and its sentences."""
+    (path := tmp_path / "gt.json").write_text(text, encoding="utf-8")
+
+    def read(**options: bool) -> tuple[Any, bool]:
+        try:
+            videos = read_annotations(path, **options).videos
+        except InputError as error:
+            return str(error), False
+        return list(videos.items()), isinstance(videos, VideoColumns)
+
+    expected, _ = read()
+    for piece in (1, 7, 2**20):
+        monkeypatch.setattr(json_files, "PIECE", piece)
+        assert read(in_columns=True) == (expected, is_plain)
