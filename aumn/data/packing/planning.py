@@ -92,15 +92,14 @@ def plan_packing(options: PackOptions) -> Plan:
         options.crops,
     )
     containers = Containers(allow_pickle=options.allow_pickle)  # worker processes open the files themselves
-    ids = [*truth.videos]
-    named = dict(zip(ids, range(len(ids)), strict=True)) if isinstance(truth.videos, dict) else truth.videos.numbers
+    named = truth.numbers()
     release = find_release(options.features, containers, naming, named, is_wtalc=truth.is_wtalc)
     places = release.places
     if not len(places.found(annotated=True)):
-        match(release.path, places.names[len(ids) :], truth)  # which refuses
+        match(release.path, places.names[places.annotated :], truth)  # which refuses
     found = check_features(
         release,
-        in_order(places.found(annotated=True).tolist(), truth, ids),
+        in_order(places.found(annotated=True).tolist(), truth, places.names),
         containers,
         trim_streams=options.trim_streams,
         crops=options.crops,
@@ -143,7 +142,7 @@ def plan_packing(options: PackOptions) -> Plan:
     shards = Shards(videos, width, options, base)
     annotated = Made(lambda number: truth.videos[videos.ids[number]], range(len(videos)))
     there = base.rows.keys() if base else set()
-    lacking, strange = np.flatnonzero(~places.is_found_V[: len(ids)]), places.found(annotated=False)
+    lacking, strange = np.flatnonzero(~places.is_found_V[: places.annotated]), places.found(annotated=False)
     return Plan(
         shards=shards,
         annotated=annotated,
@@ -155,7 +154,7 @@ def plan_packing(options: PackOptions) -> Plan:
             classes=classes,
             streams=found.widths,
             shards=len(shards),
-            without_features=sorted({ids[number] for number in lacking.tolist()} - there),
+            without_features=sorted({places.names[number] for number in lacking.tolist()} - there),
             without_annotations=sorted({places.names[number] for number in strange.tolist()} - there),
             bad=bad,
             source=_say_source(release, found.widths, options, clock=clock, rates=np.unique(planned.fps_N).tolist()),

@@ -152,17 +152,15 @@ def check_features(
 ) -> Checked:
     """Check the arrays of videos, by their numbers; by headers, since values are checked when they are read."""
     places = release.places
-    rows = np.isin(places.key_P // len(places.streams), videos)
-    stream_P = places.key_P % len(places.streams)
-    place_V = np.zeros(len(places.names), np.int64)
+    place_V = np.full(len(places.names), -1, np.int32)
     place_V[videos] = np.arange(len(videos))
-    order = np.argsort(place_V[places.key_P // len(places.streams)], kind="stable")
-    order = order[rows[order]]
+    place_P = np.repeat(place_V, np.diff(places.first_V))
+    order = np.argsort(place_P, kind="stable")[(place_P < 0).sum() :]
     headers = _Headers(places.arrays)
     headers.read(places.index_P[order], containers)
     forms = {
         stream: find_forms(
-            release.path, headers.shapes(places.index_P[order[stream_P[order] == number]]), crops, transposed
+            release.path, headers.shapes(places.index_P[order[places.stream_P[order] == number]]), crops, transposed
         )
         for number, stream in enumerate(places.streams)
     }

@@ -105,22 +105,17 @@ class Places:
     streams: Sequence[str]  # of which JOINT is one
     names: Sequence[str]
     annotated: int
-    key_P: np.ndarray  # video x streams + stream
-    index_P: np.ndarray  # of its array, or of its crops' arrays
     is_found_V: np.ndarray
-    first_V: np.ndarray = field(init=False)  # a video's first row, and behind the last one's the count of rows
-
-    def __post_init__(self) -> None:
-        """Find each video's rows."""
-        bounds = np.searchsorted(self.key_P, np.arange(len(self.names) + 1) * len(self.streams))
-        object.__setattr__(self, "first_V", bounds)
+    first_V: np.ndarray  # a video's first row, and behind the last one's the count of rows
+    stream_P: np.ndarray
+    index_P: np.ndarray  # of its array, or of its crops' arrays
 
     def of(self, video: int) -> dict[str, tuple[int, ...]]:
         """Stream, or JOINT -> indices of its array, or of its crops' arrays; streams in the order they were found."""
         first, last = self.first_V[video], self.first_V[video + 1]
         found: dict[str, tuple[int, ...]] = {}
-        for key, index in zip(self.key_P[first:last].tolist(), self.index_P[first:last].tolist(), strict=True):
-            stream = self.streams[key % len(self.streams)]
+        for code, index in zip(self.stream_P[first:last].tolist(), self.index_P[first:last].tolist(), strict=True):
+            stream = self.streams[code]
             found[stream] = (*found.get(stream, ()), index)
         return dict(sorted(found.items(), key=lambda item: min(item[1])))
 
@@ -361,7 +356,9 @@ def _gather(
     )
     rows = (column_P[is_kept_P] for column_P in (key_P, index_P, crop_P))
     is_kept_P[is_kept_P] = _choose_crops(arrays, *rows, path=path, naming=naming)
-    places = Places(arrays, streams, names, len(videos), key_P[is_kept_P], index_P[is_kept_P], is_found_V)
+    index_P = index_P[is_kept_P].astype(np.int32)
+    first_V = np.searchsorted(video_A[index_P], np.arange(len(names) + 1)).astype(np.int32)
+    places = Places(arrays, streams, names, len(videos), is_found_V, first_V, stream_A[index_P], index_P)
     return places, (*renamed, count) if renamed else None
 
 
@@ -407,9 +404,9 @@ def _wtalc_places(path: Path, containers: Containers, names: Sequence[str] | Non
             f"{path} holds {len(numbers):,} arrays, and the annotation folder names {len(names):,} videos: take the "
             "folder that was released with these features."
         )
-    number_P = np.arange(len(names))
-    arrays = Arrays(path, (("", number) for number in numbers))
-    return Places(arrays, [JOINT], names, len(names), number_P, number_P, np.ones(len(names), bool))
+    count = len(names)
+    arrays, first_V = Arrays(path, (("", number) for number in numbers)), np.arange(count + 1)
+    return Places(arrays, [JOINT], names, count, np.ones(count, bool), first_V, np.zeros(count, int), first_V[:-1])
 
 
 def read_fact(release: Release, fact: str, containers: Containers) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -57,6 +57,11 @@ class Annotations:
     videos: dict[str, AnnotatedVideo] | VideoColumns
     is_wtalc: bool = False  # then the order of the videos is that of W-TALC's features
     on_bad: str = "stop"  # what a shard set was packed with; see `read_ground_truth`
+
+    def numbers(self) -> Mapping[str, int]:
+        """The place of each video in the file's order."""
+        videos = self.videos
+        return videos.numbers if isinstance(videos, VideoColumns) else {name: n for n, name in enumerate(videos)}
 
 
 def read_ground_truth(

@@ -16,7 +16,7 @@ class VideoColumns(Mapping[str, AnnotatedVideo]):
         self.numbers: dict[str, int] = {}
         self._name: dict[str, int] = {}  # of subsets and labels
         self._subset_N, self._duration_s_N, self._fps_N = array("i"), array("d"), array("d")  # NaN: not told
-        self._first_N = array("q", [0])  # of its instances
+        self._first_N = array("i", [0])  # of its instances
         self._label_I, self._start_s_I, self._end_s_I = array("i"), array("d"), array("d")
         self._untimed: dict[int, tuple[str, ...]] = {}
         for video in videos:
