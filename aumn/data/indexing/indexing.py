@@ -37,8 +37,8 @@ from aumn.data.packing.planning import (
 from aumn.data.packing.pool import run_in_processes
 from aumn.data.packing.shard_writer import PlannedVideo, Row
 from aumn.data.problems import OR_SKIP, about, refuse
-from aumn.data.shards.layout import FORMAT_VERSION, Description, Shard
-from aumn.data.shards.manifest import MEMBER_PARTS, table_of
+from aumn.data.shards.layout import FORMAT_VERSION, Description, Shard, table_of
+from aumn.data.shards.manifest import MEMBER_PARTS, schema
 from aumn.data.sources.features import Features, VideoFeatures
 from aumn.data.sources.forms import find_forms
 from aumn.data.truth.annotations import Annotations, read_annotations
@@ -99,7 +99,7 @@ def index(
         decoded=_decoded(taken, wanted, dtype),
         transposed=wanted.is_transposed,
     )
-    rows = table_of([_row(video, taken[video.features.video], used) for video in videos], list(widths))
+    rows = table_of([_row(video, taken[video.features.video], used) for video in videos], schema(list(widths)))
     with whole_folder(out, checksums=False) as work:
         write_tables(work, description, rows, annotated, chosen.on_bad)
         for file in (*work.iterdir(), work):

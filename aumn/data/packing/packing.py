@@ -38,8 +38,9 @@ from aumn.data.shards.layout import (
     kept_as,
     numbered,
     read_table_bytes,
+    table_of,
 )
-from aumn.data.shards.manifest import Manifest, table_of, write_manifest
+from aumn.data.shards.manifest import Manifest, schema, write_manifest
 from aumn.data.shards.stores import Remote, Store, open_store
 from aumn.data.truth.annotated import AnnotatedVideo
 from aumn.data.truth.annotations import write_annotations
@@ -208,7 +209,7 @@ def _write_rest(
 
 def _in_columns(shard: Written, plan: Plan) -> Written:
     """A finished shard whose rows are a table, a tenth of their size."""
-    return replace(shard, rows=table_of(shard.rows, list(plan.description.streams)))
+    return replace(shard, rows=table_of(shard.rows, schema(list(plan.description.streams))))
 
 
 def _put(plan: Plan, written: Sequence[Written], shards: Path, out: Place) -> None:
@@ -257,12 +258,14 @@ def _tables_of(plan: Plan, shards: Path, written: Sequence[Written]) -> set[str]
         shards=(*plan.description.shards, *(Shard(shard.file, shard.bytes) for shard in written)),
         left_out=tuple(sorted(left_out)),
     )
-    rows = pa.concat_tables([table_of([], list(description.streams)), *(shard.rows for shard in written)])
+    tables = [shard.rows for shard in written] or [table_of([], schema(list(description.streams)))]
     growths = base.description.growths + 1 if base else 0
     on_bad = plan.on_bad  # kept with the set for instances that end before they start; where none is added, as it was
     if base and not any(instance.is_reversed for video in plan.annotated for instance in video.annotations):
         on_bad = base.truth.on_bad
-    return write_tables(shards, description, rows, annotated, on_bad, growths=growths, before=before)
+    return write_tables(
+        shards, description, pa.concat_tables(tables), annotated, on_bad, growths=growths, before=before
+    )
 
 
 def write_tables(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -170,11 +170,6 @@ def schema(streams: Sequence[str]) -> pa.Schema:
     kinds = (pa.int64(), pa.int64(), pa.uint64())
     fields += [(f"{stream}_{part}", kind) for stream in streams for part, kind in zip(MEMBER_PARTS, kinds, strict=True)]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
-
-
-def table_of(rows: list[dict[str, Any]], streams: Sequence[str]) -> pa.Table:
-    """The manifest's columns of some videos' rows."""
-    return pa.Table.from_pylist(rows, schema=schema(streams))
 
 
 def write_manifest(file: Path, table: pa.Table, before: bytes | None = None) -> None:

@@ -20,7 +20,15 @@ import numpy as np
 
 from aumn.data.json_files import read_items, read_json, shown, text_of
 from aumn.data.problems import about, check_on_bad
-from aumn.data.shards.layout import ANNOTATIONS, file_of, kept_as, open_table, read_description, read_table_bytes
+from aumn.data.shards.layout import (
+    ANNOTATIONS,
+    file_of,
+    kept_as,
+    open_table,
+    read_description,
+    read_table_bytes,
+    table_of,
+)
 from aumn.data.shards.stores import open_store
 from aumn.data.truth.annotated import (
     DEFAULT_SUBSET,
@@ -181,10 +189,10 @@ def write_annotations(file: Path, videos: Iterable[AnnotatedVideo], on_bad: str)
     import pyarrow.parquet as pq
 
     rows = (video._asdict() | {"annotations": [found._asdict() for found in video.annotations]} for video in videos)
-    tables = [pa.Table.from_pylist([], schema=_schema())]
+    tables = []
     while some := list(islice(rows, WRITTEN_AT_ONCE)):
-        tables.append(pa.Table.from_pylist(some, schema=_schema()))
-    table = pa.concat_tables(tables).combine_chunks()
+        tables.append(table_of(some, _schema()))
+    table = pa.concat_tables(tables or [table_of([], _schema())]).combine_chunks()
     if on_bad != "stop":  # what is said to pack holds wherever the set is measured on
         table = table.replace_schema_metadata({ON_BAD_KEY: on_bad})
     pq.write_table(table, file, compression="zstd")
