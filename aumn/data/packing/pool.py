@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from aumn.records import InputError
@@ -31,7 +32,7 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
         yield from (task(*call) for call in calls)
         return
     spawn = multiprocessing.get_context("spawn")
-    left, processes, busy = iter(calls), [], set[Any]()
+    left, processes, busy = map(ForkingPickler.dumps, calls), [], set[Any]()
     try:
         for _ in range(min(workers, len(calls))):
             ours, theirs = spawn.Pipe()
@@ -40,7 +41,9 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
             theirs.close()  # so that the process's death ends the connection
             _give(ours, next(left))
             busy.add(ours)
+        ahead = None
         while busy:
+            ahead = ahead or next(left, None)  # made while all are at work, since to make a call takes time
             ready: list[Any] = wait(list(busy))
             for connection in ready:
                 try:
@@ -52,8 +55,9 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
                     ) from None
                 if error is not None:
                     raise error
-                if (call := next(left, None)) is not None:
+                if call := ahead or next(left, None):
                     _give(connection, call)
+                    ahead = None
                 else:
                     busy.remove(connection)
                 yield result
@@ -64,9 +68,9 @@ def run_in_processes(task: Callable[..., Result], calls: Sequence[tuple[Any, ...
                 process.join(timeout=10)
 
 
-def _give(connection: Any, call: tuple[Any, ...]) -> None:
+def _give(connection: Any, call: memoryview) -> None:
     with suppress(BrokenPipeError):  # a worker that died meanwhile is found when its result is waited for
-        connection.send(call)
+        connection.send_bytes(call)
 
 
 def _work(task: Callable[..., Any], connection: Connection) -> None:
