@@ -24,7 +24,7 @@ STREAMS = ("rgb", "flow")
 
 def measure() -> list[Row]:
     seed, rows = fresh_seed(), []
-    for dtype, videos in (("float16", VIDEOS), ("float32", VIDEOS // 2)):
+    for dtype, videos in (("float32", VIDEOS // 2), ("float16", VIDEOS)):
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="aumn-bench-") as folder:
             sources = make(Path(folder) / "sources", videos, SNIPPETS, np.dtype(dtype), seed)
             found = take_sides(sources, Path(folder) / "out")
