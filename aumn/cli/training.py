@@ -57,7 +57,7 @@ def train(
         print_footprint(
             found,
             f"{config}: K={settings.model.units:,}, {num_ranks:,} rank{'s' * (num_ranks > 1)}{nodes}, {shared}",
-            Rates.parse(rates) if rates else None,
+            None if rates is None else Rates.parse(rates),
         )
         return
     if (num_ranks, per_node, classes, widths, videos, rates) != (1, 8, None, None, None, None):

@@ -37,9 +37,8 @@ from torch._subclasses import FakeTensor
 
 from aumn.model.bank import Bank
 from aumn.model.products import Workspace, product
-from aumn.model.settings import ModelSettings
+from aumn.model.settings import PAPER_UNITS, ModelSettings
 
-PAPER_UNITS = 7
 DRAWN_ELEMENTS = 1 << 22  # a multiple of 16, of which PyTorch's generator makes normal numbers at a time
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}  # similarities held at once: about a cache; a fraction of a GPU
 

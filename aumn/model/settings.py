@@ -23,6 +23,8 @@ from aumn.config.section import (
 )
 from aumn.records import JOINT, InputError
 
+PAPER_UNITS = 7
+
 
 class ModelSettings(Section):
     """One stream's network; all streams' have the same shape."""
@@ -30,7 +32,7 @@ class ModelSettings(Section):
     embedding_width: Size = setting(512, "F of Eq. 1 (paper: 512).")
     kernel: Size = setting(3, "Taps of Eq. 1's convolution, in snippets (the paper does not say).")
     key_ratio: Size = setting(4, "m of Eq. 2, 4, 5: keys are F/m wide (the paper does not say).")
-    units: Count = setting(7, "K, the memory's action units (paper: 7).")
+    units: Count = setting(PAPER_UNITS, "K, the memory's action units (paper: 7).")
     unit_rates: bool = setting(
         True,
         "Adam moves units, their encoders and values by what suits their number, so that other settings serve any "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -123,9 +122,8 @@ def _upload(
 def _send(client: MlflowClient, model: LoggedModel, file: Path) -> None:
     """Put a file, which may be large, where the logged model's files are, whole or not at all.
 
-    A server gets it as it is read. In a folder of this machine it gets a second name, where the file system can give
-    one: no byte is copied. Nobody may write into it from then on, so that the version stays what it is; whoever
-    replaces or removes one of the two leaves the other as it was.
+    A server gets it as it is read. In a folder of this machine it is a copy, so that whatever is done to the model's
+    own folder later, the version stays what it is.
     """
     from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -133,12 +131,7 @@ def _send(client: MlflowClient, model: LoggedModel, file: Path) -> None:
         client.log_model_artifact(model.model_id, str(file))
         return
     with whole_file(Path(local_file_uri_to_path(model.artifact_location)) / file.name) as partial:
-        partial.unlink(missing_ok=True)  # of a process that was killed here
-        try:
-            file.chmod(0o444)
-            os.link(file, partial)
-        except OSError:
-            shutil.copyfile(file, partial)
+        shutil.copyfile(file, partial)
 
 
 def _add_version(client: MlflowClient, name: str, model: LoggedModel, **facts: Any) -> None:

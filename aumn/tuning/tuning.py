@@ -228,6 +228,7 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
                 with whole_file(file) as partial:
                     partial.write_text(plan.model_dump_json(indent=1) + "\n")
     plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
+    plan.settings["model"].setdefault("unit_rates", False)  # of a plan that was made before there were any
     other = [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]
     settings = base.model_dump(mode="json")
     for section, fields in plan.settings.items():  # as a file had them that may have changed since
