@@ -144,6 +144,7 @@ def test_settings_import_nothing_of_ours_but_what_settings_are_made_of():
             "__future__",
             "collections",
             "csv",
+            "hashlib",
             "functools",
             "math",
             "pathlib",

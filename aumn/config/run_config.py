@@ -21,7 +21,7 @@ from aumn.config.section import Section, refusal
 from aumn.config.yaml_files import parse_value, read_yaml
 from aumn.data.settings import BatchSettings, DataSettings
 from aumn.inference.settings import LocalizeSettings
-from aumn.model.settings import PAPER_UNITS, LossSettings, ModelSettings
+from aumn.model.settings import LossSettings, ModelSettings
 from aumn.records import InputError
 from aumn.runtime.settings import EngineSettings, OptimizerSettings
 from aumn.tracking.settings import TrackingSettings
@@ -69,8 +69,7 @@ class RunConfig(Section):
         before, now = settings_of(begun), settings_of(self.model_dump(mode="json"))
         changed = [name for name, value in now.items() if before.get(name) != value]
         lines = {name: f"{name}: the run has {before.get(name)!r}, now {now[name]!r}" for name in changed}
-        same = {"model.unit_rates"} if self.model.units == PAPER_UNITS else set[str]()  # no bit differs there
-        refused = [lines[name] for name in changed if name not in same and not says(name, "may_change")]
+        refused = [lines[name] for name in changed if not says(name, "may_change")]
         shares = [] if self.optimizer.schedule == "constant" else [f"optimizer.schedule={self.optimizer.schedule}"]
         if self.loss.pseudo_labels > 0 and self.loss.pseudo_labels_from > 0:
             shares.append("loss.pseudo_labels_from")

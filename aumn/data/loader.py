@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -26,7 +26,7 @@ from torch import Tensor
 from aumn.data.buffers import Buffers
 from aumn.data.order import EpochOrder, MixedOrder, hash63, share_out
 from aumn.data.problems import DamagedVideoError, StoreGoneError
-from aumn.data.settings import DataSettings
+from aumn.data.settings import DataSettings, groups_of
 from aumn.records import Batch, InputError, Step
 
 if TYPE_CHECKING:
@@ -91,15 +91,15 @@ def trained_sets(data: DataSettings, identities: Sequence[str], model: str) -> S
     return shards
 
 
-def _groups(ids: Sequence[str], pattern: str | Mapping[str, str]) -> list[str]:
+def _groups(ids: Sequence[str], pattern: str) -> list[str]:
     """What the table says of each video, or what the pattern finds in its name: all of it, or what is in brackets."""
-    if not isinstance(pattern, str):
-        if untold := [video for video in ids if video not in pattern]:
+    if (group_of := groups_of(pattern)) is not None:
+        if untold := [video for video in ids if video not in group_of]:
             raise InputError(
                 f"data.holdout_groups names no group for {len(untold)} of {len(ids)} videos, such as {untold[0]}: "
                 "give each a row in the table."
             )
-        return [pattern[video] for video in ids]
+        return [group_of[video] for video in ids]
     found = [re.search(pattern, video) for video in ids]
     if none := [video for video, match in zip(ids, found, strict=True) if match is None]:
         raise InputError(

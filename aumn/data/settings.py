@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import BeforeValidator, model_validator
 
 from aumn.config.section import Count, Positive, Section, Seed, ShareBelowOne, Size, refusal, setting
 from aumn.records import Place, place_of
+
+TABLE = re.compile(r"(.+\.csv):([^#]+)(?:#([0-9a-f]+))?", re.IGNORECASE)  # with the checksum of its groups
 
 
 def _places(given: Any) -> Any:
@@ -40,17 +43,11 @@ def _names(given: Any) -> Any:
         ) from None
 
 
-def _groups(given: Any) -> Any:
-    """A pattern as it is; of `table.csv:column`, each video's group."""
-    if not isinstance(given, str):
-        return given
-    table, _, column = given.rpartition(":")
-    if not table.lower().endswith(".csv"):
-        try:
-            re.compile(given)
-        except re.error as error:
-            raise refusal(f"data.holdout_groups={given!r} is no regular expression: {error}") from None
-        return given
+def groups_of(given: str) -> dict[str, str] | None:
+    """Each video's group by the table that `data.holdout_groups` names, None where it is a pattern."""
+    if not (named := TABLE.fullmatch(given)):
+        return None
+    table, column, _ = named.groups()
     try:
         with Path(table).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
@@ -66,6 +63,23 @@ def _groups(given: Any) -> Any:
         if group and group_of.setdefault(video, group) != group:
             raise refusal(f"data.holdout_groups={given!r}: video {video} is of {group_of[video]} and of {group}")
     return group_of
+
+
+def _groups(given: Any) -> Any:
+    """As it was given; a table with a checksum of its groups, by which a run that goes on finds the same ones."""
+    if not isinstance(given, str):
+        return given
+    if (group_of := groups_of(given)) is None:
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise refusal(f"data.holdout_groups={given!r} is no regular expression: {error}") from None
+        return given
+    name, _, wanted = given.partition("#")
+    found = hashlib.sha256(repr(sorted(group_of.items())).encode()).hexdigest()[:8]
+    if wanted not in {"", found}:
+        raise refusal(f"data.holdout_groups={given!r}: the table's groups are others now ({found}); put those back")
+    return f"{name}#{found}"
 
 
 class CacheSettings(Section):
@@ -136,7 +150,7 @@ class DataSettings(Section):
         0.0, "Share of the subset's videos held out of training, so that choices need no test video."
     )
     holdout_seed: Seed = setting(0, "Which videos are held out; independent of run.seed.", needs="data.holdout_share")
-    holdout_groups: Annotated[str | dict[str, str] | None, BeforeValidator(_groups)] = setting(
+    holdout_groups: Annotated[str | None, BeforeValidator(_groups)] = setting(
         None,
         "Which videos are held out together: persons.csv:person, a table with a column `video` and one to go by; or "
         "a regular expression, of videos in whose names it finds the same, such as a person's clips by '^[^_]+' "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -53,8 +53,9 @@ def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detection
     with path.open("rb") as file:
         is_json = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["} or path.suffix == ".json"
     whole = checked(_from_rows(_json_rows(path) if is_json else _run_rows(path)), path, 0)
-    owner_V = _owners(np.bincount(whole.video_N, minlength=len(whole.videos)), size)
-    return _only(whole, owner_V == rank), {}
+    number_V = _Numbers(_without_v).of(whole.videos)
+    owner_V = _owners(np.bincount(number_V[whole.video_N], minlength=len(whole.videos)), size)
+    return _only(whole, owner_V[number_V] == rank), {}
 
 
 def detections_of(path: Path, subset: str | None = None) -> Path:
@@ -87,7 +88,7 @@ def export_json(detections: Detections, path: Path) -> None:
 
 def _read_share(parts: Sequence[Path], rank: int, size: int) -> Detections:
     """This rank's rows: a look at the videos' column alone, then at the row groups that hold any."""
-    numbers = _Numbers()
+    numbers = _Numbers(_without_v)
     counted = [
         (part, group, numbers.of(videos), count_V) for part in parts for group, videos, count_V in count_videos(part)
     ]
@@ -136,23 +137,29 @@ def _merge(rows: int, chunks: Iterator[Detections]) -> Detections:
     return Detections(list(videos.number_of), list(labels.number_of), *columns)
 
 
-class _Numbers:
-    """Numbers of names, in the order in which they come."""
+def _without_v(video: str) -> str:
+    """By which videos are dealt to ranks: two names that `v_` tells apart may be one video of the ground truth."""
+    return video.removeprefix("v_")
 
-    def __init__(self) -> None:
+
+class _Numbers:
+    """Numbers of names as `spelled` has them, in the order in which they come."""
+
+    def __init__(self, spelled: Callable[[str], str] = str) -> None:
+        self._spelled = spelled
         self.number_of: dict[str, int] = {}
         self.last: tuple[Sequence[str], np.ndarray] = ((), np.empty(0, np.int32))
 
     def of(self, names: Sequence[str]) -> np.ndarray:
         """The number of each; chunk after chunk of a part comes with the same names."""
         if names is not self.last[0]:
-            self.last = (names, _number(names, self.number_of))
+            self.last = (names, _number(map(self._spelled, names), self.number_of))
         return self.last[1]
 
 
-def _number(names: Sequence[str], number_of: dict[str, int]) -> np.ndarray:
+def _number(names: Iterable[str], number_of: dict[str, int]) -> np.ndarray:
     """The number of each name; a new name gets the next one."""
-    return np.array([number_of.setdefault(name, len(number_of)) for name in names], dtype=np.int32)
+    return np.fromiter((number_of.setdefault(name, len(number_of)) for name in names), np.int32)
 
 
 def _json_rows(path: Path) -> list[Row]:

@@ -90,6 +90,11 @@ class ModelSettings(Section):
         "side by side, for streams that say little alone, `joint` in localize.weights and loss.sparsity; or both.",
     )
 
+    @staticmethod
+    def know_rates(saved: dict[str, Any]) -> None:
+        """Say of settings saved before there was `unit_rates` what they had: at seven units it is one thing."""
+        saved.setdefault("unit_rates", saved.get("units") == PAPER_UNITS)
+
     @property
     def key_width(self) -> int:
         """A."""

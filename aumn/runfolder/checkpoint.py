@@ -363,7 +363,7 @@ def _read_facts(folder: Path, name: str, *, kind: str) -> dict[str, Any]:
         )
     for settings in (facts, facts.get("config")):
         if version < 3 and isinstance(settings, dict) and isinstance(settings.get("model"), dict):
-            settings["model"].setdefault("unit_rates", False)
+            ModelSettings.know_rates(settings["model"])
     return facts
 
 

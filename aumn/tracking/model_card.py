@@ -116,7 +116,5 @@ def _population(videos: str, card: ModelCard, config: Mapping[str, Any] | None) 
         digest = hashlib.sha256("\n".join(named).encode()).hexdigest()[:8]
         return f"{len(named)} of {data['subset']} held out by name (checksum {digest}), of {card.dataset}"
     groups = data.get("holdout_groups")
-    if isinstance(groups, Mapping):
-        groups = f"of a table ({len(set(groups.values()))} groups)"
     subset = f"the groups {groups} of {data['subset']}" if groups else data["subset"]
     return f"{data['holdout_share']:.0%} of {subset} held out with seed {data['holdout_seed']}, of {card.dataset}"

@@ -27,6 +27,7 @@ from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.union import open_sets
 from aumn.files import hold, whole_file
 from aumn.jobs.sbatch import SHARE
+from aumn.model.settings import ModelSettings
 from aumn.records import InputError, Stopped
 from aumn.runfolder.typed import typed
 from aumn.runtime import preemption
@@ -228,7 +229,7 @@ def _find_plan(asked: Asked, out: Path, say: Say) -> Plan:
                 with whole_file(file) as partial:
                     partial.write_text(plan.model_dump_json(indent=1) + "\n")
     plan = typed(Plan, file.read_bytes(), file, f"remove {out} to start anew")
-    plan.settings["model"].setdefault("unit_rates", False)  # of a plan that was made before there were any
+    ModelSettings.know_rates(plan.settings["model"])
     other = [f"{name} {value}" for name, value in plan.asked.items() if asked.facts(shards).get(name) != value]
     settings = base.model_dump(mode="json")
     for section, fields in plan.settings.items():  # as a file had them that may have changed since

@@ -298,8 +298,6 @@ MIXED = ["data.shards=[a, b]", "data.weights=[1, 3]", "data.class_names={Ran: Ru
             ["data.shards=[a, b]", "data.same_ids=rename", "data.weights=[3, 1]"],
             "data.subset data.class_names data.weights data.same_ids",
         ),
-        (["model.unit_rates=false"], [], ""),
-        (["model.unit_rates=false", "model.units=8"], ["model.units=8"], "model.unit_rates"),
         ([PSEUDO], [PSEUDO, "run.steps=20"], "run.steps"),
         ([PSEUDO, "loss.pseudo_labels_from=0"], [PSEUDO, "loss.pseudo_labels_from=0", "run.steps=20"], ""),
     ],

@@ -377,8 +377,11 @@ def test_a_holdout_takes_whole_groups_or_the_videos_that_are_named(tmp_path: Pat
         (tmp_path / "who.csv").write_text(
             "person, video\n" + "".join(f"{clip[:3]}, {clip}\n,{clip}\n" for clip in [*CLIPS, "eve_a"])
         )
-        by_table = held_out(holdout_share=0.5, holdout_seed=seed, holdout_groups=f"{tmp_path}/who.csv:person")
-        assert found == by_table
+        by_table = {"holdout_share": 0.5, "holdout_seed": seed, "holdout_groups": f"{tmp_path}/who.csv:person"}
+        assert found == held_out(**by_table)
+        kept = DataSettings(shards="x", **by_table).model_dump(mode="json")
+        assert kept["holdout_groups"].startswith(f"{tmp_path}/who.csv:person#"), "one setting, and no table"
+        assert DataSettings(**kept).model_dump(mode="json") == kept
     assert len({frozenset(found) for found in by_person.values()}) > 1
     (tmp_path / "out.txt").write_text("bob_b\ndee_c\n\n")
     assert (
@@ -413,6 +416,10 @@ def test_a_holdout_takes_whole_groups_or_the_videos_that_are_named(tmp_path: Pat
             r"no group for 10 of 12 videos, such as ann_c",
         ),
         ({"holdout_share": 0.5, "holdout_groups": "TWICE:who"}, r"video ann_a is of x and of y"),
+        (
+            {"holdout_share": 0.5, "holdout_groups": "GROUPS:who#00000000"},
+            r"the table's groups are others now \([0-9a-f]+",
+        ),
         ({"holdout_videos": "nowhere.txt"}, r"data\.holdout_videos='nowhere\.txt' cannot be read \(No such file"),
     ],
 )
