@@ -1,1 +1,1 @@
-"""The network of Eq. 1-15: tensors in, tensors out; it knows nothing of ranks, files or runs."""
+"""The network of Eq. 1-15: tensors in, tensors out; of ranks it knows what `bank.Group` asks, of files and runs nothing."""
