@@ -1,1 +1,1 @@
-"""The network of Eq. 1-15: tensors in, tensors out; of ranks it knows what `bank.Group` asks, of files and runs nothing."""
+"""The network of Eq. 1-15: tensors in, tensors out. It knows nothing of files and runs, of ranks what a `Group` tells."""
