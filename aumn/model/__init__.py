@@ -1,1 +1,1 @@
-"""The network of Eq. 1-15: tensors in, tensors out. It knows nothing of files and runs, of ranks what a `Group` tells."""
+"""The network of Eq. 1-15: tensors in, tensors out; of ranks it knows what a `bank.Group` tells, of files nothing."""
