@@ -53,9 +53,10 @@ def measure() -> list[Row]:
 
 
 def build(seed: int, ranks: Ranks, units: int, width: int, classes: int) -> Engine:
+    """As commit 0e01a02 began and moved units."""
     torch.manual_seed(seed)
     bank = Bank.over(ranks.split(ranks.size)[0], units)
-    network = StreamNetworks.build({"rgb": width}, classes, ModelSettings(units=units), bank=bank)
+    network = StreamNetworks.build({"rgb": width}, classes, ModelSettings(units=units, unit_rates=False), bank=bank)
     how = {"optimizer": OptimizerSettings(), "engine": EngineSettings(bank_ranks=ranks.size)}
     return build_engine("ddp", network, ranks, torch.device("cpu"), **how)
 
