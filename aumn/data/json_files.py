@@ -6,6 +6,7 @@ import gc
 import json
 import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, TextIO
@@ -22,22 +23,30 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 def read_json(file: Path, layout: str) -> Any:
     """The content; InputError, which tells the layout, for what is no JSON or would not be taken as it stands."""
-    was_collecting = gc.isenabled()
-    gc.disable()  # millions of new objects, none of them garbage: looking through them again and again takes longer
     try:
         content = file.read_bytes()
         text = content.decode(json.detect_encoding(content))
-        document = json.loads(text, object_pairs_hook=_refuse_twice)
+        with no_collecting():
+            document = json.loads(text, object_pairs_hook=_refuse_twice)
         if HALF_CHARACTER.search(text):  # half of a pair, alone, is no text: nothing could print or store it
             json.dumps(document, ensure_ascii=False).encode()
     except RecursionError:
         raise InputError(f"{file} is not usable JSON (it is nested too deeply): {layout}") from None
     except ValueError as error:
         raise InputError(f"{file} is not usable JSON ({error}): {layout}") from None
+    return document
+
+
+@contextmanager
+def no_collecting() -> Iterator[None]:
+    """For millions of new objects, none of them garbage: looking through them again and again takes longer."""
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if was_collecting:
             gc.enable()
-    return document
 
 
 def read_items(file: Path, roots: Collection[str]) -> Iterator[tuple[str, Any]]:

@@ -65,9 +65,9 @@ def match(detections: Detections, ground_truth: GroundTruth, tious: Sequence[flo
         reaches_P = (np.uint64(1) << reached_P) - np.uint64(1)  # a bit each
         for start, end in pairwise([*_starts(step_P), len(step_P)]):
             detection, instance = detection_P[start:end], instance_P[start:end]
-            takes_P = reaches_P[start:end] & ~(matched_n[detection] | taken_G[instance])
-            matched_n[detection] |= takes_P
-            taken_G[instance] |= takes_P
+            matched_P, taken_P = matched_n[detection], taken_G[instance]
+            takes_P = reaches_P[start:end] & ~(matched_P | taken_P)
+            matched_n[detection], taken_G[instance] = matched_P | takes_P, taken_P | takes_P
         matched_N[rows] = matched_n  # of a slice, this very memory
     return matched_N, taken_G
 
@@ -187,6 +187,14 @@ def _starts(value_N: np.ndarray) -> np.ndarray:
     return np.flatnonzero(is_new_N)
 
 
+def _lengths(value_N: np.ndarray) -> np.ndarray:
+    """How long each run of equal values is, where it begins; what stands behind is of no use."""
+    starts = _starts(value_N)
+    length_N = np.zeros(len(value_N), np.intp)
+    length_N[starts] = np.diff(starts, append=len(value_N))
+    return length_N
+
+
 def _pairs_by_step(
     detections: Detections,
     ground_truth: GroundTruth,
@@ -219,18 +227,22 @@ def _steps(group_P: np.ndarray, detection_P: np.ndarray) -> np.ndarray:
     choices_P = _starts(detection_P)
     turn_P, choice_P = _repeat(np.diff(choices_P, append=len(detection_P)))
     group_of_turn = group_P[choices_P]
-    turn_in_group = np.arange(len(choices_P)) - np.searchsorted(group_of_turn, group_of_turn)
+    _, turn_in_group = _repeat(np.diff(_starts(group_of_turn), append=len(group_of_turn)))
     step_P: np.ndarray = turn_in_group[turn_P] * (choice_P.max(initial=0) + 1) + choice_P
     return step_P
 
 
 def pair_up(key_N: np.ndarray, sorted_key_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every row of one table with every row of another, sorted one that has the same key: their places."""
-    first_N = np.searchsorted(sorted_key_G, key_N)
-    is_there_N = np.append(sorted_key_G, -1).take(first_N) == key_N
+    if not len(key_N):
+        return np.empty(0, np.intp), np.empty(0, np.intp)
+    start, end = np.searchsorted(sorted_key_G, (key_N.min(), key_N.max() + 1))  # of a few keys, what fits in cache
+    near_g = sorted_key_G[start:end]
+    first_N = np.searchsorted(near_g, key_N)
+    is_there_N = np.append(near_g, -1).take(first_N) == key_N
     rows, first = np.flatnonzero(is_there_N), first_N[is_there_N]
-    pair_P, nth_P = _repeat(np.searchsorted(sorted_key_G, key_N[rows], side="right") - first)
-    return rows[pair_P], first[pair_P] + nth_P
+    pair_P, nth_P = _repeat(_lengths(near_g)[first])
+    return rows[pair_P], start + first[pair_P] + nth_P
 
 
 def tiou(detections: Detections, row_P: np.ndarray, ground_truth: GroundTruth, instance_P: np.ndarray) -> np.ndarray:
@@ -294,7 +306,12 @@ def _falling(score_N: np.ndarray) -> np.ndarray:
 
 
 def _argsort(key_N: np.ndarray) -> np.ndarray:
-    """The stable order of whole numbers: with the rows in their last bits, as numpy sorts faster than it argsorts."""
+    """The stable order of whole numbers: with the rows in their last bits, as numpy sorts faster than it argsorts.
+
+    But for short numbers, which it counts.
+    """
+    if _bit_length(key_N) <= 16:
+        return np.argsort(key_N.astype(np.uint16), kind="stable")
     row_bits = np.uint64(len(key_N).bit_length())
     assert _bit_length(key_N) + row_bits <= 64
     packed_N = (key_N.astype(np.uint64) << row_bits) | np.arange(len(key_N), dtype=np.uint64)

@@ -13,12 +13,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aumn.data.json_files import read_items, read_json, shown, text_of
+from aumn.data.json_files import no_collecting, read_items, read_json, shown, text_of
 from aumn.data.problems import about, check_on_bad
 from aumn.data.shards.layout import (
     ANNOTATIONS,
@@ -90,8 +91,10 @@ def read_ground_truth(
     """
     check_on_bad(on_bad)
     file = path if isinstance(path, Path) and path.is_file() and not _is_table(path) else None
-    if file and subset is not None and (truth := _take_at_once(_read_json(file, subset)[0], subset)):
-        return truth
+    if file and subset is not None:
+        with no_collecting():
+            if truth := _take_at_once(_read_json(file, subset)[0], subset):
+                return truth
     read = partial(read_annotations, path, allow_pickle=allow_pickle, identity=identity)
     annotations = read(only=subset)
     if not any(video.subset == subset for video in annotations.videos.values()):
@@ -259,7 +262,11 @@ def _read_json(file: Path, only: str | None) -> tuple[dict[str, Any], str | None
         raise InputError(f"{file} has no object 'database' and is none of videos: the layout must be {LAYOUT}.")
     is_split = not any(isinstance(fields, dict) and "subset" in fields for fields in videos.values())
     if only is not None and not is_split:  # three quarters of ActivityNet's file are not what is measured on
-        videos = {name: fields for name, fields in videos.items() if not _is_of_another(fields, only)}
+        videos = {
+            name: fields
+            for name, fields in videos.items()
+            if not isinstance(fields, dict) or not isinstance(named := fields.get("subset"), str) or named == only
+        }
     return videos, DEFAULT_SUBSET if is_split else None
 
 
@@ -269,14 +276,14 @@ def _take_at_once(videos: dict[str, Any], subset: str) -> GroundTruth | None:
     None where there is anything to be looked at closely; `_parse_video` says what it is.
     """
     try:
-        subsets = {fields["subset"] for fields in videos.values()}
-        names = [name.strip() for name in videos]
-        lists = [fields["annotations"] for fields in videos.values()]
+        subsets = set(map(itemgetter("subset"), videos.values()))
+        names = list(map(str.strip, videos))
+        lists = list(map(itemgetter("annotations"), videos.values()))
         durations_s = [fields.get("duration", fields.get("duration_second")) for fields in videos.values()]
         rates = [fields.get("fps") for fields in videos.values()]
         found = list(chain.from_iterable(lists))
-        label_of_N = [instance["label"].strip() for instance in found]
-        segments = [instance["segment"] for instance in found]
+        label_of_N = list(map(str.strip, map(itemgetter("label"), found)))
+        segments = list(map(itemgetter("segment"), found))
         facts = [fact for fact in (*durations_s, *rates) if fact is not None]
         numbers = [*facts, *chain.from_iterable(segments)]
         number_N = np.array(numbers, np.float64)
@@ -319,11 +326,6 @@ def _read_in_columns(file: Path) -> VideoColumns | None:
     except (OSError, TypeError, ValueError, RecursionError):
         return None
     return videos or None
-
-
-def _is_of_another(fields: Any, subset: str) -> bool:
-    named = fields.get("subset") if isinstance(fields, dict) else None
-    return isinstance(named, str) and named != subset
 
 
 def _is_video(fields: Any) -> bool:
