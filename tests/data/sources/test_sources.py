@@ -13,6 +13,7 @@ from aumn.data.problems import OR_SKIP
 from aumn.data.shards.layout import read_description
 from aumn.data.shards.shard_set import ShardSet
 from aumn.data.shards.stores import Folder
+from aumn.data.sources.arrays import parse_header, read_array
 from aumn.data.sources.values import converted, largest_magnitude
 from aumn.data.truth.annotations import read_annotations
 from aumn.inspect.inspection import inspect_shards
@@ -136,6 +137,20 @@ def test_a_truncated_file_and_one_of_another_kind(published: Any, cut: int) -> N
     with path.open("wb") as file:
         np.savez(file, features=np.zeros((2, 5)))
     assert "rgb/b.npy is not a .npy file" in refusal(published)
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "video.npy"
+    np.save(file, np.ones((100, 8), np.float32))
+
+    def parse_and_cut(name: str, *rest: Any) -> Any:
+        header = parse_header(name, *rest)
+        os.truncate(name, 1000)
+        return header
+
+    monkeypatch.setattr("aumn.data.sources.arrays.parse_header", parse_and_cut)
+    with pytest.raises(InputError, match=r"video\.npy became shorter while it was read: start again once it is left"):
+        read_array(file, allow_pickle=False)
 
 
 def test_bad_videos_are_left_out_counted_and_named_where_that_is_asked_for(published: Any, tmp_path: Path) -> None:
