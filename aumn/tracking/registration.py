@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,15 +105,20 @@ def _upload(
     model = begun[0] if begun else client.create_logged_model(experiment_id, "localizer", run_id, tags, None, "AUMN")
     if model.status != LoggedModelStatus.READY:
         there = {file.path: file.file_size for file in client.list_logged_model_artifacts(model.model_id)}
-        for file in sorted(artifact.iterdir()):
-            if file.is_file() and there.get(file.name) != file.stat().st_size:
-                _send(client, model, file)
-        with tempfile.TemporaryDirectory() as made:
+        files = [file for file in sorted(artifact.iterdir()) if file.is_file()]
+        with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(1) as beside:
+            sent = [
+                beside.submit(_send, client, model, file)
+                for file in files
+                if there.get(file.name) != file.stat().st_size
+            ]
             _save_pyfunc(Path(made), card, run_id, model.model_id)
             settings = yaml.safe_dump(dict(config or {}), sort_keys=False)
             (Path(made) / "config.yaml").write_text(settings, encoding="utf-8")
             (Path(made) / "MODEL_CARD.md").write_text(write_model_card(card, config), encoding="utf-8")
             client.log_model_artifacts(model.model_id, made)
+            for one in sent:
+                one.result()
         if model.model_id not in [output.model_id for output in run.outputs.model_outputs]:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.finalize_logged_model(model.model_id, "READY")
