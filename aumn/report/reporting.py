@@ -221,6 +221,7 @@ def write_report(
     numbers = {name: index for index, name in enumerate(names)}
     known_s = {row.video: row.duration_s for rows in by_video.values() for row in rows} | dict(ground_truth.durations_s)
     videos = measured.ground_truth.videos
+    units = summarize_units([by_video[video] for video in videos], measured.ground_truth)
     contents = {
         "version": __version__,
         "title": title,
@@ -232,10 +233,12 @@ def write_report(
         "videos": list_videos(measured, known_s),
         "films": link_films(films, videos, out) if films else None,
         "weights": model.weights if model else None,
-        "units": summarize_units([by_video[video] for video in videos], measured.ground_truth),
+        "units": units,
         "training": training and {"curves": _columns(training.curves), "note": training.note},
     }
-    write_page(out, title, contents, pack_videos(measured, by_video, [numbers[name] for name in model_classes]))
+    streams = [unit["stream"] for unit in units]
+    packed = pack_videos(measured, by_video, [numbers[name] for name in model_classes], streams)
+    write_page(out, title, contents, packed)
     return measured
 
 
