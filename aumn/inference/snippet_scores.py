@@ -142,9 +142,10 @@ def read_scores(folder: Path) -> tuple[ScoredModel, Iterator[SnippetScores]]:
 
 def _from_cells(row: dict[str, Any]) -> SnippetScores:
     snippets = len(row["attention_T"])
-    arrays = {name: np.frombuffer(cell, np.uint8) for name, cell in row.items() if isinstance(cell, bytes)}
-    matrices = {name: arrays[name].reshape(-1, snippets) for name in ("cas_cT", "similarity_kT")}
-    return SnippetScores(**row | arrays | matrices)
+    for name in ("attention_T", "cas_cT", "similarity_kT"):
+        scores = np.frombuffer(row[name], np.uint8)
+        row[name] = scores if name == "attention_T" else scores.reshape(-1, snippets)
+    return SnippetScores(**row)
 
 
 def _round(fraction: np.ndarray) -> np.ndarray:

@@ -35,8 +35,9 @@ def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: Gr
     similarity_kT = np.concatenate([row.similarity_kT for _, row in rows], axis=1)
     label_P, start_P, end_P = _cover(rows, truth)
     sum_kC, snippets_C = np.empty((len(units), size)), np.bincount(label_P, end_P - start_P, size)
+    until_T = np.zeros(similarity_kT.shape[1] + 1, int)
     for k, similarity_T in enumerate(similarity_kT):
-        until_T = np.append(0, np.cumsum(similarity_T, dtype=int))  # whole numbers, so exact
+        np.cumsum(similarity_T, out=until_T[1:])
         sum_kC[k] = np.bincount(label_P, until_T[end_P] - until_T[start_P], size)
     for found in (sum_kC.T, snippets_C):
         found[-2] = found[-1] - found[-2]

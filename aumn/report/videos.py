@@ -6,13 +6,13 @@ A line of packed text is base64 of a zlib stream of GROUP videos, each of:
 - how many streams there are, and of each `_describe`'s numbers, then bytes in steps of 1/255, one a snippet: attention,
   each kept class's activation, each unit's similarity.
 
-Numbers are float64, which hold any time and score, and whole ones compress well; of times they are milliseconds.
+Numbers are float64, of times milliseconds and scores as float32 has them: where many bits are zero they compress well.
 """
 
 from __future__ import annotations
 
-import base64
 import zlib
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
@@ -58,7 +58,7 @@ def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[st
 
 def pack_videos(
     measured: Measured, scores: Mapping[str, Sequence[SnippetScores]], labels: Sequence[int], streams: Sequence[str]
-) -> list[str]:
+) -> list[bytes]:
     """The packed lines, of videos in the list's order; `labels` are the page's numbers of the model's classes.
 
     An instance is [label, start, end] with 1 for taken and 0 for missed as digits, a detection [label, score, start,
@@ -77,10 +77,10 @@ def pack_videos(
     return [_pack(b"".join(chain(*contents[start : start + GROUP]))) for start in range(0, len(contents), GROUP)]
 
 
-def _pack(content: bytes) -> str:
+def _pack(content: bytes) -> bytes:
     """Of scores, which are noise beside runs of the same byte, a search for more than runs finds next to nothing."""
     stream = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    return base64.b64encode(stream.compress(content) + stream.flush()).decode()
+    return b2a_base64(stream.compress(content) + stream.flush())
 
 
 def _by_video(
@@ -88,7 +88,7 @@ def _by_video(
 ) -> list[bytes]:
     """Each video's rows, in this order: their numbers, then their digits."""
     order_N = np.lexsort((*order, table.video_N))
-    scores = [table.score_N] if isinstance(table, Detections) else []
+    scores = [table.score_N.astype(np.float32)] if isinstance(table, Detections) else []
     times = (np.rint(1000 * time_s_N) for time_s_N in (table.start_s_N, table.end_s_N))
     number_NX = np.stack([table.label_N, *scores, *times], axis=1)[order_N]
     digit_NT = digit_NT[order_N]
@@ -100,4 +100,4 @@ def _describe(row: SnippetScores, streams: Sequence[str], labels: Sequence[int])
     """Number of the stream, of its snippets, their length and first second, threshold, classes and their scores."""
     classes = [labels[label] for label in row.classes]
     facts = (streams.index(row.stream), len(row.attention_T), row.snippet_s, row.first_s, row.threshold, len(classes))
-    return np.array([*facts, *classes, *row.video_c])
+    return np.array([*facts, *classes, *np.array(row.video_c, np.float32)], float)
