@@ -55,9 +55,7 @@ def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: Gr
     }
 
 
-def _cover(
-    rows: Sequence[tuple[int, SnippetScores]], truth: GroundTruth
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cover(rows: Sequence[tuple[int, SnippetScores]], truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stretches P of snippets, which count on from video to video: label, first, end; those of a label are disjoint.
 
     A label covers a snippet whose middle lies in an instance of it; the number after them what any label does, the one
