@@ -26,6 +26,7 @@ STEPS = 255
 ALL_CLASSES = 32  # a model of at most so many classes has them all kept
 KEPT_CLASSES = 8  # of more: those that the video holds or was found to hold, and the best up to so many
 KEPT_UNITS = 64  # of more: those that the subset's snippets are most similar to
+BATCH_ROWS = 1024  # few enough that their cells, which are copied, are still in cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,8 @@ def read_scores(folder: Path) -> tuple[ScoredModel, Iterator[SnippetScores]]:
         first["weights"] = {"rgb": theta, "flow": 1 - theta}
     model = ScoredModel(**first)
     # `pq.read_table` would first import pandas, for half a second.
-    return model, (_from_cells(row) for part in parts for row in pq.ParquetFile(part).read().to_pylist())
+    batches = (batch for part in parts for batch in pq.ParquetFile(part).iter_batches(BATCH_ROWS))
+    return model, (_from_cells(row) for batch in batches for row in batch.to_pylist())
 
 
 def _from_cells(row: dict[str, Any]) -> SnippetScores:
