@@ -39,7 +39,7 @@ def _summarize(stream: str, rows: Sequence[tuple[int, SnippetScores]], truth: Gr
     for k, similarity_T in enumerate(similarity_kT):
         np.cumsum(similarity_T, out=until_T[1:])
         sum_kC[k] = np.bincount(label_P, until_T[end_P] - until_T[start_P], size)
-    for found in (sum_kC.T, snippets_C):
+    for found in (sum_kC.T, snippets_C):  # what no label covers
         found[-2] = found[-1] - found[-2]
     mean_kC = (sum_kC / STEPS / np.maximum(snippets_C, 1)).round(4)
     leads_k = np.bincount(similarity_kT.argmax(0), minlength=len(units)) / max(snippets_C[-1], 1)
@@ -72,7 +72,8 @@ def _cover(rows: Sequence[tuple[int, SnippetScores]], truth: GroundTruth) -> tup
         t_P = np.ceil((time_s_P - first_s_P) / snippet_s_P - 0.5)
         t_P += first_s_P + (t_P + 0.5) * snippet_s_P < time_s_P  # what was divided is rounded, and may be one off
         t_P -= first_s_P + (t_P - 0.5) * snippet_s_P >= time_s_P
-        return (before_P + np.clip(t_P, 0, snippets_P)).astype(int)
+        from_P: np.ndarray = (before_P + np.clip(t_P, 0, snippets_P)).astype(int)
+        return from_P
 
     instance_P, labels, snippets = by_video_G[nth_P], len(truth.labels), int(clock_R3[:, 2].sum())
     label_P = np.append(truth.label_N[instance_P], np.full(len(row_P), labels))

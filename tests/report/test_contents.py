@@ -8,6 +8,7 @@ import pytest
 
 from aumn.inference.snippet_scores import STEPS
 from aumn.report.units import TOP_SNIPPETS
+from tests.evaluation_reference import Instance
 from tests.report.cases import (
     CASE,
     CLASSES,
@@ -116,13 +117,16 @@ def test_units_are_described_by_the_snippets_and_classes_that_excite_them(writte
         assert flow["top"][k][0][2:4] == pytest.approx([expected[0][1] * 0.8, (expected[0][1] + 1) * 0.8])
 
 
-def test_a_class_shares_a_unit_by_the_mean_over_its_snippets(written):
-    contents = written[1]
+def test_a_class_shares_a_unit_by_the_mean_over_its_snippets(tmp_path):
+    """Each snippet once, also where instances of a class overlap, and in two classes where these do."""
+    more = [("v0", "jump", 2, 5.2), ("v0", "jump", 2.4, 4.4), ("v0", "swim", 3.6, 30), ("v1", HOSTILE, 2.2, 2.3)]
+    truth = [*TRUTH, *(Instance(*row) for row in more)]
+    contents = contents_of(write_page(tmp_path, **CASE | {"truth": truth})[0])
     inside = {label: [] for label in [*contents["classes"]["names"], "background"]}
     for number, video in enumerate(VIDEOS):
         for t, similarity_K in enumerate(scores_of(number)["rgb"][1]):
             middle_s = (t + 0.5) * 0.8
-            held = {row.label for row in TRUTH if row.video == video and row.start_s <= middle_s < row.end_s}
+            held = {row.label for row in truth if row.video == video and row.start_s <= middle_s < row.end_s}
             for label in held or {"background"}:
                 inside[label].append(similarity_K)
     mean_KC = np.transpose([np.mean(rows, axis=0) for rows in inside.values()])
