@@ -34,6 +34,9 @@ NO_STREAMS = (
 )
 """What stands beside streams in a sample or a setting, and what a torch module with a part a stream has of its own."""
 
+HELD_OUT = "held_out"
+"""In place of a subset's name: the videos to evaluate on that are held out of training."""
+
 VIDEO_ENDINGS = frozenset({
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
     ".vob", ".webm", ".wmv",

@@ -29,15 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aumn.evaluation.average_precision import (
-    average_precisions,
-    bits,
-    match,
-    pair_up,
-    ranking,
-    tiou,
-    true_positives,
-)
+from aumn.evaluation.average_precision import bits, match, pair_up, ranking, tiou
 from aumn.records import Detections, GroundTruth
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
@@ -53,6 +45,7 @@ class Diagnosis:
 
     kind_NT: np.ndarray  # uint8
     taken_GT: np.ndarray  # bool
+    matched_N: np.ndarray  # as `match` has it
     nearest_N: np.ndarray  # the instance that a detection is judged by; -1: it overlaps none
 
 
@@ -64,33 +57,40 @@ def diagnose(detections: Detections, ground_truth: GroundTruth, tious: Sequence[
     reaches_NT, is_near_N1 = tiou_N[:, None] >= np.asarray(tious), tiou_N[:, None] >= NEAR_TIOU
     tests = [bits(matched_N, len(tious)), reaches_NT & own_class_N1, reaches_NT, is_near_N1 & own_class_N1, is_near_N1]
     kind_NT = np.select(tests, range(len(tests)), BACKGROUND).astype(np.uint8)  # the first test that holds
-    return Diagnosis(kind_NT, bits(taken_G, len(tious)), nearest_N)
+    return Diagnosis(kind_NT, bits(taken_G, len(tious)), matched_N, nearest_N)
 
 
-def removal_gains(
-    detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], diagnosis: Diagnosis
-) -> np.ndarray:
+def removal_gains(detections: Detections, ground_truth: GroundTruth, diagnosis: Diagnosis) -> np.ndarray:
     """By how much mAP would rise if one kind of error were not there, T x (E + 1): a column a kind, then the missed.
 
     A kind's detections are dropped and the rest ranked again; missed instances no longer count among the instances (a
     class that has none left then counts as perfect). The gains do not add up to what is missing to 1.
     """
-    matched_N, _ = match(detections, ground_truth, tious)
-    order_N = ranking(detections, matched_N)
-    kind_NT = diagnosis.kind_NT[order_N]
     instances_C = np.bincount(ground_truth.label_N, minlength=len(ground_truth.labels))
-    present_C = instances_C > 0
-    gain_TE = np.zeros((len(tious), len(KINDS) + 1))
-    for t in range(len(tious)):
-        here_N = (matched_N >> np.uint64(t)) & np.uint64(1)
-        ap_C = average_precisions(true_positives(detections, here_N, order_N), instances_C, 1)[:, 0]
+    order_N = ranking(detections, diagnosis.matched_N)
+    label_N, kind_NT = detections.label_N[order_N], diagnosis.kind_NT[order_N]
+    gain_TE = np.zeros((kind_NT.shape[1], len(KINDS) + 1))
+    for t, kind_N in enumerate(kind_NT.T):
+        place_M = np.flatnonzero(kind_N == 0)
+        label_M = label_N[place_M]
+        first_M, taken_C = np.searchsorted(label_N, label_M), np.bincount(label_M, minlength=len(instances_C))
+        precision_M = _interpolated(label_M, place_M - first_M)
+        mean = (precision_M / instances_C[label_M]).sum()
         for kind in range(1, len(KINDS)):
-            without = true_positives(detections, here_N, order_N[kind_NT[:, t] != kind])
-            gain_TE[t, kind] = (average_precisions(without, instances_C, 1)[:, 0] - ap_C)[present_C].mean()
-        taken_C = np.bincount(ground_truth.label_N[diagnosis.taken_GT[:, t]], minlength=len(instances_C))
-        found_C = np.where(taken_C > 0, ap_C * instances_C / np.maximum(taken_C, 1), 1.0)
-        gain_TE[t, -1] = (found_C - ap_C)[present_C].mean()
-    return gain_TE
+            dropped = np.append(0, np.cumsum(kind_N == kind))
+            left_M = place_M - first_M - (dropped[place_M] - dropped[first_M])
+            gain_TE[t, kind] = (_interpolated(label_M, left_M) / instances_C[label_M]).sum() - mean
+        unfound = np.count_nonzero((instances_C > 0) & (taken_C == 0))
+        gain_TE[t, -1] = (precision_M / taken_C[label_M]).sum() + unfound - mean
+    return gain_TE / np.count_nonzero(instances_C)
+
+
+def _interpolated(label_M: np.ndarray, above_M: np.ndarray) -> np.ndarray:
+    """Each true positive's best precision at its recall or a higher one, to 12 digits: they come class by class."""
+    precision_M = (np.arange(len(label_M)) - np.searchsorted(label_M, label_M) + 1) / (above_M + 1)
+    # From the last class to the first each begins above all that come before it, so one maximum runs through all.
+    best_M: np.ndarray = np.maximum.accumulate((precision_M - label_M)[::-1])[::-1] + label_M
+    return best_M
 
 
 def profile(detections: Detections, ground_truth: GroundTruth, diagnosis: Diagnosis) -> np.ndarray:

@@ -58,9 +58,14 @@ def read_detections(path: Path, rank: int = 0, size: int = 1) -> tuple[Detection
     return _only(whole, owner_V[number_V] == rank), {}
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, rather than one of detections."""
+    return (path / "checkpoints").is_dir()
+
+
 def detections_of(path: Path, subset: str | None = None) -> Path:
     """The detections that a user means by `path`: of a run's folder, the only ones in it, or those of the subset."""
-    if not (path / "checkpoints").is_dir():
+    if not is_run(path):
         return path
     found = sorted(folder for folder in (path / "detections").glob("[!.]*") if subset in {None, folder.name})
     if not found:

@@ -26,6 +26,7 @@ STEPS = 255
 ALL_CLASSES = 32  # a model of at most so many classes has them all kept
 KEPT_CLASSES = 8  # of more: those that the video holds or was found to hold, and the best up to so many
 KEPT_UNITS = 64  # of more: those that the subset's snippets are most similar to
+BATCH_ROWS = 1024  # few enough that their cells, which are copied, are still in cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +137,17 @@ def read_scores(folder: Path) -> tuple[ScoredModel, Iterator[SnippetScores]]:
     if (theta := first.pop("theta", None)) is not None:  # up to commit 497c31b
         first["weights"] = {"rgb": theta, "flow": 1 - theta}
     model = ScoredModel(**first)
-    return model, (_from_cells(row) for part in parts for row in pq.read_table(part).to_pylist())
+    # `pq.read_table` would first import pandas, for half a second.
+    batches = (batch for part in parts for batch in pq.ParquetFile(part).iter_batches(BATCH_ROWS))
+    return model, (_from_cells(row) for batch in batches for row in batch.to_pylist())
 
 
 def _from_cells(row: dict[str, Any]) -> SnippetScores:
     snippets = len(row["attention_T"])
-    arrays = {name: np.frombuffer(cell, np.uint8) for name, cell in row.items() if isinstance(cell, bytes)}
-    matrices = {name: arrays[name].reshape(-1, snippets) for name in ("cas_cT", "similarity_kT")}
-    return SnippetScores(**row | arrays | matrices)
+    for name in ("attention_T", "cas_cT", "similarity_kT"):
+        scores = np.frombuffer(row[name], np.uint8)
+        row[name] = scores if name == "attention_T" else scores.reshape(-1, snippets)
+    return SnippetScores(**row)
 
 
 def _round(fraction: np.ndarray) -> np.ndarray:

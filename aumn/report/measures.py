@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aumn.evaluation.average_precision import match, ranking, true_positive_places, true_positives
+from aumn.evaluation.average_precision import ranking, true_positive_places, true_positives
 from aumn.evaluation.errors import KINDS, LENGTHS, Diagnosis, by_length, diagnose, profile, removal_gains
 from aumn.evaluation.evaluate import Evaluation, evaluate, renumber
 from aumn.evaluation.own_truth import deal
@@ -60,7 +60,7 @@ def overview(measured: Measured) -> dict[str, Any]:
 def classes(measured: Measured) -> dict[str, Any]:
     """Per class: instances, detections, AP, and where its ranking holds its true positives, at each threshold."""
     evaluation, found = measured.evaluation, measured.detections
-    matched_N, _ = match(found, measured.ground_truth, evaluation.tious)
+    matched_N = measured.diagnosis.matched_N
     positives = true_positives(found, matched_N, ranking(found, matched_N))
     places = true_positive_places(positives, len(evaluation.labels), len(evaluation.tious))
     return {
@@ -76,7 +76,7 @@ def errors(measured: Measured) -> dict[str, Any]:
     """The kinds of error at each threshold: how many, at which places of the ranking, by length, and what they cost."""
     found, truth, diagnosis = measured.detections, measured.ground_truth, measured.diagnosis
     lengths = by_length(found, truth, diagnosis)
-    gain_TE = removal_gains(found, truth, measured.evaluation.tious, diagnosis)
+    gain_TE = removal_gains(found, truth, diagnosis)
     return {
         "kinds": KINDS,
         "profile": profile(found, truth, diagnosis).tolist(),

@@ -35,21 +35,21 @@ SCRIPTS = (
 )
 
 
-def write_page(out: Path, title: str, contents: Mapping[str, Any], videos: Sequence[str] = ()) -> None:
-    """Write the page, whole or not at all. Equal contents make equal bytes."""
+def write_page(out: Path, title: str, contents: Mapping[str, Any], videos: Sequence[bytes] = ()) -> None:
+    """Write the page, whole or not at all, with lines of packed videos. Equal contents make equal bytes."""
     script = "(() => {\n'use strict';\n" + "\n".join(_read(f"{name}.js") for name in SCRIPTS) + "\n})();"
     style = _read("style.css")
     media = "media-src 'self' file:" if contents.get("films") else "media-src 'none'"
-    page = Template(_read("page.html")).substitute(
-        title=html.escape(title),
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; {media}",
-        style=style,
-        contents=json.dumps(contents, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        videos="\n".join(videos),
-        script=script,
-    )
-    with whole_file(out) as file:
-        file.write_bytes(page.encode())
+    filled = {
+        "title": html.escape(title),
+        "policy": f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; {media}",
+        "style": style,
+        "contents": json.dumps(contents, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "script": script,
+    }
+    head, tail = (Template(part).substitute(filled).encode() for part in _read("page.html").split("${videos}"))
+    with whole_file(out) as partial, partial.open("wb") as file:
+        file.writelines((head, *videos, tail))
 
 
 def _read(name: str) -> str:

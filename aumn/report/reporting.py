@@ -9,24 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aumn import __version__
-from aumn.data.settings import DataSettings
 from aumn.data.truth.annotations import read_ground_truth, restricted
 from aumn.evaluation.evaluate import choose_tious
-from aumn.inference.detections import read_detections
+from aumn.inference.detections import is_run, read_detections
 from aumn.inference.snippet_scores import FOLDER, ScoredModel, SnippetScores, read_scores
-from aumn.records import Detections, GroundTruth, InputError, Place, place_of
+from aumn.records import HELD_OUT, Detections, GroundTruth, InputError, Place, place_of
 from aumn.report.films import find_films, link_films
 from aumn.report.measures import Measured, classes, errors, measure, overview
 from aumn.report.page import write_page
-from aumn.report.runs import Run, Training, is_run, open_run
-from aumn.report.sweep import compare
 from aumn.report.units import summarize_units
 from aumn.report.videos import list_videos, pack_videos
-from aumn.runfolder.metrics import Curve
-from aumn.training.settings import HELD_OUT
+
+if TYPE_CHECKING:  # and imported where there is a run: what reads its settings takes as long as a small page
+    from aumn.report.runs import Run, Training
+    from aumn.runfolder.metrics import Curve
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]
@@ -78,6 +77,8 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
     films = find_films(choices.videos) if choices.videos else {}
     with tempfile.TemporaryDirectory(prefix="aumn-report-") as temporary:
         if is_run(what):
+            from aumn.report.runs import open_run
+
             run = open_run(what, None if choices.detections else Path(temporary) / "model")
         if choices.subset == HELD_OUT:
             choices = replace(choices, held_out=_held_out(run, choices))
@@ -100,6 +101,9 @@ def report_of(what: Path, out: Path, choices: Choices, *, attach: bool, say: Say
 
 def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
     """Put several runs side by side, by what their folders hold; nothing is localized or measured again."""
+    from aumn.report.runs import open_run
+    from aumn.report.sweep import compare
+
     for folder in folders:
         if not is_run(folder):
             raise InputError(f"{folder} is no run: several folders are compared as runs, each with its checkpoints.")
@@ -112,6 +116,7 @@ def compare_runs(folders: Sequence[Path], out: Path, *, say: Say) -> None:
 def _held_out(run: Run | None, choices: Choices) -> HeldOut:
     """Whom the run held out; of one subset of one set."""
     from aumn.data.loader import split_holdout, trained_sets  # and with it torch, which no other page needs
+    from aumn.data.settings import DataSettings
 
     if run is None:
         raise InputError("--subset held_out is of a run: give its folder, and detections of it as --detections.")
@@ -221,6 +226,7 @@ def write_report(
     numbers = {name: index for index, name in enumerate(names)}
     known_s = {row.video: row.duration_s for rows in by_video.values() for row in rows} | dict(ground_truth.durations_s)
     videos = measured.ground_truth.videos
+    units = summarize_units([by_video[video] for video in videos], measured.ground_truth)
     contents = {
         "version": __version__,
         "title": title,
@@ -232,10 +238,12 @@ def write_report(
         "videos": list_videos(measured, known_s),
         "films": link_films(films, videos, out) if films else None,
         "weights": model.weights if model else None,
-        "units": summarize_units([by_video[video] for video in videos], measured.ground_truth),
+        "units": units,
         "training": training and {"curves": _columns(training.curves), "note": training.note},
     }
-    write_page(out, title, contents, pack_videos(measured, by_video, [numbers[name] for name in model_classes]))
+    streams = [unit["stream"] for unit in units]
+    packed = pack_videos(measured, by_video, [numbers[name] for name in model_classes], streams)
+    write_page(out, title, contents, packed)
     return measured
 
 

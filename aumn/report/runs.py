@@ -62,11 +62,6 @@ class Run:
         return Training(curves, note)
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, rather than one of detections."""
-    return (path / "checkpoints").is_dir()
-
-
 def open_run(path: Path, copy: Path | None = None) -> Run:
     """Read what a run has left in its folder so far.
 

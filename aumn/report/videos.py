@@ -1,17 +1,20 @@
-"""What the page says of each video: a line in the list, and a packed text that is only unpacked when it is looked at.
+"""What the page says of each video: a line in the list, and packed with its neighbours what is shown of it alone.
 
-A packed video is base64 of a zlib stream of: four bytes, the length of the JSON that follows; the JSON; then bytes in
-steps of 1/255, one a snippet, for each of the JSON's streams: attention, each kept class's activation, each unit's
-similarity.
+A line of packed text is base64 of a zlib stream of GROUP videos, each of:
+
+- its instances and its detections, each the numbers of all rows and then their digits, a byte a threshold;
+- how many streams there are, and of each `_describe`'s numbers, then bytes in steps of 1/255, one a snippet: attention,
+  each kept class's activation, each unit's similarity.
+
+Numbers are float64, of times milliseconds and scores as float32 has them: where many bits are zero they compress well.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import zlib
-from collections import defaultdict
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ import numpy as np
 from aumn.inference.snippet_scores import SnippetScores
 from aumn.records import Detections, GroundTruth
 from aumn.report.measures import Measured
+
+GROUP = 8
+"""So many videos share what a stream costs, and are unpacked to look at one of them."""
 
 
 def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[str, Any]:
@@ -37,6 +43,7 @@ def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[st
         return counts
 
     return {
+        "group": GROUP,
         "ids": list(truth.videos),
         "duration_s": [
             round(max(durations_s.get(video, 0), last), 2)
@@ -49,50 +56,48 @@ def list_videos(measured: Measured, durations_s: Mapping[str, float]) -> dict[st
     }
 
 
-def pack_videos(measured: Measured, scores: Mapping[str, Sequence[SnippetScores]], labels: Sequence[int]) -> list[str]:
-    """Every video's packed text, in the list's order; `labels` are the page's numbers of the model's classes.
+def pack_videos(
+    measured: Measured, scores: Mapping[str, Sequence[SnippetScores]], labels: Sequence[int], streams: Sequence[str]
+) -> list[bytes]:
+    """The packed lines, of videos in the list's order; `labels` are the page's numbers of the model's classes.
 
-    An instance is [label, start_s, end_s, a digit a threshold: 1 for taken, 0 for missed], a detection [label, score,
-    start_s, end_s, a digit a threshold: the index of its kind]; instances by start, detections best first.
+    An instance is [label, start, end] with 1 for taken and 0 for missed as digits, a detection [label, score, start,
+    end] with the index of its kind; instances by start, detections best first.
     """
-    truth, found = measured.ground_truth, measured.detections
-    instances = _by_video(truth, np.lexsort((truth.end_s_N, truth.start_s_N)), measured.diagnosis.taken_GT)
-    best_first_N = np.lexsort((found.end_s_N, found.start_s_N, -found.score_N))
-    score_N = [float(f"{score:.3g}") for score in found.score_N.tolist()]
-    detections = _by_video(found, best_first_N, measured.diagnosis.kind_NT, score_N)
-    packed = []
-    for index, video in enumerate(truth.videos):
+    truth, found, diagnosis = measured.ground_truth, measured.detections, measured.diagnosis
+    instances = _by_video(truth, diagnosis.taken_GT, (truth.end_s_N, truth.start_s_N), len(truth.videos))
+    order = (found.end_s_N, found.start_s_N, -found.score_N)
+    detections = _by_video(found, diagnosis.kind_NT, order, len(truth.videos))
+    contents: list[Any] = []  # of each video, for bytes.join
+    for video, *events in zip(truth.videos, instances, detections, strict=True):
         rows = scores.get(video, ())
-        streams = [_describe(row, labels) for row in rows]
-        header = json.dumps(
-            {"gt": instances[index], "det": detections[index], "streams": streams}, separators=(",", ":")
-        ).encode()
-        arrays = (array for row in rows for array in (row.attention_T, row.cas_cT, row.similarity_kT))
-        content = len(header).to_bytes(4, "little") + header + b"".join(array.tobytes() for array in arrays)
-        packed.append(base64.b64encode(zlib.compress(content)).decode())
-    return packed
+        contents.append([*events, np.array([len(rows)], float)])
+        for row in rows:
+            contents[-1] += (_describe(row, streams, labels), row.attention_T, row.cas_cT, row.similarity_kT)
+    return [_pack(b"".join(chain(*contents[start : start + GROUP]))) for start in range(0, len(contents), GROUP)]
+
+
+def _pack(content: bytes) -> bytes:
+    """Of scores, which are noise beside runs of the same byte, a search for more than runs finds next to nothing."""
+    stream = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    return b2a_base64(stream.compress(content) + stream.flush())
 
 
 def _by_video(
-    table: Detections | GroundTruth, order_N: np.ndarray, digit_NT: np.ndarray, *more: Sequence[float]
-) -> defaultdict[int, list[Any]]:
-    times = (np.round(column_N, 3).tolist() for column_N in (table.start_s_N, table.end_s_N))
-    digits = ["".join(map(str, row)) for row in digit_NT.astype(int).tolist()]
-    columns = list(zip(table.label_N.tolist(), *more, *times, digits, strict=True))
-    rows: defaultdict[int, list[Any]] = defaultdict(list)
-    for n in order_N.tolist():
-        rows[int(table.video_N[n])].append(columns[n])
-    return rows
+    table: Detections | GroundTruth, digit_NT: np.ndarray, order: Sequence[np.ndarray], videos: int
+) -> list[bytes]:
+    """Each video's rows, in this order: their numbers, then their digits."""
+    order_N = np.lexsort((*order, table.video_N))
+    scores = [table.score_N.astype(np.float32)] if isinstance(table, Detections) else []
+    times = (np.rint(1000 * time_s_N) for time_s_N in (table.start_s_N, table.end_s_N))
+    number_NX = np.stack([table.label_N, *scores, *times], axis=1)[order_N]
+    digit_NT = digit_NT[order_N]
+    bounds = np.searchsorted(table.video_N[order_N], np.arange(videos + 1)).tolist()
+    return [number_NX[start:end].tobytes() + digit_NT[start:end].tobytes() for start, end in pairwise(bounds)]
 
 
-def _describe(row: SnippetScores, labels: Sequence[int]) -> dict[str, Any]:
-    return {
-        "name": row.stream,
-        "snippets": len(row.attention_T),
-        "snippet_s": row.snippet_s,
-        "first_s": row.first_s,
-        "threshold": round(row.threshold, 4),
-        "classes": [labels[label] for label in row.classes],
-        "video": [float(f"{score:.3g}") for score in row.video_c],
-        "units": row.units,
-    }
+def _describe(row: SnippetScores, streams: Sequence[str], labels: Sequence[int]) -> np.ndarray:
+    """Number of the stream, of its snippets, their length and first second, threshold, classes and their scores."""
+    classes = [labels[label] for label in row.classes]
+    facts = (streams.index(row.stream), len(row.attention_T), row.snippet_s, row.first_s, row.threshold, len(classes))
+    return np.array([*facts, *classes, *np.array(row.video_c, np.float32)], float)

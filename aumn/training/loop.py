@@ -20,7 +20,7 @@ from aumn.config.run_config import RunConfig
 from aumn.data.loader import TrainingLoader
 from aumn.data.problems import StoreGoneError
 from aumn.model.losses import Objective
-from aumn.records import InputError, Step
+from aumn.records import HELD_OUT, InputError, Step
 from aumn.runfolder.checkpoint import Checkpoint
 from aumn.runfolder.saving import RowServer, RunWriter
 from aumn.runtime import preemption
@@ -29,7 +29,6 @@ from aumn.runtime.patience import Patience
 from aumn.runtime.ranks import Ranks
 from aumn.training.finite import FiniteWatch
 from aumn.training.resume import Progress
-from aumn.training.settings import HELD_OUT
 from aumn.training.slow import SlowRanks, place_of
 from aumn.training.step import learning_rate, train_step
 

@@ -10,9 +10,6 @@ from pydantic import Field, model_validator
 from aumn.addresses import has_password
 from aumn.config.section import Count, Section, Seed, refusal, setting
 
-HELD_OUT = "held_out"
-"""The videos to evaluate on that are held out of training."""
-
 
 class RunSettings(Section):
     """The run itself."""

@@ -21,11 +21,10 @@ from aumn.data.truth.annotations import read_ground_truth, restricted
 from aumn.evaluation.evaluate import PROTOCOLS, evaluate, parse_tious
 from aumn.inference.localize import localize
 from aumn.model.aumn import StreamNetworks
-from aumn.records import GroundTruth, InputError
+from aumn.records import HELD_OUT, GroundTruth, InputError
 from aumn.runfolder.checkpoint import ModelCard
 from aumn.runtime import preemption
 from aumn.runtime.ranks import Ranks
-from aumn.training.settings import HELD_OUT
 
 
 @dataclass(frozen=True)

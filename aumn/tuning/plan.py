@@ -16,8 +16,7 @@ from pydantic import BaseModel
 
 from aumn.config.run_config import RunConfig, changed_config
 from aumn.config.yaml_files import as_override
-from aumn.records import InputError
-from aumn.training.settings import HELD_OUT
+from aumn.records import HELD_OUT, InputError
 from aumn.tuning.candidates import Candidate
 from aumn.tuning.statistics import Statistics
 

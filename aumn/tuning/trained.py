@@ -19,12 +19,11 @@ from aumn.inference.localize import check_fit
 from aumn.inference.one_video import load_network
 from aumn.inference.remembered import RememberedScores
 from aumn.inference.settings import LocalizeSettings
-from aumn.records import GroundTruth, InputError, place_of
+from aumn.records import HELD_OUT, GroundTruth, InputError, place_of
 from aumn.runfolder.checkpoint import ChosenRules, ModelCard, read_card
 from aumn.runfolder.folder import RunFolder
 from aumn.runtime.ranks import Ranks
 from aumn.training.run import access_of
-from aumn.training.settings import HELD_OUT
 from aumn.training.validation import held_out_truth
 from aumn.tuning.points import HeldOut
 from aumn.tuning.rules import Choice, choose_rules

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from aumn.config.run_config import RunConfig, default
 from aumn.evaluation.evaluate import PROTOCOLS
 from aumn.files import whole_file
+from aumn.records import HELD_OUT
 from aumn.training.run import note_held_out
-from aumn.training.settings import HELD_OUT
 from aumn.tuning import criterion
 from aumn.tuning.plan import Plan, Rung, entrants
 from aumn.tuning.points import Record

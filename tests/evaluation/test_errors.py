@@ -83,7 +83,7 @@ def test_gains_are_differences_of_plain_average_precisions(seed):
     rows, truth = draw(seed, detections=60)
     detections, ground_truth = tables(rows, truth)
     found = diagnose(detections, ground_truth, TIOUS)
-    gains = removal_gains(detections, ground_truth, TIOUS, found)
+    gains = removal_gains(detections, ground_truth, found)
     labels = sorted({instance.label for instance in truth})
     for t, threshold in enumerate(TIOUS):
         kinds, taken = plain_kinds(rows, truth, threshold)

@@ -1,7 +1,6 @@
 """What is written into the page, against what it is computed from."""
 
 import base64
-import json
 import zlib
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from aumn.inference.snippet_scores import STEPS
 from aumn.report.units import TOP_SNIPPETS
+from tests.evaluation_reference import Instance
 from tests.report.cases import (
     CASE,
     CLASSES,
@@ -30,10 +30,22 @@ def written(tmp_path_factory):
     return page, contents_of(page), measured
 
 
-def unpack(text: str) -> tuple[dict, bytes]:
-    content = zlib.decompress(base64.b64decode(text))
-    length = int.from_bytes(content[:4], "little")
-    return json.loads(content[4 : 4 + length]), content[4 + length :]
+class Packed:
+    """The content of a line, read from its start on."""
+
+    def __init__(self, text: str) -> None:
+        self.left = zlib.decompress(base64.b64decode(text))
+
+    def take(self, size: int) -> np.ndarray:
+        taken, self.left = self.left[:size], self.left[size:]
+        return np.frombuffer(taken, np.uint8)
+
+    def numbers(self, count: int) -> list[float]:
+        return self.take(8 * count).view(float).tolist()
+
+    def rows(self, count: int, width: int, tious: int) -> list[tuple[list[float], list[int]]]:
+        numbers = [self.numbers(width) for _ in range(count)]
+        return [(row, self.take(tious).tolist()) for row in numbers]
 
 
 def test_average_precision_is_the_area_under_the_places_of_true_positives(written):
@@ -59,23 +71,34 @@ def test_the_list_counts_what_each_video_holds(written):
     assert videos["duration_s"] == [20.0] * len(VIDEOS)
 
 
-def test_a_packed_video_holds_its_events_and_its_scores_to_a_step(written):
+def test_packed_videos_hold_their_events_and_their_scores_to_a_step(written):
     page, contents, _ = written
-    v = contents["videos"]["ids"].index("v0")
-    header, scores = unpack(element_of(page, "packed").splitlines()[v])
-    names = contents["names"]
-    assert [(names[row[0]], *row[1:3]) for row in header["gt"]] == [tuple(row[1:]) for row in TRUTH[:3]]
-    assert [row[3] for row in header["gt"]] == ["111", "111", "000"]
-    assert [(names[row[0]], *row[1:4]) for row in header["det"]] == [tuple(row[1:]) for row in FOUND[:4]]
-    at = 0
-    for stream, (expected, similarity_TK) in zip(header["streams"], scores_of(0).values(), strict=True):
-        count = stream["snippets"] * (1 + len(CLASSES) + UNITS)
-        table = np.frombuffer(scores[at : at + count], np.uint8).reshape(-1, stream["snippets"]) / STEPS
-        whole = np.column_stack([expected.attention_T, expected.cas_TC, similarity_TK]).T
-        assert np.abs(table - whole).max() <= 0.5 / STEPS + 1e-9
-        assert [names[label] for label in stream["classes"]] == list(CLASSES)
-        at += count
-    assert at == len(scores)
+    videos, names, tious = contents["videos"], contents["names"], len(contents["overview"]["tious"])
+    (line,) = element_of(page, "packed").split()
+    packed = Packed(line)
+    for index, video in enumerate(videos["ids"]):
+        instances = packed.rows(videos["instances"][index], 3, tious)
+        assert sorted((video, names[int(label)], start / 1000, end / 1000) for (label, start, end), _ in instances) == [
+            row for row in sorted(TRUTH) if row.video == video
+        ]
+        if video == "v0":
+            assert [taken for _, taken in instances] == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
+        detections = packed.rows(videos["detections"][index], 4, tious)
+        assert [
+            (video, names[int(label)], pytest.approx(score), start / 1000, end / 1000)
+            for (label, score, start, end), _ in detections
+        ] == [row for row in FOUND if row.video == video]
+        assert packed.numbers(1) == [2]
+        for place, (expected, similarity_TK) in enumerate(scores_of(VIDEOS.index(video)).values()):
+            stream, snippets, snippet_s, first_s, threshold, kept = packed.numbers(6)
+            assert (stream, snippets, snippet_s, first_s, kept) == (place, len(similarity_TK), 0.8, 0, len(CLASSES))
+            assert threshold == pytest.approx(expected.attention_T.mean())
+            assert [names[int(label)] for label in packed.numbers(len(CLASSES))] == list(CLASSES)
+            assert packed.numbers(len(CLASSES)) == pytest.approx(expected.video_C)
+            whole = np.column_stack([expected.attention_T, expected.cas_TC, similarity_TK]).T
+            found = packed.take(whole.size).reshape(whole.shape) / STEPS
+            assert np.abs(found - whole).max() <= 0.5 / STEPS + 1e-9
+    assert not packed.left
 
 
 def test_units_are_described_by_the_snippets_and_classes_that_excite_them(written):
@@ -94,13 +117,16 @@ def test_units_are_described_by_the_snippets_and_classes_that_excite_them(writte
         assert flow["top"][k][0][2:4] == pytest.approx([expected[0][1] * 0.8, (expected[0][1] + 1) * 0.8])
 
 
-def test_a_class_shares_a_unit_by_the_mean_over_its_snippets(written):
-    contents = written[1]
+def test_a_class_shares_a_unit_by_the_mean_over_its_snippets(tmp_path):
+    """Each snippet once, also where instances of a class overlap, and in two classes where these do."""
+    more = [("v0", "jump", 2, 5.2), ("v0", "jump", 2.4, 4.4), ("v0", "swim", 3.6, 30), ("v1", HOSTILE, 2.2, 2.3)]
+    truth = [*TRUTH, *(Instance(*row) for row in more)]
+    contents = contents_of(write_page(tmp_path, **CASE | {"truth": truth})[0])
     inside = {label: [] for label in [*contents["classes"]["names"], "background"]}
     for number, video in enumerate(VIDEOS):
         for t, similarity_K in enumerate(scores_of(number)["rgb"][1]):
             middle_s = (t + 0.5) * 0.8
-            held = {row.label for row in TRUTH if row.video == video and row.start_s <= middle_s < row.end_s}
+            held = {row.label for row in truth if row.video == video and row.start_s <= middle_s < row.end_s}
             for label in held or {"background"}:
                 inside[label].append(similarity_K)
     mean_KC = np.transpose([np.mean(rows, axis=0) for rows in inside.values()])

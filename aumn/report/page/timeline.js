@@ -5,24 +5,37 @@ const unpacked = new Map();
 const packedLines = new Promise((resolve) => document.addEventListener('DOMContentLoaded',
   () => resolve(document.getElementById('packed').textContent.split('\n'))));
 
-/** A video's ground truth, detections and scores: see aumn/report/videos.py for how they are packed. */
+/** A video's ground truth, detections and scores. */
 async function unpack(index) {
-  if (unpacked.has(index)) return unpacked.get(index);
-  const bytes = Uint8Array.from(atob((await packedLines)[index]), (character) => character.charCodeAt(0));
+  const { group } = data.videos, line = Math.floor(index / group);
+  if (unpacked.size > 20) unpacked.delete(unpacked.keys().next().value);
+  if (!unpacked.has(line)) unpacked.set(line, unpackLine(line));
+  return (await unpacked.get(line))[index % group];
+}
+
+/** All videos of a line: see aumn/report/videos.py for how they are packed. */
+async function unpackLine(line) {
+  const bytes = Uint8Array.from(atob((await packedLines)[line]), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
   const content = new Uint8Array(await new Response(stream).arrayBuffer());
-  const length = new DataView(content.buffer).getUint32(0, true);
-  const video = JSON.parse(new TextDecoder().decode(content.subarray(4, 4 + length)));
-  let at = 4 + length;
+  const { group, ids, instances, detections } = data.videos;
+  let at = 0;
   const take = (size) => content.subarray(at, (at += size));
-  for (const one of video.streams) {
-    one.attention = take(one.snippets);
-    one.cas = one.classes.map(() => take(one.snippets));
-    one.similarity = one.units.map(() => take(one.snippets));
-  }
-  if (unpacked.size > 50) unpacked.delete(unpacked.keys().next().value);
-  unpacked.set(index, video);
-  return video;
+  const list = (count, read) => Array.from({ length: count }, (_, n) => read(n));
+  const numbers = (count) => [...new Float64Array(take(8 * count).slice().buffer)];
+  const rows = (count, width) => {
+    const found = list(count, () => numbers(width));
+    return found.map((row) => [...row.slice(0, -2), row.at(-2) / 1000, row.at(-1) / 1000, take(data.overview.tious.length)]);
+  };
+  const scores = () => {
+    const [number, snippets, snippet_s, first_s, threshold, kept] = numbers(6), { stream, units } = data.units[number];
+    return { name: stream, snippets, snippet_s, first_s, threshold, units, classes: numbers(kept), video: numbers(kept),
+      attention: take(snippets), cas: list(kept, () => take(snippets)), similarity: units.map(() => take(snippets)) };
+  };
+  return list(Math.min(group, ids.length - line * group), (nth) => {
+    const index = line * group + nth;
+    return { gt: rows(instances[index], 3), det: rows(detections[index], 4), streams: list(numbers(1)[0], scores) };
+  });
 }
 
 const GUTTER = 168, LANE = 19, PLOT = 84;
@@ -91,7 +104,7 @@ function truthLane(pen, rows) {
     const at = segment(pen, start, end);
     if (!at) continue;
     pen.bars.push({ x: at[0], width: at[1], y: pen.y, height: pen.height, start, end });
-    const missed = taken[state.t] === '0';
+    const missed = !taken[state.t];
     pen.c.fillStyle = missed ? hatch(pen.c) : colour('truth');
     pen.c.strokeStyle = colour('truth');
     pen.c.fillRect(at[0], pen.y + 3, at[1], pen.height - 6);
@@ -124,7 +137,7 @@ function detectionLane(pen, rows) {
     const at = segment(pen, start, end);
     if (!at) continue;
     pen.bars.push({ x: at[0], width: at[1], y: pen.y, height: pen.height, start, end });
-    const which = Number(kinds[state.t]);
+    const which = kinds[state.t];
     const strength = 0.3 + 0.7 * Math.sqrt(Math.max(0, score) / best);
     pen.c.globalAlpha = strength;
     pen.c.fillStyle = colour(`k${which}`);

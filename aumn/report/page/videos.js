@@ -215,8 +215,8 @@ function score(video, k) {
 
 function summary(video) {
   const counts = new Array(7).fill(0);
-  for (const row of video.det) counts[Number(row[4][state.t])]++;
-  counts[6] = video.gt.filter((row) => row[3][state.t] === '0').length;
+  for (const row of video.det) counts[row[4][state.t]]++;
+  counts[6] = video.gt.filter((row) => !row[3][state.t]).length;
   return counts.map((count, index) => count > 0 && h('span', {}, kind(index, `${count} ${KINDS[index]}`))).filter(Boolean);
 }
 
@@ -242,13 +242,13 @@ function eventTables(video, play) {
   const instances = table([
     named('instance'),
     { title: 'time', value: (row) => row[1], cell: (row) => moment(row[1], row[2]), first: true },
-    { title: 'status', left: true, value: (row) => row[3][state.t], cell: (row) => (row[3][state.t] === '1' ? kind(0, 'found') : kind(6)) },
+    { title: 'status', left: true, value: (row) => row[3][state.t], cell: (row) => (row[3][state.t] ? kind(0, 'found') : kind(6)) },
   ], video.gt, { sort: 1, descending: false });
   const detections = table([
     named('detection'),
     { title: 'score', value: (row) => row[1], cell: (row) => short(row[1]) },
     { title: 'time', value: (row) => row[2], cell: (row) => moment(row[2], row[3]), first: true },
-    { title: 'kind', left: true, value: (row) => row[4][state.t], cell: (row) => kind(Number(row[4][state.t])), first: true },
+    { title: 'kind', left: true, value: (row) => row[4][state.t], cell: (row) => kind(row[4][state.t]), first: true },
   ], video.det.slice(0, 200), { sort: 1, caption: video.det.length > 200 ? `The best 200 of ${thousands(video.det.length)}` : null });
   return [scroll(instances), scroll(detections)];
 }
