@@ -204,7 +204,8 @@ class AUMN(nn.Module):
         """The cosine of each snippet's embedding and each prototype, over TEMPERATURE: logits, B x T x P."""
         directions_BTF, directions_PF = (functional.normalize(rows, dim=-1) for rows in (embedded_BTF, prototypes_PF))
         cosine_NP = product(directions_BTF.flatten(0, 1), directions_PF.T)
-        return cosine_NP.unflatten(0, embedded_BTF.shape[:2]) / TEMPERATURE
+        likeness_BTP: Tensor = cosine_NP.unflatten(0, embedded_BTF.shape[:2]) / TEMPERATURE
+        return likeness_BTP
 
     def _probabilities(self, evidence: Tensor) -> Tensor:
         """Eq. 8's and 15's softmax over classes, the last dimension, or each class's own sigmoid."""
