@@ -201,7 +201,8 @@ class Scores:
     unit_sums_BK: Tensor  # sum over t of Eq. 5; of a bank over ranks, the group's videos with this rank's units
     units_KF: Tensor  # M of Eq. 2; of a bank over ranks, this rank's rows
     unit_scale: float  # as large as this times M, it enters Eq. 10
-    cas_BTC: Tensor | None = None  # Eq. 15 without gradient, where pseudo-labels are made of it
+    cas_BTC: Tensor | None = None  # Eq. 15 without gradient, where pseudo-labels or prototypes need it
+    likeness_BTP: Tensor | None = None  # of each snippet to each class's prototype and, last, to the background's
 
 
 @dataclass(frozen=True, slots=True)

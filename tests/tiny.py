@@ -18,6 +18,7 @@ SETTINGS = {
         "dropout": 0.2,
         "channel_dropout": 0.2,
         "mixing_dropout": 0.3,
+        "prototypes": True,
     },
     "loss": {"pseudo_labels": 0.3},
     "optimizer": {"learning_rate": 0.003, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5},

@@ -1,7 +1,7 @@
 """AUMN, one network a stream (Eq. 1-8, 15), and the streams' side by side.
 
 Shapes: B videos, T snippets, D input width, F embedding width, A = F/m key width, K action units, R bottleneck,
-C classes, J size of the basis that classifiers are combined from (see `memory`).
+C classes, P = C + 1 prototypes, J size of the basis that classifiers are combined from (see `memory`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aumn.model.settings import ModelSettings
 from aumn.records import Batch, Scores, VideoScores
 
 SLICE_ELEMENTS = 1 << 22  # of snippets' products with the basis, held at once for Eq. 15
+TEMPERATURE = 0.1  # of snippets' likeness to prototypes
 STARTING_CLASS_BIAS = -1.0  # Eq. 8's logits start near 0, and of many classes a video holds a few
 
 
@@ -73,6 +74,8 @@ class AUMN(nn.Module):
         self.class_bias_C = nn.Parameter(bias_C) if settings.independent_classes else None
         deeper = (TemporalConvolution(width, width, settings.kernel) for _ in range(settings.embedding_layers - 1))
         self.embed_deeper = nn.ModuleList(deeper)
+        drawn_PF = torch.randn(num_classes + 1, width) / math.sqrt(width) if settings.prototypes else None
+        self.prototypes_PF = None if drawn_PF is None else nn.Parameter(drawn_PF)  # a class's each, and background's
 
     def forward(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Scores:
         """Eq. 1-8 for training: Eq. 8's logits, Eq. 7, and Eq. 11's sums."""
@@ -81,18 +84,20 @@ class AUMN(nn.Module):
             reading = self.memory.read(queries_BTA, mask_BT)
             attention_BT = reading.attention_BT * mask_BT
             mixing_BTT = self._mixing(queries_BTA, mask_BT, lengths, seeds)
+            scores_snippets = self.scores_snippets or self.prototypes_PF is not None
             if self.settings.pooling_share == 1:
                 logits_BC = self._pool_unbuilt(embedded_BTF, mixing_BTT, mask_BT, reading)
+                with torch.no_grad():
+                    cas_BTC = _class_activation(embedded_BTF, mixing_BTT, reading) if scores_snippets else None
             else:
-                logits_BC = self._pool(attention_BT, _class_activation(embedded_BTF, mixing_BTT, reading), mask_BT)
+                cas_BTC = _class_activation(embedded_BTF, mixing_BTT, reading)
+                logits_BC = self._pool(attention_BT, cas_BTC, mask_BT)
             if self.class_bias_C is not None:
                 logits_BC = logits_BC + self.class_bias_C
-            cas_BTC = None
-            if self.scores_snippets:
-                with torch.no_grad():
-                    cas_BTC = self._probabilities(_class_activation(embedded_BTF, mixing_BTT, reading))
+            cas_BTC = self._probabilities(cas_BTC.detach()) if scores_snippets and cas_BTC is not None else None
+            likeness_BTP = None if self.prototypes_PF is None else self._likeness(embedded_BTF, self.prototypes_PF)
             units_KF, scale = self.memory.units_KF, self.memory.unit_scale
-            return Scores(logits_BC, attention_BT, reading.unit_sums_BK, units_KF, scale, cas_BTC)
+            return Scores(logits_BC, attention_BT, reading.unit_sums_BK, units_KF, scale, cas_BTC, likeness_BTP)
 
     def unit_sums(self, features_BTD: Tensor, mask_BT: Tensor, lengths: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Only the sums of Eq. 11 (B x K): what Eq. 12 needs of the other micro-batches before the first backward."""
@@ -193,6 +198,14 @@ class AUMN(nn.Module):
             pooling_BTJ = pooling_BTJ + mixing_BTT.mT @ pooling_BTJ
         pooled_BJF = pooling_BTJ.mT @ embedded_BTF
         return product(pooled_BJF.flatten(1), reading.basis_JFC.flatten(0, 1))
+
+    @staticmethod
+    def _likeness(embedded_BTF: Tensor, prototypes_PF: Tensor) -> Tensor:
+        """The cosine of each snippet's embedding and each prototype, over TEMPERATURE: logits, B x T x P."""
+        directions_BTF, directions_PF = (functional.normalize(rows, dim=-1) for rows in (embedded_BTF, prototypes_PF))
+        cosine_NP = product(directions_BTF.flatten(0, 1), directions_PF.T)
+        likeness_BTP: Tensor = cosine_NP.unflatten(0, embedded_BTF.shape[:2]) / TEMPERATURE
+        return likeness_BTP
 
     def _probabilities(self, evidence: Tensor) -> Tensor:
         """Eq. 8's and 15's softmax over classes, the last dimension, or each class's own sigmoid."""

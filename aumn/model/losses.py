@@ -27,6 +27,8 @@ from aumn.model.products import product
 from aumn.model.settings import LossSettings
 from aumn.records import Batch, Scores, Step
 
+PROTOTYPE_SHARE = 0.05  # of a video's snippets, for each class and for background
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
@@ -49,6 +51,7 @@ class Objective:
             "homogeneity": several * settings.homogeneity,
             "sparsity": settings.gamma(stream),
             "pseudo_labels": self.pseudo_labels(step),
+            "prototypes": settings.prototypes,
         }
 
 
@@ -88,6 +91,8 @@ def batch_losses(
             "homogeneity": homogeneity(score.unit_sums_BK, share_sums[stream], bank),
             "sparsity": sparsity(score.attention_BT, batch.mask_BT, objective.settings.sparsity_reduction),
         }
+        if score.likeness_BTP is not None and score.cas_BTC is not None:
+            terms["prototypes"] = prototypes(score.likeness_BTP, score.cas_BTC, batch.labels_BC, batch.mask_BT)
         if action_BT is not None:
             terms["pseudo_labels"] = pseudo_labels(score.attention_BT, action_BT, batch.mask_BT)
         terms = {name: term / step.global_videos for name, term in terms.items()}
@@ -132,6 +137,25 @@ def pseudo_labels(attention_BT: Tensor, action_BT: Tensor, mask_BT: Tensor) -> T
     """Binary cross-entropy of the attention with what `teach` says, over a video's snippets, summed over the videos."""
     wrong_BT = functional.binary_cross_entropy(attention_BT, action_BT.to(attention_BT.dtype), reduction="none")
     return ((wrong_BT * mask_BT).sum(1) / mask_BT.sum(1)).sum()
+
+
+def prototypes(likeness_BTP: Tensor, cas_BTC: Tensor, labels_BC: Tensor, mask_BT: Tensor) -> Tensor:
+    """Cross-entropy of snippets with what they should be like, a mean over a video's parts, summed over the videos.
+
+    A part is PROTOTYPE_SHARE of the video's snippets, rounded up: of each of its classes those with the highest class
+    activation (Eq. 15), which should be like the class's prototype; and those with the lowest, the highest among its
+    own classes (all, where it has none), which should be like the background's, the last.
+    """
+    absent_B1C = (labels_BC == 0)[:, None] & (labels_BC > 0).any(1)[:, None, None]
+    evidence_BTP = torch.cat([cas_BTC, -cas_BTC.masked_fill(absent_B1C, 0).amax(2, keepdim=True)], 2)
+    evidence_BTP = evidence_BTP.masked_fill(~mask_BT[..., None], -torch.inf)
+    order_BTP = evidence_BTP.sort(dim=1, descending=True, stable=True).indices  # whatever padding there is
+    wrong_BTP = -functional.log_softmax(likeness_BTP, 2).gather(1, order_BTP)
+    count_B1 = (mask_BT.sum(1, keepdim=True) * PROTOTYPE_SHARE).ceil()
+    counted_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) < count_B1
+    wrong_BP = torch.where(counted_BT[..., None], wrong_BTP, 0).sum(1) / count_B1
+    parts_BP = functional.pad((labels_BC > 0).to(wrong_BP.dtype), (0, 1), value=1.0)
+    return ((wrong_BP * parts_BP).sum(1) / parts_BP.sum(1)).sum()
 
 
 def unit_shares(unit_sums_BK: Tensor, bank: Bank | None = None) -> Tensor:

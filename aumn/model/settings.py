@@ -84,6 +84,11 @@ class ModelSettings(Section):
         "Eq. 8 weighs each snippet's X_t W_t by its attention a_t (paper). Off: classes find their snippets by "
         "themselves, and the attention learns from loss.pseudo_labels; pays with a small pooling_share.",
     )
+    prototypes: bool = setting(
+        False,
+        "The memory holds a prototype of each class and one of background, embeddings that loss.prototypes brings the "
+        "surest snippets of every video near (paper: none). They serve training alone.",
+    )
     streams: Literal["apart", "joint", "both"] = setting(
         "apart",
         "A network a stream, whose scores Eq. 16 weighs (paper: apart); or one that sees the features of all streams "
@@ -142,6 +147,13 @@ class LossSettings(Section):
         0.2,
         "After this share of the steps; before, class activations have nothing to teach.",
         needs="loss.pseudo_labels",
+    )
+
+    prototypes: Weight = setting(
+        0.5,
+        "Of a cross-entropy that brings each class's surest snippets of a video near its prototype, and the least sure "
+        "ones near the background's (paper: none).",
+        needs="model.prototypes=true",
     )
 
     def gamma(self, stream: str) -> float:

@@ -93,6 +93,21 @@ def pseudo_labels(nets: list[AUMN], streams: list[list[Tensor]], labels_BC: Tens
     return [torch.stack(error).mean() for error in errors]
 
 
+def prototypes(net: AUMN, videos: list[Tensor], labels_BC: Tensor) -> Tensor:
+    """The mean over the videos of what the snippets that a video is surest of should be like."""
+    errors = []
+    for features_TD, label_C in zip(videos, labels_BC, strict=True):
+        cas_TC, embedded_TF = video(net, features_TD)["cas_TC"], embed(net, features_TD)
+        length_T = embedded_TF.norm(dim=1).clamp_min(1e-12)
+        cosine_TP = embedded_TF @ net.prototypes_PF.T / length_T[:, None] / net.prototypes_PF.norm(dim=1)
+        wrong_TP = -torch.log_softmax(cosine_TP / 0.1, 1)
+        count, own = math.ceil(0.05 * len(features_TD)), label_C.nonzero().flatten().tolist()
+        parts = [wrong_TP[cas_TC[:, label].argsort(descending=True)[:count], label].mean() for label in own]
+        highest_T = (cas_TC[:, own] if own else cas_TC).max(1).values
+        errors.append(torch.stack([*parts, wrong_TP[highest_T.argsort()[:count], -1].mean()]).mean())
+    return torch.stack(errors).mean()
+
+
 def losses(net: AUMN, videos: list[Tensor], labels_BC: Tensor, sparsity_reduction: str) -> dict[str, Tensor]:
     """Eq. 9, 10, 12, 13 over a whole batch."""
     outs = [video(net, features_TD) for features_TD in videos]

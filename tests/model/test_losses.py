@@ -84,6 +84,26 @@ def test_what_the_streams_teach_each_other_equals_the_definition_however_the_bat
         assert_close(*ours_and_theirs)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"pooling_share": 0.1, "independent_classes": True}, {}, {"self_attention": False, "units": 41}]
+)
+@pytest.mark.parametrize("cuts", [(), (1, 3)])
+def test_prototypes_equal_the_definition_however_the_batch_is_cut(settings, cuts):
+    net = make_network(**{"units": 7, "bottleneck": 9, "prototypes": True} | settings)
+    videos = make_videos(lengths := (43, 1, 8, 61, 20))
+    labels_BC = make_labels(len(lengths))
+    objective = Objective(LossSettings(**WEIGHTS, prototypes=0.6), 1, settings.get("independent_classes", False))
+    ours = loss_in_parts({"rgb": net}, {"rgb": videos}, labels_BC, cuts, objective)["rgb"]
+    theirs = reference.prototypes(net, videos, labels_BC)
+    assert_close(ours["prototypes"], theirs)
+    factors = {"classification": 1, "diversity": 0.3, "homogeneity": 0.7, "sparsity": 0.4, "prototypes": 0.6}
+    assert_close(ours["total"], sum(factor * ours[name] for name, factor in factors.items()))
+    learning = (net.prototypes_PF, net.embed.weight)
+    grads = [torch.autograd.grad(loss, learning) for loss in (ours["prototypes"], theirs)]
+    for actual, wanted in zip(*grads, strict=True):
+        assert_close(actual, wanted)
+
+
 def test_only_the_attention_learns_from_pseudo_labels():
     net, videos = make_network(units=7, bottleneck=9, scores_snippets=True), make_videos(LENGTHS)
     objective = Objective(LossSettings(pseudo_labels=0.5, pseudo_labels_from=0.0), 1)

@@ -44,6 +44,7 @@ CASES = {
     "long videos, no self-attention": make_case(2, 1500, units=300, embedding_width=64, self_attention=False),
     "top-k pooling": make_case(8, 150, 60, units=7, embedding_width=96, pooling_share=0.1),
     "pseudo-labels of many classes": make_case(8, 150, 200, units=7, embedding_width=96, pseudo_labels=1.0),
+    "prototypes": make_case(8, 300, 100, units=7, embedding_width=96, pooling_share=0.1, prototypes=True),
     "every dropout, three convolutions": make_case(
         16, 200, 20, embedding_width=128, embedding_layers=3, dropout=0.5, channel_dropout=0.5, mixing_dropout=0.5
     ),

@@ -30,7 +30,14 @@ from tests.training.footprint_steps import CARD
 
 WIDTHS, CLASSES = {"rgb": 6, "flow": 9}, 5
 SHAPE = ModelSettings(
-    embedding_width=12, key_ratio=3, units=7, bottleneck=4, dropout=0.3, channel_dropout=0.2, mixing_dropout=0.4
+    embedding_width=12,
+    key_ratio=3,
+    units=7,
+    bottleneck=4,
+    dropout=0.3,
+    channel_dropout=0.2,
+    mixing_dropout=0.4,
+    prototypes=True,
 )
 LOSS = LossSettings(
     diversity=0.3,
