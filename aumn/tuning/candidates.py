@@ -34,11 +34,7 @@ def candidates(found: Statistics) -> list[Candidate]:
         ("wide_kernel", {"model.kernel": 9}, "actions of many snippets"),
         ("short_kernel", {"model.kernel": 3}, "actions of few snippets"),
         ("shallow", {"model.embedding_layers": 1}, "features that say nearly all, or few videos"),
-        (
-            "weighted",
-            {"model.weighted_pooling": True, "model.pooling_share": 0.2},
-            "Eq. 8 with its attention, for actions of which all classes share a look",
-        ),
+        ("no_prototypes", {"model.prototypes": False}, "classes that look one way here and another way there"),
         (
             "self_attention",
             {"model.self_attention": True, "model.mixing_dropout": 0.5},
