@@ -35,12 +35,12 @@ def cases(precision: str) -> list[str]:
     return [f"ddp-0-{precision}", *(f"deepspeed-{stage}-{precision}" for stage in range(4))]
 
 
-def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU) -> Engine:
+def build(case: str, ranks: Ranks, units: int = 7, device: torch.device = CPU, *, prototypes: bool = True) -> Engine:
     """A case's engine on a network that is the same for every case."""
     name, stage, precision, *more = case.split("-")
     offload, bank_ranks = (*more, *("none", "1")[len(more) :])
     torch.manual_seed(0)
-    shape = SHAPE.model_copy(update={"units": units})
+    shape = SHAPE.model_copy(update={"units": units, "prototypes": prototypes})
     bank = Bank.over(ranks.split(int(bank_ranks))[0], units)
     network = StreamNetworks.build(WIDTHS, CLASSES, shape, scores_snippets=True, bank=bank)
     optimizer = OptimizerSettings(clip_norm=1.0, weight_decay=0.1)
