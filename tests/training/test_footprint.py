@@ -70,7 +70,8 @@ def test_a_steps_peak_is_predicted_within_15_percent(name, measured):
 @pytest.mark.parametrize(("ranks", "bank"), [(1, 1), (2, 1), (2, 2)])
 def test_the_whole_process_grows_by_what_was_predicted_and_sends_as_much(ranks, bank):
     """Weights, gradients (of two ranks in one tensor), optimizer state and activations, in resident memory."""
-    case = make_case(2, 16, ranks=ranks, bank=bank, units=32_768, embedding_width=128)
+    units = 32_768 * bank  # a rank's are so many that what a processor's own libraries hold hardly counts
+    case = make_case(2, 16, ranks=ranks, bank=bank, units=units, embedding_width=128)
     command = (footprint_steps.__file__, "process", json.dumps([case]))
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
     run = torchrun(ranks, *command, environment=environment) if ranks > 1 else python(*command, environment=environment)
